@@ -1,0 +1,187 @@
+"""Every field of dpjax, with its default and what it means.
+
+The other files of this folder change only what they are about. Any field is
+also a flag: `--config.retrain.epochs=8`. Where the paper (Wei et al., arXiv
+2207.11393) leaves something open, the comment says what it says and what we
+chose. Variants, by `--config=configs/retrain.py:NAME`:
+
+    (none)  the stable setting: the default where the literal one degenerates
+    paper   the equations taken literally, batches of 16
+    quick   a small phantom set, network and schedule: minutes on two CPU cores
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+VARIANTS = ('', 'paper', 'quick')
+
+
+def _augmentation(**changes):
+  """One stage's augmentation: the fields of data.augment.Augmentation."""
+  c = ConfigDict()
+  c.scale = (0.5, 1.0)  # share of the image's area that a crop keeps
+  c.aspect = 4 / 3  # widest aspect of a crop; drawn log-uniformly
+  c.flip = 0.5  # probability of a horizontal flip
+  c.rotation = 10.0  # largest rotation, degrees, either way
+  c.brightness = 0.2  # largest shift, share of the grey scale
+  c.contrast = 0.2  # largest change of gain about mid-grey
+  c.blur = 0.5  # probability of a Gaussian blur
+  c.blur_sigma = (0.1, 1.5)  # its sigma, pixels of the network's input
+  c.noise = 0.3  # probability of added noise
+  c.noise_std = (0.0, 8.0)  # its deviation, grey levels of 0..255
+  c.keep_lesions = False  # crops keep every box whole (augment.draw)
+  c.update(changes)
+  return c
+
+
+def _optimizer(**changes):
+  """One stage's optimizer: the arguments of optim.make."""
+  c = ConfigDict()
+  c.learning_rate = 0.05  # peak; the paper names SGD and no more
+  c.momentum = 0.9
+  c.nesterov = False
+  c.weight_decay = 5e-4
+  c.decay_norm_and_bias = False  # torch's SGD decays them too
+  c.schedule = 'onecycle'  # constant, cosine, onecycle or step
+  c.warmup = 0.1  # share of the steps that rise linearly
+  c.step_fractions = (0.5, 0.75)  # 'step': where the rate falls
+  c.step_factor = 0.1  # 'step': what it is multiplied by there
+  c.clip = 0.0  # largest global gradient norm; 0: no clipping
+  c.update(changes)
+  return c
+
+
+def get_config(variant=''):
+  """Returns the stable setting, or one of VARIANTS."""
+  if variant not in VARIANTS:
+    raise ValueError(
+      f'config variant {variant!r} is unknown: one of {VARIANTS[1:]} or none'
+    )
+  c = ConfigDict()
+  c.stage = 'retrain'  # pretrain, retrain, or recipe: both, then evaluation
+  c.seed = 0  # of the initial weights, the order and the augmentation
+
+  # The data: where it comes from and how it reaches the step.
+  c.data = ConfigDict()
+  c.data.layout = 'phantom'  # phantom or competition: who reads data.source
+  c.data.source = placeholder(str)  # folder of the set as downloaded
+  c.data.path = placeholder(str)  # prepared set; None: data/<layout>...
+  c.data.store_size = 256  # side of the stored squares, pixels
+  c.data.split_seed = 0  # of the test and validation draws
+  c.data.image_size = 224  # side of the network's input, pixels
+  c.data.mean = 0.5  # of the grey levels in 0..1, taken off ...
+  c.data.std = 0.25  # ... and divided by; no statistics of a set leak in
+  c.data.pretrain_extra = placeholder(str)  # prepared set added to stage I
+  c.data.render = 'auto'  # host, device; auto: device on accelerators
+  c.data.threads = 0  # reading threads; 0: one a CPU core, at most 16
+  c.data.prefetch = 8  # batches made ahead
+  c.data.workers = 0  # processes that prepare; 0: one a CPU core
+  c.data.phantom = ConfigDict()
+  c.data.phantom.count = 2000  # radiographs; the paper's set has 20,012
+  c.data.phantom.seed = 0
+
+  # The network. The paper: ResNet18.
+  c.model = ConfigDict()
+  c.model.stage_sizes = (2, 2, 2, 2)  # 18: 2,2,2,2; 34 and 50: 3,4,6,3
+  c.model.block = 'basic'  # basic (18, 34) or bottleneck (50)
+  c.model.width = 64  # channels of the first stage
+  c.model.dtype = 'auto'  # float32, bfloat16; auto: bfloat16 on accelerators
+
+  # Stage I: contrastive pre-training.
+  c.pretrain = ConfigDict()
+  c.pretrain.epochs = 4.0  # the paper: converged within about 4
+  c.pretrain.batch_size = 64  # radiographs (pairs), all devices together
+  c.pretrain.temperature = 0.2
+  # 'augmented': the pair is two augmented views. 'plain': the plain image and
+  # one augmented view. The paper's "anchor, positive" may mean either.
+  c.pretrain.views = 'augmented'
+  c.pretrain.hidden = 512  # projector: Dense, ReLU, Dense
+  c.pretrain.projection = 128
+  c.pretrain.augment = _augmentation(scale=(0.3, 1.0))
+  c.pretrain.optim = _optimizer(weight_decay=1e-4)
+
+  # Stage II: re-training as a classifier.
+  c.retrain = ConfigDict()
+  c.retrain.epochs = 8.0  # the paper does not say
+  c.retrain.batch_size = 64  # all devices together; the paper: 16
+  c.retrain.augment = _augmentation(scale=(0.6, 1.0), keep_lesions=True)
+  c.retrain.optim = _optimizer()
+
+  # Where stage II starts. 'auto': the recipe's own stage I, or runs/pretrain
+  # if it is there. None: scratch. Else a stage I workdir, or torch-layout
+  # weights (.npz, .safetensors).
+  c.init = ConfigDict()
+  c.init.backbone = 'auto'
+
+  # The classification loss (Eq. 7-9; Cui et al. 2019).
+  c.loss = ConfigDict()
+  c.loss.classification = 'cb_focal'  # ce, focal, cb_ce or cb_focal
+  c.loss.kind = 'softmax'  # Eq. 9 as it reads; sigmoid: Cui et al.'s code
+  c.loss.beta = 0.9999  # not stated in the paper
+  c.loss.gamma = 2.0  # not stated in the paper
+
+  # Mask-guided attention with contrastive regulation (Eq. 2-6).
+  c.mgacr = ConfigDict()
+  c.mgacr.attention = True  # Eq. 2-4: maps against masks
+  c.mgacr.features = True  # Eq. 5: features against their masked selves
+  c.mgacr.stages = ('stage1', 'stage2', 'stage3', 'stage4')
+  c.mgacr.weight_pos = 1.0  # of Eq. 2
+  c.mgacr.weight_neg = 1.0  # of Eq. 3
+  c.mgacr.weight_feat = 1.0  # of Eq. 5
+  # The stages' terms are summed, as in the paper. The rest is open there; read
+  # literally it degenerates on images without a lesion (losses.mgacr).
+  c.mgacr.reduction = 'batch'  # ratio of batch means; sample: mean of ratios
+  c.mgacr.negative = 'mse'  # Eq. 3 as it reads; ratio: symmetric to Eq. 2
+  c.mgacr.eps = 0.01  # added to denominators; literally 0
+  c.mgacr.lesions_only = ('feat',)  # terms that skip images without a lesion
+  c.mgacr.stop_gradient_maps = True  # Eq. 5 teaches features, not maps
+  c.mgacr.mask = 'area'  # covered share of a cell; binary: its centre
+  c.mgacr.batch_norm = False  # BatchNorm in the attention (CBAM's code: yes)
+
+  # The loop.
+  c.train = ConfigDict()
+  c.train.save_every = 0  # steps between checkpoints; 0: at validations only
+  c.train.log_every = 10  # steps between lines in metrics.jsonl
+  c.train.keep = 2  # newest checkpoints kept, beside the best
+  c.train.deterministic = False  # bit-exact on a GPU too, and slower
+  c.train.tensorboard = False  # also TensorBoard events (extra: tensorboard)
+  c.train.progress = True  # a progress bar on stderr
+
+  # Validation during training.
+  c.eval = ConfigDict()
+  c.eval.every = 1.0  # epochs between validations; 0: never
+  # The score that names the best checkpoint of stage II.
+  c.eval.best = 'balanced_accuracy'
+
+  # The final evaluation.
+  c.evaluate = ConfigDict()
+  c.evaluate.checkpoint = 'last'  # or best, by validation
+  c.evaluate.split = 'test'  # or validation, train
+  c.evaluate.path = placeholder(str)  # another prepared set to score
+  c.evaluate.batch_size = 64
+  c.evaluate.resamples = 2000  # bootstrap, for the intervals
+  c.evaluate.seed = 0  # of the bootstrap
+
+  # How the step runs on the devices.
+  c.parallel = ConfigDict()
+  c.parallel.mode = 'auto'  # jit, pmap; auto: jit on one device, else pmap
+  c.parallel.devices = 0  # how many; 0: all
+
+  if variant == 'paper':
+    c.pretrain.batch_size = c.retrain.batch_size = 16
+    c.pretrain.optim.learning_rate = c.retrain.optim.learning_rate = 0.0125
+    c.retrain.epochs = 30.0  # the paper does not say; our assumption
+    c.mgacr.eps = 0.0
+    c.mgacr.lesions_only = ()
+    c.mgacr.stop_gradient_maps = False
+  if variant == 'quick':
+    c.data.phantom.count = 600
+    c.data.store_size = 128
+    c.data.image_size = 96
+    c.model.stage_sizes = (1, 1, 1)
+    c.model.width = 32
+    c.mgacr.stages = ('stage1', 'stage2', 'stage3')
+    c.pretrain.epochs = 2.0
+    c.retrain.epochs = 4.0
+    c.pretrain.batch_size = c.retrain.batch_size = 32
+  return c

@@ -1,0 +1,324 @@
+"""What a config may hold: parsing with clear errors, and every check.
+
+The fields and their meaning stand in configs/base.py. Here is what is refused,
+in one line that names the field, before anything is allocated.
+"""
+
+import difflib
+import json
+import pathlib
+import runpy
+import sys
+
+from absl import flags
+import ml_collections
+
+# Where a field takes one of a few words.
+CHOICES = {
+  'stage': ('pretrain', 'retrain', 'recipe'),
+  'data.layout': ('phantom', 'competition'),
+  'data.render': ('auto', 'host', 'device'),
+  'model.block': ('basic', 'bottleneck'),
+  'model.dtype': ('auto', 'float32', 'bfloat16'),
+  'pretrain.views': ('augmented', 'plain'),
+  'pretrain.optim.schedule': ('constant', 'cosine', 'onecycle', 'step'),
+  'retrain.optim.schedule': ('constant', 'cosine', 'onecycle', 'step'),
+  'loss.classification': ('ce', 'focal', 'cb_ce', 'cb_focal'),
+  'loss.kind': ('softmax', 'sigmoid'),
+  'mgacr.reduction': ('batch', 'sample'),
+  'mgacr.negative': ('mse', 'ratio'),
+  'mgacr.mask': ('area', 'binary'),
+  'eval.best': (
+    'accuracy',
+    'balanced_accuracy',
+    'macro_f1',
+    'auroc_any_lesion',
+  ),
+  'evaluate.checkpoint': ('last', 'best'),
+  'evaluate.split': ('train', 'validation', 'test'),
+  'parallel.mode': ('auto', 'jit', 'pmap', 'shard_map'),
+}
+
+# Lowest and highest value of numbers; None: no bound.
+RANGES = {
+  'seed': (0, 2**31 - 1),
+  'data.store_size': (32, 4096),
+  'data.image_size': (16, 4096),
+  'data.split_seed': (0, None),
+  'data.std': (1e-6, None),
+  'data.threads': (0, 1024),
+  'data.prefetch': (1, 1024),
+  'data.workers': (0, 1024),
+  'data.phantom.count': (50, None),
+  'data.phantom.seed': (0, None),
+  'model.width': (1, 4096),
+  'pretrain.temperature': (1e-6, None),
+  'pretrain.hidden': (1, None),
+  'pretrain.projection': (1, None),
+  'loss.beta': (0.0, 1.0),
+  'loss.gamma': (0.0, None),
+  'mgacr.weight_pos': (0.0, None),
+  'mgacr.weight_neg': (0.0, None),
+  'mgacr.weight_feat': (0.0, None),
+  'mgacr.eps': (0.0, None),
+  'train.save_every': (0, None),
+  'train.log_every': (1, None),
+  'train.keep': (1, None),
+  'eval.every': (0.0, None),
+  'evaluate.batch_size': (1, None),
+  'evaluate.resamples': (1, None),
+  'evaluate.seed': (0, None),
+  'parallel.devices': (0, None),
+}
+for _stage in ('pretrain', 'retrain'):
+  RANGES |= {
+    f'{_stage}.epochs': (1e-6, None),
+    f'{_stage}.batch_size': (1, None),
+    f'{_stage}.augment.aspect': (1.0, None),
+    f'{_stage}.augment.flip': (0.0, 1.0),
+    f'{_stage}.augment.rotation': (0.0, 180.0),
+    f'{_stage}.augment.brightness': (0.0, 1.0),
+    f'{_stage}.augment.contrast': (0.0, 1.0),
+    f'{_stage}.augment.blur': (0.0, 1.0),
+    f'{_stage}.augment.noise': (0.0, 1.0),
+    f'{_stage}.optim.learning_rate': (0.0, None),
+    f'{_stage}.optim.momentum': (0.0, 1.0),
+    f'{_stage}.optim.weight_decay': (0.0, None),
+    f'{_stage}.optim.warmup': (0.0, 1.0),
+    f'{_stage}.optim.step_factor': (0.0, 1.0),
+    f'{_stage}.optim.clip': (0.0, None),
+  }
+
+# Tuples: (lowest, highest, length or None) of their numbers, in rising order.
+_INTERVALS = {
+  f'{stage}.augment.{field}': bounds
+  for stage in ('pretrain', 'retrain')
+  for field, bounds in {
+    'scale': (1e-3, 1.0),
+    'blur_sigma': (0.0, 8.0),
+    'noise_std': (0.0, 255.0),
+  }.items()
+}
+
+
+def parse_flags(argv):
+  """absl's flags_parser: a user's mistake is one line and exit status 2.
+
+  ml_collections alone answers a misspelt field with a traceback.
+  """
+  try:
+    _check_fields_exist(argv)
+    return flags.FLAGS(argv)
+  except (flags.Error, ValueError, TypeError, AttributeError, OSError) as error:
+    line = str(error).strip().splitlines()[0]
+    print(f'error: {line}', file=sys.stderr)
+    sys.exit(2)
+
+
+def _check_fields_exist(argv):
+  """Raises ValueError for an override of a field that the file lacks."""
+  arguments = [a.lstrip('-') for a in argv[1:] if a.startswith('-')]
+  files = [a.partition('=')[2] for a in arguments if a.startswith('config=')]
+  if not files:
+    return
+  file, _, variant = files[-1].partition(':')
+  if not pathlib.Path(file).is_file():
+    raise ValueError(f'--config={file}: no such file; see configs/')
+  # config_flags reads the whole command line at once, so not by it.
+  get_config = runpy.run_path(file)['get_config']
+  config = get_config(variant) if variant else get_config()
+  for argument in arguments:
+    name = argument.partition('=')[0]
+    if name.removeprefix('no').startswith('config.'):
+      check_field(config, name[name.index('config.') + len('config.') :])
+
+
+def check_field(config, name):
+  """Raises ValueError if `name`, e.g. 'mgacr.eps', is no field of `config`."""
+  known = sorted(flatten(config))
+  if name in known:
+    return
+  if any(field.startswith(name + '.') for field in known):
+    raise ValueError(f'config.{name} is a section, not a field')
+  near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  same_leaf = [f for f in known if f.split('.')[-1] == name.split('.')[-1]]
+  hint = (same_leaf or near or ['see configs/base.py'])[0]
+  raise ValueError(f'config.{name} does not exist; did you mean {hint}?')
+
+
+def flatten(config, prefix=''):
+  """{'section.field': value} of a (nested) config."""
+  flat = {}
+  for key in config:
+    value = config[key]
+    if isinstance(value, (ml_collections.ConfigDict, dict)):
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def resolve(config, *, num_devices, platform):
+  """Returns a checked copy of `config` without 'auto', ready to be recorded.
+
+  Args:
+    config: as given by configs/ and the flags.
+    num_devices: devices that this run may use, over all processes.
+    platform: 'cpu', 'gpu' or 'tpu'.
+
+  Raises:
+    ValueError: one line that names the field and what would be right.
+  """
+  c = ml_collections.ConfigDict(config.to_dict())
+  for name in ('data.source', 'data.path', 'data.pretrain_extra',
+               'evaluate.path', 'init.backbone'):  # fmt: skip
+    section, field = name.split('.')
+    if c[section][field] in ('', 'None'):  # the flag parser's None is a word
+      c[section][field] = None
+  _check_values(c)
+  accelerator = platform != 'cpu'
+  if c.data.render == 'auto':
+    c.data.render = 'device' if accelerator else 'host'
+  if c.model.dtype == 'auto':
+    c.model.dtype = 'bfloat16' if accelerator else 'float32'
+  if c.parallel.devices > num_devices:
+    _refuse('parallel.devices', c.parallel.devices, f'at most {num_devices}')
+  c.parallel.devices = c.parallel.devices or num_devices
+  if c.parallel.mode == 'auto':
+    c.parallel.mode = 'jit' if c.parallel.devices == 1 else 'pmap'
+  if c.parallel.mode == 'jit' and c.parallel.devices > 1:
+    _refuse('parallel.mode', 'jit', 'pmap or shard_map on several devices')
+  if c.data.path is None:
+    c.data.path = f'data/{c.data.layout}-{c.data.store_size}'
+    if c.data.layout == 'phantom':
+      from dpjax.data.readers import phantom
+
+      c.data.path = (
+        f'data/phantom-v{phantom.VERSION}-{c.data.phantom.count}'
+        f'-{c.data.phantom.seed}-{c.data.store_size}'
+      )
+  _check_combinations(c)
+  return c
+
+
+def _refuse(name, value, wanted):
+  raise ValueError(f'config.{name} is {value!r}; it must be {wanted}')
+
+
+def _check_values(c):
+  """Each field alone."""
+  flat = flatten(c)
+  for name, choices in CHOICES.items():
+    if flat[name] not in choices:
+      near = difflib.get_close_matches(str(flat[name]), choices, n=1)
+      hint = f' (did you mean {near[0]}?)' if near else ''
+      _refuse(name, flat[name], f'one of {", ".join(choices)}{hint}')
+  for name, (low, high) in RANGES.items():
+    value = flat[name]
+    # A NaN fails both comparisons.
+    if not (low is None or value >= low) or not (high is None or value <= high):
+      bound = f'at least {low}' if high is None else f'from {low} to {high}'
+      _refuse(name, value, bound)
+  for name, (low, high) in _INTERVALS.items():
+    value = flat[name]
+    if (
+      not _numbers(value)
+      or len(value) != 2
+      or not low <= value[0] <= value[1] <= high
+    ):
+      _refuse(name, value, f'(lowest, highest) within {low} to {high}')
+  sizes = flat['model.stage_sizes']
+  if (
+    not isinstance(sizes, tuple)
+    or not 1 <= len(sizes) <= 4
+    or not all(isinstance(n, int) and n >= 1 for n in sizes)
+  ):
+    _refuse('model.stage_sizes', sizes, 'one to four counts, e.g. (2,2,2,2)')
+  for stage in ('pretrain', 'retrain'):
+    name = f'{stage}.optim.step_fractions'
+    if not _numbers(flat[name]) or not all(0 < f < 1 for f in flat[name]):
+      _refuse(name, flat[name], 'shares of the run, e.g. (0.5, 0.75)')
+
+
+def _numbers(value):
+  return isinstance(value, tuple) and all(
+    isinstance(v, (int, float)) and not isinstance(v, bool) for v in value
+  )
+
+
+def _check_combinations(c):
+  """Fields that must fit each other."""
+  stages = tuple(f'stage{i + 1}' for i in range(len(c.model.stage_sizes)))
+  stride = 4 * 2 ** (len(stages) - 1)
+  if c.data.image_size < stride:
+    _refuse(
+      'data.image_size', c.data.image_size, f"at least the network's {stride}"
+    )
+  for name in ('pretrain.batch_size', 'retrain.batch_size'):
+    section, field = name.split('.')
+    if c[section][field] % c.parallel.devices:
+      _refuse(
+        name, c[section][field], f'a multiple of the {c.parallel.devices} devices'
+      )
+  for field, allowed in (
+    ('stages', stages),
+    ('lesions_only', ('att_pos', 'att_neg', 'feat')),
+  ):
+    value = c.mgacr[field]
+    if not isinstance(value, tuple) or not set(value) <= set(allowed):
+      _refuse(f'mgacr.{field}', value, f'a tuple of words among {allowed}')
+  if (c.mgacr.attention or c.mgacr.features) and not c.mgacr.stages:
+    _refuse('mgacr.stages', (), 'at least one stage, or attention and features'
+            ' both False')  # fmt: skip
+  if (
+    c.mgacr.features and not c.mgacr.attention and not c.mgacr.stop_gradient_maps
+  ):
+    _refuse(
+      'mgacr.features', True, 'with mgacr.attention, or with '
+      'mgacr.stop_gradient_maps: Eq. 5 alone drives map+ to 1 and map- to 0',
+    )  # fmt: skip
+  if c.data.layout != 'phantom' and c.data.source is None and not (
+    pathlib.Path(c.data.path) / 'summary.json'
+  ).is_file():  # fmt: skip
+    _refuse(
+      'data.source', None, f'the folder of the {c.data.layout} set, or '
+      'data.path a prepared one',
+    )  # fmt: skip
+
+
+# Fields that may differ between two starts of one run.
+_FREE = ('data.source', 'data.path', 'data.threads', 'data.prefetch',
+         'data.workers', 'train.save_every', 'train.log_every', 'train.keep',
+         'train.tensorboard', 'train.progress', 'evaluate.',
+         'parallel.')  # fmt: skip
+
+
+def save(config, path):
+  """Writes config.json, whole or not at all."""
+  path = pathlib.Path(path)
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(json.dumps(config.to_dict(), indent=2) + '\n')
+  temporary.replace(path)
+
+
+def load(path):
+  """Reads a config.json; lists come back as tuples."""
+
+  def tuples(value):
+    if isinstance(value, dict):
+      return {k: tuples(v) for k, v in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+  return ml_collections.ConfigDict(
+    tuples(json.loads(pathlib.Path(path).read_text()))
+  )
+
+
+def differences(old, new):
+  """['field: old -> new'] of the fields that may not change in a resume."""
+  old, new = flatten(old), flatten(new)
+  return [
+    f'{name}: {old.get(name)!r} -> {new.get(name)!r}'
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name) != new.get(name) and not name.startswith(_FREE)
+  ]

@@ -1,0 +1,254 @@
+"""The stream of batches, by Grain.
+
+The stream is GLOBAL: record numbers are shuffled, repeated and batched, and
+one map draws every random decision of the whole batch at once; only then each
+process takes its own rows and reads their records. So batches, decisions and
+the iterator's state (one counter) are the same for any number of processes,
+devices and threads.
+
+    range(n) -> shuffle -> repeat -> batch(B) -> draw -> own rows -> read
+
+A batch is a dict of arrays with b = B / processes rows:
+
+    index      (b,)        record number, int32
+    label      (b,)        int32; -1: unlabelled
+    valid      (b,)        float32; 0 in the rows that fill a last short batch
+  rendered on the host:
+    views      (b, V, size, size)   uint8
+    masks      {stage: (b, h, w)}   float32 in 0..1, stage II
+  rendered by the step (`ready`):
+    images     (b, S, S)   uint8, as stored
+    decisions  {name: (b, V, ...)}  of augment.draw
+    boxes, num_boxes       (b, K, 4), (b,)   stage II
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import os
+from typing import Any
+
+import grain
+import numpy as np
+
+from dpjax.data import augment
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+  """What the stream reads from: one split, or several in a row.
+
+  Attributes:
+    splits: of data.store, in this order.
+  """
+
+  splits: tuple[Any, ...]
+
+  def __len__(self):
+    return sum(len(split) for split in self.splits)
+
+  def column(self, name):
+    """A column of the tables, e.g. 'labels', over all splits."""
+    columns = [getattr(split, name) for split in self.splits]
+    if name == 'boxes':  # Padded to the widest.
+      width = max(column.shape[1] for column in columns)
+      columns = [
+        np.pad(c, ((0, 0), (0, width - c.shape[1]), (0, 0))) for c in columns
+      ]
+    return np.concatenate(columns)
+
+  def images(self, indices):
+    """The stored squares (B, S, S) uint8 of the records `indices` (B,)."""
+    if len(self.splits) == 1:
+      return self.splits[0].images(indices)
+    starts = np.cumsum([0] + [len(split) for split in self.splits])
+    which = np.searchsorted(starts, indices, side='right') - 1
+    images = [None] * len(indices)
+    for i, split in enumerate(self.splits):
+      rows = np.flatnonzero(which == i)
+      for row, image in zip(rows, split.images(indices[rows] - starts[i])):
+        images[row] = image
+    return np.stack(images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How records become batches.
+
+  Attributes:
+    image_size: side of the rendered squares, pixels.
+    augmentation: what draws may do; None leaves every image whole and plain.
+    views: views of each radiograph.
+    plain_anchor: the first view is the plain image.
+    mask_sides: {stage: side} of the lesion masks; empty for none.
+    mask_kind: 'area' or 'binary' (augment.masks_host).
+    host: render on the host; else send what the step needs for it.
+  """
+
+  image_size: int
+  augmentation: augment.Augmentation | None = None
+  views: int = 1
+  plain_anchor: bool = False
+  mask_sides: tuple[tuple[str, int], ...] = ()
+  mask_kind: str = 'area'
+  host: bool = True
+
+
+def training(
+  records: Records,
+  plan: Plan,
+  *,
+  batch_size: int,
+  seed: int,
+  process: tuple[int, int] = (0, 1),
+  threads: int = 0,
+  prefetch: int = 8,
+) -> grain.IterDataset:
+  """The endless shuffled stream; its iterators save and restore.
+
+  Args:
+    records: what to read.
+    plan: how.
+    batch_size: B, over all processes.
+    seed: of the order and the decisions.
+    process: (this process, number of processes).
+    threads: that read and render; 0: one a CPU core, at most 16.
+    prefetch: batches made ahead.
+  """
+  order = grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat()
+  drawn = order.batch(batch_size).random_map(_Draw(records, plan))
+  return _read(drawn, records, plan, process, threads, prefetch)
+
+
+def once(
+  records: Records,
+  plan: Plan,
+  *,
+  batch_size: int,
+  seed: int = 0,
+  process: tuple[int, int] = (0, 1),
+  threads: int = 0,
+  prefetch: int = 8,
+) -> grain.IterDataset:
+  """Every record once, in order; the last batch is filled (`valid` 0).
+
+  The same arguments as `training`; the decisions are the same at every call.
+  """
+  batches = -(-len(records) // batch_size)
+  order = grain.MapDataset.range(batches).map(
+    _InOrder(len(records), batch_size)
+  )
+  drawn = order.seed(seed).random_map(_Draw(records, plan))
+  return _read(drawn, records, plan, process, threads, prefetch)
+
+
+def _read(drawn, records, plan, process, threads, prefetch):
+  options = grain.ReadOptions(
+    num_threads=threads or min(os.cpu_count() or 1, 16),
+    # Counts batches here, and each batch is many records already.
+    prefetch_buffer_size=prefetch,
+  )
+  return drawn.map(_Read(records, plan, process)).to_iter_dataset(options)
+
+
+@dataclasses.dataclass(frozen=True)
+class _InOrder(grain.transforms.Map):
+  """Batch number -> record numbers, and -1 past the end."""
+
+  num_records: int
+  batch_size: int
+
+  def map(self, batch):
+    index = batch * self.batch_size + np.arange(self.batch_size)
+    return np.where(index < self.num_records, index, -1)
+
+
+class _Draw(grain.transforms.RandomMap):
+  """Draws every decision of a global batch at once."""
+
+  def __init__(self, records: Records, plan: Plan):
+    self._plan = plan
+    self._boxes = records.column('boxes')
+    self._num_boxes = records.column('num_boxes')
+    lesions = self._num_boxes > 0
+    self._lenders = None
+    if lesions.any():
+      self._lenders = (self._boxes[lesions], self._num_boxes[lesions])
+
+  def random_map(self, index, rng):
+    plan = self._plan
+    if plan.augmentation is None:
+      decisions = augment.identity(len(index), plan.views)
+    else:
+      decisions = augment.draw(
+        rng,
+        self._boxes[index],
+        self._num_boxes[index],
+        plan.augmentation,
+        views=plan.views - plan.plain_anchor,
+        lenders=self._lenders,
+      )
+      if plan.plain_anchor:
+        plain = augment.identity(len(index), 1)
+        decisions = {
+          name: np.concatenate([plain[name], drawn], axis=1)
+          for name, drawn in decisions.items()
+        }
+    return {'index': index, 'decisions': decisions}
+
+
+class _Read(grain.transforms.Map):
+  """Takes this process's rows and reads, and on the host renders, them."""
+
+  def __init__(self, records: Records, plan: Plan, process: tuple[int, int]):
+    self._records = records
+    self._plan = plan
+    self._process = process
+    self._labels = records.column('labels').astype(np.int32)
+    self._boxes = records.column('boxes')
+    self._num_boxes = records.column('num_boxes')
+
+  def map(self, element):
+    number, count = self._process
+    rows = len(element['index']) // count
+    own = slice(number * rows, (number + 1) * rows)
+    index = element['index'][own]
+    decisions = {k: v[own] for k, v in element['decisions'].items()}
+    filled = index >= 0
+    index = np.where(filled, index, 0)
+    batch = {
+      'index': index.astype(np.int32),
+      'label': self._labels[index],
+      'valid': filled.astype(np.float32),
+    }
+    images = self._records.images(index)
+    plan = self._plan
+    boxes, num_boxes = self._boxes[index], self._num_boxes[index]
+    if not plan.host:
+      batch |= {'images': images, 'decisions': decisions}
+      if plan.mask_sides:
+        batch |= {'boxes': boxes, 'num_boxes': num_boxes}
+      return batch
+    batch['views'] = augment.render_host(images, decisions, plan.image_size)
+    if plan.mask_sides:
+      batch['masks'] = augment.masks_host(
+        boxes,
+        num_boxes,
+        decisions['affine'][:, 0],
+        dict(plan.mask_sides),
+        plan.mask_kind,
+      )
+    return batch
+
+
+def records(*splits: Any) -> Records:
+  """The records of one or more splits of data.store."""
+  return Records(tuple(splits))
+
+
+def check_sizes(splits: Sequence[Any]) -> None:
+  """Raises ValueError where sets of different squares are to be mixed."""
+  sizes = {split.size for split in splits}
+  if len(sizes) > 1:
+    raise ValueError(
+      f'config.data.pretrain_extra: its squares differ from data.path: {sizes}'
+    )

@@ -1,0 +1,1 @@
+"""Judging a trained classifier: scores, attention maps and the report."""

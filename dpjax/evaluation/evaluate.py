@@ -1,0 +1,115 @@
+"""The evaluate command: a trained run against a labelled split, whole."""
+
+import functools
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from dpjax import checkpoint
+from dpjax import config as config_lib
+from dpjax import experiment as experiment_lib
+from dpjax import optim
+from dpjax import steps
+from dpjax import train
+from dpjax.data import prepare
+from dpjax.data import store
+from dpjax.evaluation import scores as scores_lib
+
+
+def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
+  """Scores the run in `workdir`; writes evaluation.json and predictions.csv.
+
+  The network and the data are those of the run's own config.json; of `config`
+  count the sections `evaluate` and `parallel` and how data are read.
+
+  Args:
+    config: as resolved (dpjax.config.resolve).
+    workdir: of a finished or unfinished stage II.
+
+  Returns:
+    What evaluation.json holds: evaluation.scores.scores, 'intervals' of
+    evaluation.scores.bootstrap, and what was scored.
+
+  Raises:
+    ValueError: one line: no run there, a split without labels, another set.
+  """
+  workdir = pathlib.Path(workdir)
+  if not (workdir / 'config.json').is_file():
+    raise ValueError(
+      f'--workdir={workdir} holds no config.json; it must be the workdir of a'
+      ' stage II run'
+    )
+  own = config_lib.load(workdir / 'config.json')
+  if own.stage != 'retrain':
+    raise ValueError(
+      f'--workdir={workdir} holds a run of {own.stage}; only retrain classifies'
+    )
+  own.evaluate, own.parallel = config.evaluate, config.parallel
+  own.data.render = config.data.render
+  data = prepare.open_prepared(own)
+  run = experiment_lib.build(own, 'retrain', data)
+  scored = store.load(own.evaluate.path) if own.evaluate.path else data
+  split = scored.split(own.evaluate.split)
+  if not len(split) or (split.labels < 0).any():
+    raise ValueError(
+      f'config.evaluate.split: {own.evaluate.split} of {scored.path} has'
+      f' {len(split)} radiographs, {int((split.labels < 0).sum())} without a'
+      ' label; it must be a labelled split'
+    )
+  if split.labels.max() >= data.num_classes:
+    raise ValueError(
+      f'config.evaluate.path: label {split.labels.max()} is not among the'
+      f' {data.num_classes} classes that {workdir} was trained on'
+    )
+  saved = checkpoint.Checkpoints(workdir, best=own.eval.best)
+  step = saved.find(own.evaluate.checkpoint)
+  optimizer, _ = optim.make(steps=1, **run.settings.optim)
+  state, _, _ = saved.restore(
+    step, experiment_lib.initial_state(run, optimizer)
+  )
+  saved.close()
+
+  eval_step = run.compile(
+    functools.partial(steps.eval_step, stage=run.model), gather=True
+  )
+  logits = []
+  with tqdm.tqdm(
+    total=len(split),
+    desc='evaluate',
+    unit='img',
+    disable=not config.train.progress,
+    dynamic_ncols=True,
+  ) as bar:
+    for rows, outputs in run.infer(
+      eval_step, state, split, own.evaluate.batch_size
+    ):
+      logits.append(outputs['logits'])
+      bar.update(rows)
+  probabilities = train.probabilities(np.concatenate(logits))
+  names = [str(c) for c in range(data.num_classes)]
+  result = {
+    'workdir': str(workdir),
+    'checkpoint': own.evaluate.checkpoint,
+    'step': step,
+    'data': str(scored.path),
+    'split': own.evaluate.split,
+    'device': jax.devices()[0].device_kind,
+    **scores_lib.scores(split.labels, probabilities, names),
+    'intervals': scores_lib.bootstrap(
+      split.labels,
+      probabilities,
+      resamples=own.evaluate.resamples,
+      seed=own.evaluate.seed,
+    ),
+  }
+  scores_lib.write_predictions(
+    workdir / 'predictions.csv', split.ids, split.labels, probabilities, names
+  )
+  temporary = workdir / 'evaluation.tmp'
+  temporary.write_text(json.dumps(result, indent=2) + '\n')
+  temporary.replace(workdir / 'evaluation.json')
+  return result

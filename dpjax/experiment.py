@@ -1,0 +1,306 @@
+"""From a config and a prepared set to the pieces of a run.
+
+Training and evaluation build the same networks, losses and batches from the
+same config here, so that neither can drift from the other.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpjax import losses
+from dpjax import parallel
+from dpjax import steps
+from dpjax.data import augment
+from dpjax.data import pipeline
+from dpjax.data import store
+from dpjax.models import heads
+from dpjax.models import resnet
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """One stage of one config on one prepared set.
+
+  Attributes:
+    config: as resolved (dpjax.config.resolve).
+    stage: 'pretrain' or 'retrain'.
+    data: the prepared set.
+    model: the stage's losses and outputs.
+  """
+
+  config: Any
+  stage: str
+  data: store.Store
+  model: steps.Pretraining | steps.Retraining
+
+  @property
+  def settings(self) -> Any:
+    """The stage's own section of the config."""
+    return self.config[self.stage]
+
+  @functools.cached_property
+  def training_records(self) -> pipeline.Records:
+    """The training split; in stage I with the unlabelled set, if any."""
+    splits = [self.data.split('train')]
+    extra = self.config.data.pretrain_extra
+    if self.stage == 'pretrain' and extra:
+      other = store.load(extra)
+      if other.size != self.data.size:
+        raise ValueError(
+          f'config.data.pretrain_extra: {extra} holds squares of {other.size}'
+          f' pixels and data.path of {self.data.size}; prepare both alike'
+        )
+      splits += [
+        other.split(name)
+        for name in ('train', 'unlabelled')
+        if name in other.splits
+      ]
+    return pipeline.Records(tuple(splits))
+
+  def training_stream(self) -> Any:
+    """The endless stream of augmented batches (data.pipeline.training)."""
+    records = self.training_records
+    batch_size = self.settings.batch_size
+    if batch_size > len(records):
+      raise ValueError(
+        f'config.{self.stage}.batch_size is {batch_size}; it must be at most'
+        f' the {len(records)} training radiographs'
+      )
+    return pipeline.training(
+      records,
+      self._plan(augmented=True),
+      batch_size=batch_size,
+      seed=self.config.seed,
+      threads=self.config.data.threads,
+      prefetch=self.config.data.prefetch,
+    )
+
+  def stream_once(self, split: Any, batch_size: int) -> Any:
+    """Every record of `split` once, in order (data.pipeline.once).
+
+    Stage I sees pairs, the same ones at every call; stage II plain images.
+    """
+    return pipeline.once(
+      pipeline.Records((split,)),
+      self._plan(augmented=self.stage == 'pretrain', masks=False),
+      batch_size=batch_size,
+      seed=self.config.seed,
+      threads=self.config.data.threads,
+      prefetch=self.config.data.prefetch,
+    )
+
+  def _plan(self, augmented, masks=True):
+    pair = self.stage == 'pretrain'
+    return pipeline.Plan(
+      image_size=self.config.data.image_size,
+      augmentation=augment.Augmentation(**self.settings.augment)
+      if augmented
+      else None,
+      views=2 if pair else 1,
+      plain_anchor=pair and self.config.pretrain.views == 'plain',
+      mask_sides=tuple(self.model.pixels.mask_sides.items()) if masks else (),
+      mask_kind=self.config.mgacr.mask,
+      host=self.config.data.render == 'host',
+    )
+
+  def compile(
+    self, step: Callable[..., Any], *, donate=False, gather=False
+  ) -> Callable[[Any, Any], Any]:
+    """parallel.compile_step as the config says."""
+    return parallel.compile_step(
+      step,
+      mode=self.config.parallel.mode,
+      devices=self.config.parallel.devices,
+      donate=donate,
+      gather=gather,
+    )
+
+  def place(self, batch: Any) -> Any:
+    """parallel.place as the config says."""
+    return parallel.place(
+      batch,
+      mode=self.config.parallel.mode,
+      devices=self.config.parallel.devices,
+    )
+
+  def infer(
+    self, eval_step: Callable[[Any, Any], Any], state: Any, split: Any,
+    batch_size: int,
+  ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:  # fmt: skip
+    """Yields (rows, outputs) for every batch of a split, whole, in order.
+
+    Args:
+      eval_step: compiled steps.eval_step.
+      state: a steps.TrainState.
+      split: of the prepared set.
+      batch_size: rounded up to a multiple of the devices.
+    """
+    devices = self.config.parallel.devices
+    batch_size = -(-batch_size // devices) * devices
+    for batch in self.stream_once(split, batch_size):
+      rows = int(batch['valid'].sum())
+      inputs = {k: v for k, v in batch.items() if k not in ('index', 'valid')}
+      outputs = jax.device_get(eval_step(state, self.place(inputs)))
+      yield rows, {name: value[:rows] for name, value in outputs.items()}
+
+
+def build(config: Any, stage: str, data: store.Store) -> Experiment:
+  """Makes the networks and losses of one stage; allocates nothing.
+
+  Args:
+    config: as resolved.
+    stage: 'pretrain' or 'retrain'.
+    data: the prepared set; it gives the classes and their counts.
+
+  Raises:
+    ValueError: one line, where config and set do not fit.
+  """
+  dtype = jnp.dtype(config.model.dtype)
+  axis_name = None if config.parallel.mode == 'jit' else parallel.AXIS
+  backbone = functools.partial(
+    resnet.ResNet,
+    stage_sizes=config.model.stage_sizes,
+    width=config.model.width,
+    block=config.model.block,
+    dtype=dtype,
+    axis_name=axis_name,
+  )
+  pixels = functools.partial(
+    steps.Pixels,
+    image_size=config.data.image_size,
+    mean=config.data.mean,
+    std=config.data.std,
+  )
+  if stage == 'pretrain':
+    model = steps.Pretraining(
+      backbone=backbone(num_classes=0),
+      projector=heads.Projector(
+        hidden=config.pretrain.hidden, out=config.pretrain.projection
+      ),
+      pixels=pixels(),
+      temperature=config.pretrain.temperature,
+    )
+    return Experiment(config, stage, data, model)
+
+  mgacr = config.mgacr
+  weights = {
+    'att_pos': mgacr.weight_pos if mgacr.attention else 0.0,
+    'att_neg': mgacr.weight_neg if mgacr.attention else 0.0,
+    'feat': mgacr.weight_feat if mgacr.features else 0.0,
+  }
+  taught = any(weights.values())
+  sides = resnet.stage_shapes(config.data.image_size, config.model.stage_sizes)
+  model = steps.Retraining(
+    backbone=backbone(num_classes=data.num_classes),
+    attention=heads.AttentionHeads(
+      stages=mgacr.stages,
+      use_batch_norm=mgacr.batch_norm,
+      axis_name=axis_name,
+    )
+    if taught
+    else None,
+    pixels=pixels(
+      mask_sides={stage: sides[stage] for stage in mgacr.stages}
+      if taught
+      else {},
+      mask_kind=mgacr.mask,
+    ),
+    classification=classification_loss(
+      config.loss, class_counts(data.split('train'), data.num_classes)
+    ),
+    weights=weights,
+    mgacr={
+      'reduction': mgacr.reduction,
+      'negative': mgacr.negative,
+      'eps': mgacr.eps,
+      'lesions_only': mgacr.lesions_only,
+      'stop_gradient_maps': mgacr.stop_gradient_maps,
+    },
+  )
+  return Experiment(config, stage, data, model)
+
+
+def class_counts(split: Any, num_classes: int) -> np.ndarray:
+  """Radiographs of each class (C,).
+
+  Raises:
+    ValueError: one is unlabelled.
+  """
+  if (split.labels < 0).any():
+    row = int(np.argmax(split.labels < 0))
+    raise ValueError(
+      f'config.data.path: {split.ids[row]} of the training split has no'
+      ' label; stage II needs one for each'
+    )
+  return np.bincount(split.labels, minlength=num_classes)
+
+
+def classification_loss(
+  config: Any, counts: np.ndarray
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """The config's classification loss, (logits (B, C), labels (B,)) -> (B,)."""
+  gamma = config.gamma if config.classification.endswith('focal') else 0.0
+  if config.classification == 'ce':
+    return losses.cross_entropy
+  if config.classification == 'focal':
+    return functools.partial(losses.focal, gamma=gamma, kind=config.kind)
+  weights = losses.effective_number_weights(counts, config.beta)
+  return functools.partial(
+    losses.cb_focal,
+    weights=np.asarray(weights, np.float32),
+    gamma=gamma,
+    kind=config.kind,
+  )
+
+
+def initial_state(
+  experiment: Experiment, optimizer: Any, backbone: Any = None,
+  source: str = '',
+) -> steps.TrainState:  # fmt: skip
+  """A fresh state, with a pre-trained backbone where one is given.
+
+  Args:
+    experiment: of this stage.
+    optimizer: of this stage.
+    backbone: {'params', 'batch_stats'} or None.
+    source: where it comes from, for an error.
+  """
+  from dpjax import checkpoint
+
+  variables = jax.jit(experiment.model.init)(
+    jax.random.key(experiment.config.seed)
+  )
+  if backbone is not None:
+    variables = checkpoint.merge_backbone(variables, backbone, source)
+    variables = jax.tree.map(jnp.asarray, variables)
+  return steps.TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=variables['params'],
+    batch_stats=variables['batch_stats'],
+    opt_state=optimizer.init(variables['params']),
+  )
+
+
+def read_backbone(source: str, experiment: Experiment) -> Any:
+  """The backbone that `init.backbone` names: a workdir or torch weights.
+
+  Raises:
+    ValueError: one line, where it is missing or another network's.
+  """
+  from dpjax import checkpoint
+
+  if pathlib.Path(source).suffix in ('.npz', '.safetensors', '.pth', '.pt'):
+    try:
+      return resnet.from_torch(
+        resnet.load_torch_weights(source), experiment.model.backbone
+      )
+    except ValueError as error:
+      raise ValueError(f'config.init.backbone: {source}: {error}') from error
+  return checkpoint.load_backbone(source)

@@ -1,0 +1,104 @@
+"""The one door of dpjax: flags, command, config. No logic.
+
+    python -m dpjax.main [train|prepare|evaluate] --config=configs/NAME.py
+        [--workdir=DIR] [--config.section.field=value ...]
+"""
+
+import os
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+from ml_collections import config_flags
+
+from dpjax import config as config_lib
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'A file of configs/, e.g. configs/retrain.py or :quick.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Where the run is kept; by default runs/<config>.'
+)
+_TRACEBACK = flags.DEFINE_bool(
+  'traceback', False, 'Show where in the code an error was raised.'
+)
+
+def main(argv: list[str]) -> int:
+  """Runs one command; returns its exit status."""
+  try:
+    return _run(argv[1:])
+  except (ValueError, OSError) as error:
+    if _TRACEBACK.value or '\n' in str(error).strip():
+      raise
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+
+
+def _run(words):
+  command = words[0] if words else 'train'
+  commands = {'train': _train, 'prepare': _prepare, 'evaluate': _evaluate}
+  if command not in commands or len(words) > 1:
+    raise ValueError(
+      f'command {" ".join(words)!r} is unknown; it must be one of'
+      f' {", ".join(commands)}'
+    )
+  if _CONFIG.value is None:
+    raise ValueError('--config is missing; e.g. --config=configs/retrain.py')
+  if _CONFIG.value.train.deterministic:
+    os.environ['XLA_FLAGS'] = (
+      os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
+    )
+  import jax
+
+  config = config_lib.resolve(
+    _CONFIG.value,
+    num_devices=jax.device_count(),
+    platform=jax.default_backend(),
+  )
+  return commands[command](config, pathlib.Path(_workdir()))
+
+
+def _workdir():
+  if _WORKDIR.value:
+    return _WORKDIR.value
+  file = config_flags.get_config_filename(flags.FLAGS['config'])
+  return f'runs/{pathlib.Path(file.partition(":")[0]).stem}'
+
+
+def _train(config, workdir):
+  from dpjax import recipe
+  from dpjax import train
+
+  try:
+    recipe.run(config, workdir)
+  except train.Stopped as stopped:
+    print(stopped, flush=True)
+    return 143  # 128 + SIGTERM: a scheduler starts the job again
+  except train.NonFinite as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  return 0
+
+
+def _prepare(config, workdir):
+  from dpjax.data import prepare
+  from dpjax.data import store
+
+  del workdir
+  print(store.format_summary(prepare.prepare(config)))
+  return 0
+
+
+def _evaluate(config, workdir):
+  from dpjax.evaluation import evaluate
+  from dpjax.evaluation import scores
+
+  result = evaluate.evaluate(config, workdir)
+  print(scores.format_table(result, result['intervals']))
+  print(f'written: {workdir}/evaluation.json, {workdir}/predictions.csv')
+  return 0
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=config_lib.parse_flags)

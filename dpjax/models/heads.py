@@ -1,0 +1,124 @@
+"""Heads that learn beside a backbone: projection and spatial attention."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class Projector(nn.Module):
+  """Pooled features to contrastive embeddings: Dense, ReLU, Dense, in float32.
+
+  Source: Chen et al., 2020 (SimCLR), the non-linear projection head g.
+
+  Attributes:
+    hidden: width of the hidden layer.
+    out: width of the embedding.
+  """
+
+  hidden: int = 512
+  out: int = 128
+
+  @nn.compact
+  def __call__(self, pooled: jax.Array) -> jax.Array:
+    """Projects (B, C) to (B, out) float32, not normalised."""
+    x = nn.relu(nn.Dense(self.hidden, dtype=jnp.float32)(pooled))
+    return nn.Dense(self.out, dtype=jnp.float32)(x)
+
+
+def channel_statistics(features: jax.Array) -> jax.Array:
+  """Maximum and mean over channels: (B, H, W, C) -> (B, H, W, 2) float32."""
+  maximum = jnp.max(features, axis=-1).astype(jnp.float32)
+  mean = jnp.mean(features, axis=-1, dtype=jnp.float32)
+  return jnp.stack([maximum, mean], axis=-1)
+
+
+class SpatialAttention(nn.Module):
+  """A map of where the features matter: M = sigmoid(conv7x7([max; mean])).
+
+  Source: Woo et al., 2018 (CBAM), Eq. 3, with the channels in the order of its
+  authors' code. The convolution has no bias.
+
+  Attributes:
+    use_batch_norm: normalise the convolution's output, as the code of CBAM's
+      authors does and their paper does not.
+    axis_name: device axis over which its statistics are averaged, or None.
+  """
+
+  use_batch_norm: bool = False
+  axis_name: str | None = None
+
+  def __call__(self, features: jax.Array, train: bool = False) -> jax.Array:
+    """Maps features (B, H, W, C) to (B, H, W) float32 in (0, 1)."""
+    return self.attend(channel_statistics(features), train)
+
+  @nn.compact
+  def attend(self, statistics: jax.Array, train: bool = False) -> jax.Array:
+    """The same from `channel_statistics(features)`, (B, H, W, 2)."""
+    x = nn.Conv(
+      1, (7, 7), padding=3, use_bias=False, dtype=jnp.float32, name='conv'
+    )(statistics)
+    if self.use_batch_norm:
+      # CBAM's own momentum: torch's 0.01 is 0.99 here.
+      x = nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.99,
+        epsilon=1e-5,
+        dtype=jnp.float32,
+        axis_name=self.axis_name,
+        name='bn',
+      )(x)
+    return nn.sigmoid(x[..., 0])
+
+
+class AttentionHeads(nn.Module):
+  """Two independent attention maps at each stage, for MGACR.
+
+  map+ is taught where lesions are, map- where none is (Wei et al., 2022,
+  Eq. 2-3). The heads read features and give none back, so the classifier's
+  forward path does not see them; gradients of losses on the maps do reach the
+  features, which is how the backbone is taught.
+
+  Attributes:
+    stages: names of the features to attend to.
+    use_batch_norm: see `SpatialAttention`.
+    axis_name: see `SpatialAttention`.
+  """
+
+  stages: Sequence[str] = ('stage1', 'stage2', 'stage3', 'stage4')
+  use_batch_norm: bool = False
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(
+    self, features: Mapping[str, jax.Array], train: bool = False
+  ) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Computes both maps of every stage.
+
+    Args:
+      features: stage names to (B, h, w, C); others than `stages` are ignored.
+      train: use and update the batch's statistics, with `use_batch_norm`.
+
+    Returns:
+      {stage: (map_pos, map_neg)}, each (B, h, w) float32 in (0, 1).
+
+    Raises:
+      ValueError: `features` lacks a stage.
+    """
+    maps = {}
+    for stage in self.stages:
+      if stage not in features:
+        raise ValueError(
+          f'AttentionHeads: stage {stage!r} is not among the features'
+          f' {sorted(features)}'
+        )
+      # Read the features once for both maps.
+      statistics = channel_statistics(features[stage])
+      maps[stage] = tuple(
+        SpatialAttention(
+          self.use_batch_norm, self.axis_name, name=f'{stage}_{sign}'
+        ).attend(statistics, train)
+        for sign in ('pos', 'neg')
+      )
+    return maps

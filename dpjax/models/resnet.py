@@ -1,0 +1,317 @@
+"""Residual networks for one-channel radiographs, equal to torch's.
+
+Architecture: He et al., 2016, "Deep Residual Learning for Image Recognition",
+with the stride of a bottleneck on its 3x3 convolution as torchvision has it.
+Flax names are torch's with `_` for the dot before a number (`layer1_0`,
+`downsample_1`), so that weights convert by renaming.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+# torchvision's: normal, variance 2 / fan_out (He et al., 2015, Eq. 14).
+_kaiming = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+class BasicBlock(nn.Module):
+  """Two 3x3 convolutions and a shortcut (ResNet18, ResNet34)."""
+
+  width: int
+  stride: int
+  conv: Callable[..., nn.Module]
+  norm: Callable[..., nn.Module]
+  expansion = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    conv3x3 = partial(self.conv, kernel_size=(3, 3), padding=1)
+    y = conv3x3(self.width, strides=self.stride, name='conv1')(x)
+    y = nn.relu(self.norm(name='bn1')(y))
+    y = conv3x3(self.width, name='conv2')(y)
+    y = self.norm(name='bn2')(y)
+    return nn.relu(y + _shortcut(self, x, self.width))
+
+
+class Bottleneck(nn.Module):
+  """1x1, 3x3 and 1x1 convolutions and a shortcut (ResNet50)."""
+
+  width: int
+  stride: int
+  conv: Callable[..., nn.Module]
+  norm: Callable[..., nn.Module]
+  expansion = 4
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    conv1x1 = partial(self.conv, kernel_size=(1, 1), padding=0)
+    conv3x3 = partial(self.conv, kernel_size=(3, 3), padding=1)
+    channels = self.width * self.expansion
+    y = conv1x1(self.width, name='conv1')(x)
+    y = nn.relu(self.norm(name='bn1')(y))
+    y = conv3x3(self.width, strides=self.stride, name='conv2')(y)
+    y = nn.relu(self.norm(name='bn2')(y))
+    y = conv1x1(channels, name='conv3')(y)
+    y = self.norm(name='bn3')(y)
+    return nn.relu(y + _shortcut(self, x, channels))
+
+
+def _shortcut(block: nn.Module, x: jax.Array, channels: int) -> jax.Array:
+  """The block's input, projected where the block changes its shape."""
+  if block.stride == 1 and x.shape[-1] == channels:
+    return x
+  x = block.conv(
+    channels, (1, 1), strides=block.stride, padding=0, name='downsample_0'
+  )(x)
+  return block.norm(name='downsample_1')(x)
+
+
+class ResNet(nn.Module):
+  """A residual network that returns its logits and what led to them.
+
+  Parameters, batch statistics, pooled features and logits are float32 whatever
+  `dtype` the convolutions compute in.
+
+  Attributes:
+    stage_sizes: number of residual blocks in each stage; 1 stage or more.
+    num_classes: width of the classifier; 0 for none, and then the pooled
+      features stand in place of the logits.
+    width: channels of the stem and the first stage; each stage doubles them.
+    dtype: of the convolutions and of the stages' features.
+    block: 'basic', 'bottleneck', or a module class with their fields.
+    axis_name: device axis over which batch statistics are averaged, or None.
+  """
+
+  stage_sizes: Sequence[int] = (2, 2, 2, 2)
+  num_classes: int = 5
+  width: int = 64
+  dtype: Any = jnp.float32
+  block: str | type[nn.Module] = 'basic'
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(
+    self, images: jax.Array, train: bool = False
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Computes logits and intermediate features.
+
+    Args:
+      images: normalised radiographs, (B, H, W, 1).
+      train: normalise by the batch's statistics and update the running ones
+        (collection 'batch_stats', which must then be mutable).
+
+    Returns:
+      logits (B, num_classes) float32, and a dict of 'stage1', 'stage2', ...:
+      each stage's features after their last ReLU, (B, h, w, C) in `dtype`, and
+      'pooled': the last stage's mean over its positions, (B, C) float32.
+
+    Raises:
+      ValueError: images of another rank or channel count, an unknown block.
+    """
+    if images.ndim != 4 or images.shape[-1] != 1:
+      raise ValueError(
+        f'ResNet: images must be (B, H, W, 1), got {tuple(images.shape)}'
+      )
+    conv = partial(
+      nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=_kaiming
+    )
+    # Flax's momentum is the share that stays: torch's 0.1 is 0.9 here. Flax
+    # reduces the statistics in float32 even where the features are bfloat16.
+    norm = partial(
+      nn.BatchNorm,
+      use_running_average=not train,
+      momentum=0.9,
+      epsilon=1e-5,
+      dtype=self.dtype,
+      axis_name=self.axis_name,
+    )
+    block = _block_class(self.block)
+
+    # Paddings are written out because Flax's SAME differs from torch's
+    # wherever the stride is 2.
+    x = conv(self.width, (7, 7), strides=2, padding=3, name='conv1')(images)
+    x = nn.relu(norm(name='bn1')(x))
+    x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    features = {}
+    for i, size in enumerate(self.stage_sizes):
+      for j in range(size):
+        stride = 2 if i > 0 and j == 0 else 1
+        name = f'layer{i + 1}_{j}'
+        x = block(self.width * 2**i, stride, conv, norm, name=name)(x)
+      features[f'stage{i + 1}'] = x
+    pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    features['pooled'] = pooled
+    if not self.num_classes:
+      return pooled, features
+    classifier = nn.Dense(self.num_classes, dtype=jnp.float32, name='fc')
+    return classifier(pooled), features
+
+
+ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2))
+ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3))
+ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block='bottleneck')
+
+
+def _block_class(block: str | type[nn.Module]) -> type[nn.Module]:
+  if not isinstance(block, str):
+    return block
+  blocks = {'basic': BasicBlock, 'bottleneck': Bottleneck}
+  if block not in blocks:
+    raise ValueError(
+      f"ResNet: block must be 'basic' or 'bottleneck', got {block!r}"
+    )
+  return blocks[block]
+
+
+def stage_shapes(image_size: int, stage_sizes: Sequence[int]) -> dict[str, int]:
+  """Side, in cells, of each stage's features for square images.
+
+  The stem, the max-pool and every stage but the first each halve, upwards.
+
+  Args:
+    image_size: side of the images in pixels.
+    stage_sizes: as given to `ResNet`.
+
+  Returns:
+    {'stage1': side, 'stage2': side, ...}.
+  """
+  side = -(-image_size // 2)
+  shapes = {}
+  for i in range(len(stage_sizes)):
+    side = -(-side // 2)
+    shapes[f'stage{i + 1}'] = side
+  return shapes
+
+
+def from_torch(state_dict: Mapping[str, Any], model: ResNet) -> dict[str, Any]:
+  """Converts torchvision's or timm's ResNet weights to Flax variables.
+
+  Kernels go from OIHW to HWIO. A stem of three input channels is summed into
+  one, which is exact for a grey image repeated in three equal channels.
+  `num_batches_tracked` is ignored. Torch's running variance is the unbiased
+  estimate where Flax's is the biased one; it is taken over as it is.
+
+  Args:
+    state_dict: torch names to numpy arrays or torch tensors.
+    model: the network to fill.
+
+  Returns:
+    {'params': ..., 'batch_stats': ...} of float32 numpy arrays. 'fc' is left
+    out where `state_dict` has none or one of another number of classes (or
+    `model` has no classes): merge the result over freshly initialised
+    variables.
+
+  Raises:
+    ValueError: a tensor is missing, unexpected or has another shape.
+  """
+  tensors = {
+    name: _to_numpy(tensor)
+    for name, tensor in state_dict.items()
+    if not name.endswith('num_batches_tracked')
+  }
+  classifier = tensors.get('fc.weight', tensors.get('fc.bias'))
+  if classifier is None or classifier.shape[:1] != (model.num_classes,):
+    tensors = {n: t for n, t in tensors.items() if not n.startswith('fc.')}
+    model = model.clone(num_classes=0)
+  # Shapes only: nothing is computed, and any image size gives the same.
+  images = jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32)
+  wanted = jax.eval_shape(model.init, jax.random.key(0), images)
+  variables = {}
+  for path, leaf in traverse_util.flatten_dict(dict(wanted)).items():
+    name = _torch_name(path)
+    shape = _torch_shape(leaf.shape)
+    if name not in tensors:
+      raise ValueError(f'torch weights: {name} is missing, wanted {shape}')
+    tensor = given = tensors.pop(name)
+    if name == 'conv1.weight' and tensor.ndim == 4 and tensor.shape[1] == 3:
+      tensor = tensor.sum(axis=1, keepdims=True)
+    if tensor.shape != shape:
+      raise ValueError(
+        f'torch weights: {name} has shape {given.shape}, wanted {shape}'
+      )
+    variables[path] = np.ascontiguousarray(_to_flax_layout(tensor))
+  for name, tensor in tensors.items():
+    raise ValueError(
+      f'torch weights: {name} of shape {tensor.shape} is unexpected, wanted'
+      ' only tensors that the model has'
+    )
+  return traverse_util.unflatten_dict(variables)
+
+
+def load_torch_weights(path: str | Path) -> dict[str, np.ndarray]:
+  """Reads a torch state dict from an .npz or .safetensors file.
+
+  Neither format can run code when it is read, as a pickled .pth can.
+
+  Args:
+    path: the file.
+
+  Returns:
+    torch names to arrays, as `from_torch` takes them.
+
+  Raises:
+    ValueError: another kind of file, or one that cannot be read.
+  """
+  path = Path(path)
+  if path.suffix not in ('.npz', '.safetensors'):
+    raise ValueError(
+      f'{path}: weights must be .npz or .safetensors; convert a .pth or .bin'
+      ' with safetensors.torch.save_file'
+    )
+  if not path.is_file():
+    raise ValueError(f'{path}: no such file of weights')
+  try:
+    if path.suffix == '.npz':
+      with np.load(path, allow_pickle=False) as archive:
+        return dict(archive)
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+  except ImportError as error:
+    raise ValueError(
+      f'{path}: reading it needs the safetensors package: pip install'
+      ' "dpjax[safetensors]"'
+    ) from error
+  # Each library has its own errors for a damaged file (zlib's, zipfile's,
+  # safetensors'), and the user needs the same line for all of them.
+  except Exception as error:
+    reason = ' '.join(str(error).split())
+    raise ValueError(
+      f'{path}: not a readable {path.suffix} file: {reason}'
+    ) from error
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+  if hasattr(tensor, 'detach'):  # A torch tensor; numpy has no bfloat16.
+    tensor = tensor.detach().cpu().float().numpy()
+  return np.asarray(tensor, np.float32)
+
+
+def _torch_name(path: tuple[str, ...]) -> str:
+  """('params', 'layer1_0', 'bn1', 'scale') -> 'layer1.0.bn1.weight'."""
+  leaves = {
+    'kernel': 'weight',
+    'scale': 'weight',
+    'bias': 'bias',
+    'mean': 'running_mean',
+    'var': 'running_var',
+  }
+  modules = [name.replace('_', '.') for name in path[1:-1]]
+  return '.'.join([*modules, leaves[path[-1]]])
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+  """HWIO -> OIHW and IO -> OI; vectors stay."""
+  return tuple(shape[:1:-1] + shape[:2]) if len(shape) == 4 else shape[::-1]
+
+
+def _to_flax_layout(tensor: np.ndarray) -> np.ndarray:
+  """OIHW -> HWIO and OI -> IO; vectors stay."""
+  return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T

@@ -1,0 +1,156 @@
+"""SGD as torch has it, learning-rate schedules, and what is decayed."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+SCHEDULES = ('constant', 'cosine', 'onecycle', 'step')
+
+# Where onecycle begins and ends, as shares of its peak: those of fastai.
+_ONECYCLE_START = 1 / 25
+_ONECYCLE_END = 1 / 250_000
+
+
+def make_schedule(
+  kind: str,
+  *,
+  steps: int,
+  learning_rate: float,
+  warmup: float = 0.0,
+  step_fractions: Sequence[float] = (),
+  step_factor: float = 0.1,
+) -> optax.Schedule:
+  """The learning rate as a function of the number of updates made.
+
+  Args:
+    kind: 'constant'; 'cosine' falls from the peak to 0 at `steps` (Loshchilov
+      and Hutter, 2017, without restarts); 'onecycle' rises from 1/25 of the
+      peak and falls along a cosine to 1/250,000 of it (Smith and Topin, 2018,
+      with fastai's shape); 'step' multiplies the rate by `step_factor` at each
+      of `step_fractions`.
+    steps: updates in the whole run.
+    learning_rate: the peak.
+    warmup: the share of `steps` in which the rate rises in a line to the peak.
+      No update is spent at rate 0: the first has peak / (warm-up steps + 1).
+    step_fractions: shares of `steps`, for 'step'.
+    step_factor: for 'step'.
+
+  Returns:
+    A function of an integer scalar, traced or not, to a float32 scalar.
+
+  Raises:
+    ValueError: the kind is unknown, or a field does not fit it.
+  """
+  if kind not in SCHEDULES:
+    raise ValueError(
+      f'optim.schedule: must be one of {", ".join(SCHEDULES)}, got {kind!r}'
+    )
+  if steps < 1:
+    raise ValueError(f'steps: must be at least 1, got {steps}')
+  if not 0 <= warmup < 1:
+    raise ValueError(
+      f'optim.warmup: must be a share of the steps in [0, 1), got {warmup}'
+    )
+  if kind == 'onecycle' and warmup == 0:
+    raise ValueError(
+      "optim.warmup: schedule 'onecycle' needs a rise above 0, usually 0.3"
+    )
+  if kind == 'step' and not step_fractions:
+    raise ValueError(
+      "optim.step_fractions: schedule 'step' needs at least one, as (0.5, 0.75)"
+    )
+  warm_steps = round(warmup * steps)
+  boundaries = jnp.array([round(f * steps) for f in step_fractions], jnp.int32)
+
+  def rate(count):
+    count = jnp.asarray(count)
+    warmed = jnp.minimum(1.0, (count + 1) / (warm_steps + 1))
+    progress = (count - warm_steps) / (steps - warm_steps)
+    fall = (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1))) / 2  # 1 to 0
+    if kind == 'constant':
+      scale = warmed
+    elif kind == 'cosine':
+      scale = warmed * fall
+    elif kind == 'step':
+      drops = jnp.sum(count >= boundaries)
+      scale = warmed * jnp.float32(step_factor) ** drops
+    else:
+      risen = jnp.clip(count / max(warm_steps, 1), 0, 1)
+      scale = jnp.where(
+        count < warm_steps,
+        _ONECYCLE_START + (1 - _ONECYCLE_START) * risen,
+        _ONECYCLE_END + (1 - _ONECYCLE_END) * fall,
+      )
+    return jnp.float32(learning_rate) * scale
+
+  return rate
+
+
+def decay_mask(params: optax.Params) -> optax.Params:
+  """True for kernels; False for biases and BatchNorm's scale and bias.
+
+  Kernels are what has more than one axis (He et al., 2019, Bag of Tricks, 3.1).
+  """
+  return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def make(
+  *,
+  steps: int,
+  learning_rate: float,
+  momentum: float = 0.9,
+  nesterov: bool = False,
+  weight_decay: float = 0.0,
+  decay_norm_and_bias: bool = False,
+  schedule: str = 'cosine',
+  warmup: float = 0.0,
+  step_fractions: Sequence[float] = (),
+  step_factor: float = 0.1,
+  clip: float = 0.0,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  r"""SGD with momentum, in torch's order of operations.
+
+  .. math::
+    g &\leftarrow \mathrm{clip}(g) + \lambda p \\
+    v &\leftarrow \mu v + g \\
+    p &\leftarrow p - \eta v \quad\text{(Nesterov: } g + \mu v\text{)}
+
+  Decay is added to the gradient, so it passes through the momentum.
+
+  Args:
+    steps: updates in the whole run, for the schedule.
+    learning_rate: the schedule's peak, eta.
+    momentum: mu; 0 keeps no momentum.
+    nesterov: look ahead by one momentum step.
+    weight_decay: lambda.
+    decay_norm_and_bias: decay everything, as torch does by default, and not
+      only the kernels (`decay_mask`).
+    schedule: see `make_schedule`, as for the next three.
+    warmup: share of the steps.
+    step_fractions: shares of the steps.
+    step_factor: of the rate at each of them.
+    clip: the greatest global norm of the gradient before decay; 0 is no limit.
+
+  Returns:
+    The optimizer, and its learning rate as a function of the updates made.
+
+  Raises:
+    ValueError: the schedule is unknown, or a field does not fit it.
+  """
+  rate = make_schedule(
+    schedule,
+    steps=steps,
+    learning_rate=learning_rate,
+    warmup=warmup,
+    step_fractions=step_fractions,
+    step_factor=step_factor,
+  )
+  mask = None if decay_norm_and_bias else decay_mask
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(clip) if clip else optax.identity(),
+    optax.add_decayed_weights(weight_decay, mask),
+    optax.sgd(rate, momentum=momentum or None, nesterov=nesterov),
+  )
+  return optimizer, rate

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# From a fresh checkout to an evaluated model: both stages of the recipe, small,
+# on the built-in phantom data. Run again, it goes on where it was stopped.
+#
+#   launch/quickstart.sh
+#   launch/quickstart.sh --config.seed=1                flags of dpjax.main
+#   PYTHON=python3.12 VENV=.venv-3.12 launch/quickstart.sh
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+
+extra=
+if nvidia-smi >/dev/null 2>&1; then
+  extra=cuda
+fi
+make_env "$extra"
+
+workdir=runs/quickstart
+"$VENV/bin/python" -m dpjax.main --config=configs/recipe.py:quick \
+  --workdir="$workdir" "$@"
+
+results=$workdir/retrain
+[[ -f $results/evaluation.json ]] ||
+  die "the recipe ended without $results/evaluation.json"
+echo
+echo "Done. Files to look at:"
+show() { # show FILE WHAT
+  if [[ -f $results/$1 ]]; then
+    printf '  %-40s %s\n' "$results/$1" "$2"
+  fi
+}
+show evaluation.json "scores on the test split"
+show predictions.csv "one line a radiograph"
+show metrics.jsonl "losses and scores over training"
+show config.json "every setting, as resolved"

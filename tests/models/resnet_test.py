@@ -1,0 +1,535 @@
+"""Claims about dpjax.models.resnet.
+
+GOLDEN below was made with torch 2.13 in float64 by
+
+    PYTHONPATH=. python tests/models/resnet_test.py
+
+so that equality with torch is also checked where torch is not installed.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from dpjax.models import resnet
+
+BASIC = {'stage_sizes': (1, 2), 'width': 4, 'num_classes': 3}
+BOTTLENECK = {**BASIC, 'block': 'bottleneck'}
+
+# float64 logits of torch_network on weights(torch_shapes(...), seed=1) and
+# pixels((2, 32, 32, 1), seed=2).
+GOLDEN = {
+  'basic': [
+    [-0.97535351, -2.215846669, 4.146896234],
+    [-1.04408971, -2.369649298, 4.423744632],
+  ],
+  'bottleneck': [
+    [-1.596264337, -1.052682138, -0.228659638],
+    [-1.634719688, -1.20700201, -0.139328054],
+  ],
+}
+
+
+def uniform(shape, seed, low=0.0, high=1.0):
+  """Uniform float32 numbers, the same under every version of numpy.
+
+  Generator's streams may change between versions; PCG64's raw bits may not.
+  """
+  bits = np.random.PCG64(seed).random_raw(int(np.prod(shape)))
+  unit = (bits >> np.uint64(11)) * 2.0**-53
+  return (low + (high - low) * unit).reshape(shape).astype(np.float32)
+
+
+def pixels(shape, seed):
+  return uniform(shape, seed, -2, 2)
+
+
+def torch_shapes(stage_sizes, width, num_classes, block='basic', channels_in=3):
+  """Names and shapes of torchvision's ResNet state dict."""
+  shapes = {}
+
+  def conv_bn(conv, bn, out, channels, size):
+    shapes[f'{conv}.weight'] = (out, channels, size, size)
+    for leaf in ('weight', 'bias', 'running_mean', 'running_var'):
+      shapes[f'{bn}.{leaf}'] = (out,)
+
+  conv_bn('conv1', 'bn1', width, channels_in, 7)
+  channels = width
+  for i, size in enumerate(stage_sizes):
+    for j in range(size):
+      name, inner = f'layer{i + 1}.{j}', width * 2**i
+      outer = inner * (4 if block == 'bottleneck' else 1)
+      kernels = (1, 3, 1) if block == 'bottleneck' else (3, 3)
+      ins = (channels, inner, inner)
+      outs = (*[inner] * (len(kernels) - 1), outer)
+      for k, kernel in enumerate(kernels):
+        conv = f'{name}.conv{k + 1}', f'{name}.bn{k + 1}'
+        conv_bn(*conv, outs[k], ins[k], kernel)
+      if channels != outer or (i > 0 and j == 0):
+        down = f'{name}.downsample.0', f'{name}.downsample.1'
+        conv_bn(*down, outer, channels, 1)
+      channels = outer
+  shapes['fc.weight'] = (num_classes, channels)
+  shapes['fc.bias'] = (num_classes,)
+  return shapes
+
+
+def weights(shapes, seed):
+  """A state dict far from its initialisation, in which nothing is trivial."""
+  state_dict = {}
+  for i, (name, shape) in enumerate(shapes.items()):
+    if len(shape) > 1:  # Variance 1 / fan_in keeps features of the order of 1.
+      bound = np.sqrt(3 / np.prod(shape[1:]))
+      low, high = -bound, bound
+    elif name.endswith(('weight', 'running_var')):
+      low, high = 0.5, 1.5
+    else:
+      low, high = -0.3, 0.3
+    state_dict[name] = uniform(shape, [seed, i], low, high)
+  return state_dict
+
+
+def torch_network(stage_sizes, width, num_classes, block='basic'):
+  """The published architecture in torch, independent of ours (float64)."""
+  torch = pytest.importorskip('torch')
+  nn = torch.nn
+
+  class Block(nn.Module):
+    def __init__(self, channels, inner, stride):
+      super().__init__()
+      if block == 'basic':
+        specs = [(channels, inner, 3, stride), (inner, inner, 3, 1)]
+      else:
+        specs = [(channels, inner, 1, 1), (inner, inner, 3, stride)]
+        specs += [(inner, 4 * inner, 1, 1)]
+      self.depth, outer = len(specs), specs[-1][1]
+      for i, (a, b, size, step) in enumerate(specs, 1):
+        conv = nn.Conv2d(a, b, size, step, padding=size // 2, bias=False)
+        self.add_module(f'conv{i}', conv)
+        self.add_module(f'bn{i}', nn.BatchNorm2d(b))
+      self.downsample = None
+      if stride != 1 or channels != outer:
+        conv = nn.Conv2d(channels, outer, 1, stride, bias=False)
+        self.downsample = nn.Sequential(conv, nn.BatchNorm2d(outer))
+
+    def forward(self, x):
+      y = x
+      for i in range(1, self.depth + 1):
+        y = getattr(self, f'bn{i}')(getattr(self, f'conv{i}')(y))
+        y = torch.relu(y) if i < self.depth else y
+      return torch.relu(y + (self.downsample(x) if self.downsample else x))
+
+  class Network(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.conv1 = nn.Conv2d(3, width, 7, 2, padding=3, bias=False)
+      self.bn1 = nn.BatchNorm2d(width)
+      self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+      channels, expansion = width, 4 if block == 'bottleneck' else 1
+      for i, size in enumerate(stage_sizes):
+        layer = nn.Sequential()
+        for j in range(size):
+          stride = 2 if i > 0 and j == 0 else 1
+          layer.append(Block(channels, width * 2**i, stride))
+          channels = width * 2**i * expansion
+        self.add_module(f'layer{i + 1}', layer)
+      self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, x):
+      x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+      features = {}
+      for i in range(1, len(stage_sizes) + 1):
+        x = features[f'stage{i}'] = getattr(self, f'layer{i}')(x)
+      features['pooled'] = x.mean((2, 3))
+      return self.fc(features['pooled']), features
+
+  return Network().double().eval()
+
+
+def torch_outputs(network, state_dict, images):
+  """Logits and features of a grey image given as three equal channels."""
+  import torch
+
+  # num_batches_tracked alone is in the network and not in ours.
+  tensors = {k: torch.from_numpy(v).double() for k, v in state_dict.items()}
+  missing, unexpected = network.load_state_dict(tensors, strict=False)
+  assert not unexpected
+  assert all(name.endswith('num_batches_tracked') for name in missing)
+  rgb = torch.from_numpy(images).double().movedim(-1, 1).repeat(1, 3, 1, 1)
+  with torch.no_grad():
+    logits, features = network(rgb)
+  channels_last = {
+    k: v.movedim(1, -1).numpy() if v.ndim == 4 else v.numpy()
+    for k, v in features.items()
+  }
+  return logits.numpy(), channels_last
+
+
+def evaluate(model, variables, images):
+  return jax.jit(functools.partial(model.apply, train=False))(variables, images)
+
+
+def assert_close(actual, expected, rtol):
+  """Within rtol of the largest magnitude: the scale of rounding in a sum."""
+  atol = rtol * np.abs(expected).max()
+  np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
+
+
+def numpy_conv(x, kernel, stride, padding):
+  """Float64 cross-correlation of (B, H, W, C) with (h, w, C, D)."""
+  p = (padding, padding)
+  x = np.pad(np.asarray(x, np.float64), ((0, 0), p, p, (0, 0)))
+  size = kernel.shape[:2]
+  windows = np.lib.stride_tricks.sliding_window_view(x, size, axis=(1, 2))
+  windows = windows[:, ::stride, ::stride]  # (B, H', W', C, h, w)
+  return np.einsum('byxchw,hwcd->byxd', windows, np.asarray(kernel, np.float64))
+
+
+def initialised(model, images, seed=0):
+  return jax.jit(model.init)(jax.random.key(seed), images)
+
+
+@pytest.mark.parametrize(
+  'model, block, stage_sizes',
+  [
+    (resnet.ResNet18(), 'basic', (2, 2, 2, 2)),
+    (resnet.ResNet50(), 'bottleneck', (3, 4, 6, 3)),
+  ],
+  ids=['18', '50'],
+)
+def test_logits_and_features_equal_torch(model, block, stage_sizes):
+  network = torch_network(stage_sizes, 64, 5, block)
+  state_dict = weights(torch_shapes(stage_sizes, 64, 5, block), seed=0)
+  images = pixels((2, 96, 96, 1), seed=3)
+  expected_logits, expected = torch_outputs(network, state_dict, images)
+  variables = resnet.from_torch(state_dict, model)
+  logits, features = evaluate(model, variables, images)
+  # Float32 rounding over 50 layers; a padding of the other kind gives 0.2,
+  # an epsilon of 1e-3 in place of 1e-5 gives 1e-3.
+  assert_close(logits, expected_logits, rtol=2e-5)
+  assert features.keys() == expected.keys()
+  for name in expected:
+    assert_close(features[name], expected[name], rtol=2e-5)
+
+
+@pytest.mark.parametrize('block', ['basic', 'bottleneck'])
+def test_logits_equal_those_recorded_from_torch(block):
+  spec = {**BASIC, 'block': block}
+  model = resnet.ResNet(**spec)
+  variables = resnet.from_torch(weights(torch_shapes(**spec), seed=1), model)
+  images = pixels((2, 32, 32, 1), seed=2)
+  logits, _ = evaluate(model, variables, images)
+  assert_close(logits, np.array(GOLDEN[block]), rtol=5e-6)
+
+
+@pytest.mark.parametrize(
+  'network, torchvision_count, width_of_features',
+  [
+    (resnet.ResNet18, 11_689_512, 512),
+    (resnet.ResNet34, 21_797_672, 512),
+    (resnet.ResNet50, 25_557_032, 2048),
+  ],
+  ids=['18', '34', '50'],
+)
+def test_parameter_count_is_torchvisions_less_two_channels_and_995_classes(
+  network, torchvision_count, width_of_features
+):
+  images = jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32)
+  params = jax.eval_shape(network().init, jax.random.key(0), images)['params']
+  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  stem, classes = 2 * 7 * 7 * 64, 995 * (width_of_features + 1)
+  assert count == torchvision_count - stem - classes
+
+
+@pytest.mark.parametrize('size', [96, 97, 112, 224])
+@pytest.mark.parametrize('stage_sizes', [(1, 1, 1, 1), (1, 1)], ids=str)
+def test_stage_shapes_are_those_of_the_features(size, stage_sizes):
+  model = resnet.ResNet(stage_sizes=stage_sizes, width=2)
+  images = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+  (_, features), _ = jax.eval_shape(
+    model.init_with_output, jax.random.key(0), images
+  )
+  sides = {k: v.shape[1] for k, v in features.items() if k != 'pooled'}
+  assert resnet.stage_shapes(size, stage_sizes) == sides
+
+
+def test_training_normalises_by_and_records_the_batch_statistics():
+  model = resnet.ResNet(stage_sizes=(1,), width=3)
+  images = pixels((4, 16, 16, 1), seed=4)
+  variables = resnet.from_torch(
+    weights(torch_shapes((1,), 3, 5), seed=5), model
+  )
+  _, updated = jax.jit(
+    functools.partial(model.apply, train=True, mutable='batch_stats')
+  )(variables, images)
+  params, old = variables['params'], variables['batch_stats']
+  new = updated['batch_stats']
+
+  def check(x, old, new):
+    # Biased variance: Flax's, not torch's.
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    for name, batch in (('mean', mean), ('var', var)):
+      expected = 0.9 * old[name] + 0.1 * batch
+      np.testing.assert_allclose(new[name], expected, rtol=0, atol=1e-5)
+    return (x - mean) / np.sqrt(var + 1e-5)
+
+  x = numpy_conv(images, params['conv1']['kernel'], stride=2, padding=3)
+  x = check(x, old['bn1'], new['bn1'])
+  x = np.maximum(x * params['bn1']['scale'] + params['bn1']['bias'], 0)
+  padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+  x = np.max(
+    [
+      padded[:, i : i + 8 : 2, j : j + 8 : 2]
+      for i in range(3)
+      for j in range(3)
+    ],
+    axis=0,
+  )
+  kernel = params['layer1_0']['conv1']['kernel']
+  x = numpy_conv(x, kernel, stride=1, padding=1)
+  check(x, old['layer1_0']['bn1'], new['layer1_0']['bn1'])
+
+
+def test_synchronised_statistics_of_shares_are_those_of_the_whole_batch():
+  images = pixels((8, 16, 16, 1), seed=6)
+  # Shares of unlike brightness, or local statistics would nearly pass.
+  images[:4] *= 3
+
+  def stats(model, images):
+    _, updated = model.apply(
+      variables, images, train=True, mutable='batch_stats'
+    )
+    return updated['batch_stats']
+
+  whole = resnet.ResNet(stage_sizes=(1,), width=3)
+  variables = initialised(whole, images)
+  expected = jax.jit(functools.partial(stats, whole))(images)
+  synced = functools.partial(stats, whole.clone(axis_name='data'))
+  shares = jax.jit(jax.vmap(synced, axis_name='data'))(
+    images.reshape(2, 4, 16, 16, 1)
+  )
+  for share in range(2):
+    jax.tree.map(
+      lambda a, b, share=share: np.testing.assert_allclose(
+        a[share], b, rtol=0, atol=1e-5
+      ),
+      shares,
+      expected,
+    )
+
+
+def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32():
+  model = resnet.ResNet(stage_sizes=(1,), width=3, dtype=jnp.bfloat16)
+  images = pixels((2, 16, 16, 1), seed=7)
+  variables = initialised(model, images)
+  # Not jitted: XLA would fuse the statistics with the convolution and skip
+  # the rounding of what stands between them.
+  (logits, features), updated = model.apply(
+    variables,
+    images,
+    train=True,
+    mutable=['batch_stats', 'intermediates'],
+    capture_intermediates=lambda module, _: module.name == 'conv1',
+  )
+  for tree in (variables, updated['batch_stats'], logits, features['pooled']):
+    assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype('f4')}
+  assert features['stage1'].dtype == jnp.bfloat16
+  # Statistics of a bfloat16 tensor, but not computed in bfloat16, whose
+  # rounding is 4e-3.
+  stem = updated['intermediates']['conv1']['__call__'][0]
+  assert stem.dtype == jnp.bfloat16
+  var = np.asarray(stem, np.float64).var((0, 1, 2))
+  batch_var = (np.asarray(updated['batch_stats']['bn1']['var']) - 0.9) / 0.1
+  np.testing.assert_allclose(batch_var, var, rtol=1e-5)
+
+
+def test_without_classes_the_pooled_features_stand_in_place_of_the_logits():
+  model = resnet.ResNet(stage_sizes=(1,), width=2, num_classes=0)
+  images = pixels((2, 16, 16, 1), seed=8)
+  variables = initialised(model, images)
+  assert 'fc' not in variables['params']
+  logits, features = evaluate(model, variables, images)
+  np.testing.assert_array_equal(logits, features['pooled'])
+  np.testing.assert_allclose(
+    logits, np.mean(features['stage1'], axis=(1, 2)), rtol=1e-6
+  )
+
+
+def test_kernels_start_with_variance_two_over_fan_out():
+  model = resnet.ResNet(stage_sizes=(1,), width=16)
+  images = pixels((1, 16, 16, 1), seed=9)
+  kernel = initialised(model, images)['params']['conv1']['kernel']
+  assert kernel.shape == (7, 7, 1, 16)
+  # 784 draws: the standard error of the variance is 5 %. Fan-in would give
+  # 16 times as much.
+  np.testing.assert_allclose(np.var(kernel), 2 / (49 * 16), rtol=0.2)
+
+
+@pytest.mark.parametrize(
+  'shape', [(32, 32), (2, 32, 32), (2, 32, 32, 3), (1, 2, 32, 32, 1)], ids=str
+)
+def test_images_of_another_shape_are_refused(shape):
+  images = jax.ShapeDtypeStruct(shape, jnp.float32)
+  with pytest.raises(ValueError, match=r'images must be \(B, H, W, 1\)'):
+    jax.eval_shape(resnet.ResNet().init, jax.random.key(0), images)
+
+
+def test_an_unknown_block_is_refused():
+  images = jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32)
+  with pytest.raises(ValueError, match=r"block must be .* got 'dense'"):
+    model = resnet.ResNet(block='dense')
+    jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+@pytest.mark.parametrize('spec', [BASIC, BOTTLENECK], ids=['basic', 'bottle'])
+def test_converted_weights_have_the_names_and_shapes_of_initialised_ones(spec):
+  model = resnet.ResNet(**spec)
+  images = jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32)
+  wanted = jax.eval_shape(model.init, jax.random.key(0), images)
+  got = resnet.from_torch(weights(torch_shapes(**spec), seed=0), model)
+  describe = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
+  assert describe(got) == describe(dict(wanted))
+
+
+def test_a_stem_of_one_channel_is_the_sum_of_three():
+  model = resnet.ResNet(**BASIC)
+  three = weights(torch_shapes(**BASIC), seed=0)
+  one = {**three, 'conv1.weight': three['conv1.weight'].sum(1, keepdims=True)}
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    resnet.from_torch(one, model),
+    resnet.from_torch(three, model),
+  )
+
+
+def test_torch_tensors_convert_as_arrays_do():
+  torch = pytest.importorskip('torch')
+  model = resnet.ResNet(**BASIC)
+  arrays = weights(torch_shapes(**BASIC), seed=0)
+  tensors = {k: torch.nn.Parameter(torch.from_numpy(arrays[k])) for k in arrays}
+  tensors['bn1.num_batches_tracked'] = torch.tensor(7)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    resnet.from_torch(tensors, model),
+    resnet.from_torch(arrays, model),
+  )
+
+
+@pytest.mark.parametrize('classes', [0, 7])
+def test_a_classifier_of_other_classes_is_left_out(classes):
+  state_dict = weights(torch_shapes(**BASIC), seed=0)
+  model = resnet.ResNet(**{**BASIC, 'num_classes': classes})
+  params = resnet.from_torch(state_dict, model)['params']
+  assert 'fc' not in params and 'layer2_1' in params
+
+
+def test_an_absent_classifier_is_left_out_and_the_rest_is_the_same():
+  model = resnet.ResNet(**BASIC)
+  state_dict = weights(torch_shapes(**BASIC), seed=0)
+  whole = traverse_util.flatten_dict(resnet.from_torch(state_dict, model))
+  for name in ('fc.weight', 'fc.bias'):
+    del state_dict[name]
+  rest = traverse_util.flatten_dict(resnet.from_torch(state_dict, model))
+  left_out = {('params', 'fc', 'kernel'), ('params', 'fc', 'bias')}
+  assert whole.keys() - rest.keys() == left_out
+  for path in rest:
+    np.testing.assert_array_equal(rest[path], whole[path])
+
+
+@pytest.mark.parametrize(
+  'change, line',
+  [
+    (
+      {'layer2.0.downsample.0.weight': None},
+      'layer2.0.downsample.0.weight is missing, wanted (8, 4, 1, 1)',
+    ),
+    (
+      {'layer1.0.conv2.weight': np.zeros((4, 5, 3, 3))},
+      'layer1.0.conv2.weight has shape (4, 5, 3, 3), wanted (4, 4, 3, 3)',
+    ),
+    (
+      {'conv1.weight': np.zeros((8, 3, 7, 7))},
+      'conv1.weight has shape (8, 3, 7, 7), wanted (4, 1, 7, 7)',
+    ),
+    (
+      {'fc.weight': np.zeros((3, 9))},
+      'fc.weight has shape (3, 9), wanted (3, 8)',
+    ),
+    ({'fc.bias': None}, 'fc.bias is missing, wanted (3,)'),
+    (
+      {'layer3.0.bn1.bias': np.zeros(16)},
+      'layer3.0.bn1.bias of shape (16,) is unexpected',
+    ),
+  ],
+  ids=lambda value: next(iter(value)) if isinstance(value, dict) else '',
+)
+def test_a_wrong_tensor_is_named_with_both_shapes_in_one_line(change, line):
+  state_dict = {**weights(torch_shapes(**BASIC), seed=0), **change}
+  state_dict = {k: v for k, v in state_dict.items() if v is not None}
+  with pytest.raises(ValueError) as error:
+    resnet.from_torch(state_dict, resnet.ResNet(**BASIC))
+  assert line in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('suffix', ['.npz', '.safetensors'])
+def test_weights_survive_the_way_through_a_file(tmp_path, suffix):
+  path = tmp_path / f'weights{suffix}'
+  expected = weights(torch_shapes(**BASIC), seed=0)
+  if suffix == '.npz':
+    np.savez(path, **expected)
+  else:
+    pytest.importorskip('safetensors.numpy').save_file(expected, path)
+  got = resnet.load_torch_weights(path)
+  assert got.keys() == expected.keys()
+  for name in expected:
+    np.testing.assert_array_equal(got[name], expected[name])
+
+
+def pickled(path):
+  np.savez(path, weight=np.array([{'any': 'code'}], dtype=object))
+
+
+def damaged(path):
+  path.write_bytes(b'\n\nno archive\n')
+
+
+@pytest.mark.parametrize(
+  'name, write, reason',
+  [
+    ('none.npz', None, 'no such file'),
+    ('pickled.npz', pickled, 'not a readable .npz file'),
+    ('damaged.npz', damaged, 'not a readable .npz file'),
+    ('damaged.safetensors', damaged, 'not a readable .safetensors file'),
+    ('weights.pth', damaged, 'convert'),
+  ],
+  ids=str,
+)
+def test_files_that_are_no_plain_weights_are_refused_in_one_line(
+  tmp_path, name, write, reason
+):
+  path = tmp_path / name
+  if name.endswith('.safetensors'):
+    pytest.importorskip('safetensors')
+  if write:
+    write(path)
+  with pytest.raises(ValueError) as error:
+    resnet.load_torch_weights(path)
+  line = str(error.value)
+  assert name in line and reason in line and '\n' not in line
+
+
+def make_golden():
+  for block in GOLDEN:
+    spec = {**BASIC, 'block': block}
+    state_dict = weights(torch_shapes(**spec), seed=1)
+    images = pixels((2, 32, 32, 1), seed=2)
+    logits, _ = torch_outputs(torch_network(**spec), state_dict, images)
+    print(f"'{block}': {np.round(logits, 9).tolist()},")
+
+
+if __name__ == '__main__':
+  make_golden()
