@@ -137,6 +137,31 @@ def scores(
   }
 
 
+def summary(
+  labels: np.ndarray, probabilities: np.ndarray, *, any_lesion: bool = True
+) -> dict[str, float | None]:
+  """The summary scores of `scores` alone, without scikit-learn.
+
+  For validation during training, which is not to import it.
+
+  Args:
+    labels: (N,) true classes, 0..C-1.
+    probabilities: (N, C), rows summing to 1.
+    any_lesion: whether class 0 means "no lesion".
+
+  Returns:
+    {score: float, or None where undefined}: accuracy, balanced_accuracy,
+    balanced_accuracy_0_2, macro_f1, auroc_any_lesion, as in `scores`.
+
+  Raises:
+    ValueError: if an argument has a wrong shape or an impossible value.
+  """
+  labels, probabilities = _checked(labels, probabilities)
+  once = np.ones((1, len(labels)))
+  values = _weighted_scores(labels, probabilities, once, any_lesion)
+  return {name: _number(value[0]) for name, value in values.items()}
+
+
 def bootstrap(
   labels: np.ndarray,
   probabilities: np.ndarray,

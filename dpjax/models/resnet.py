@@ -217,7 +217,8 @@ def from_torch(state_dict: Mapping[str, Any], model: ResNet) -> dict[str, Any]:
     if not name.endswith('num_batches_tracked')
   }
   classifier = tensors.get('fc.weight', tensors.get('fc.bias'))
-  if classifier is None or classifier.shape[:1] != (model.num_classes,):
+  classes = 0 if classifier is None else len(np.atleast_1d(classifier))
+  if classes == 0 or classes != model.num_classes:
     tensors = {n: t for n, t in tensors.items() if not n.startswith('fc.')}
     model = model.clone(num_classes=0)
   # Shapes only: nothing is computed, and any image size gives the same.

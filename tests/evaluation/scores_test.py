@@ -215,6 +215,13 @@ def test_a_resample_that_draws_all_images_once_scores_as_scores_does():
     assert value == pytest.approx(result[name], abs=1e-12), name
 
 
+def test_the_summary_is_that_of_scores():
+  labels, probabilities = random_set(3)
+  full = scores_lib.scores(labels, probabilities, list('abcde'))
+  for name, value in scores_lib.summary(labels, probabilities).items():
+    assert value == pytest.approx(full[name], abs=1e-12)
+
+
 def test_intervals_are_quantiles_of_scikit_learns_scores():
   labels, probabilities = random_set(4, n=80)
   (counts,) = scores_lib._draws(labels, 40, seed=7, stratified=True)

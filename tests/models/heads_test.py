@@ -172,12 +172,23 @@ def test_the_gradient_of_each_map_reaches_the_features_of_its_stage_only(sign):
 def test_heads_leave_the_logits_bit_identical_in_evaluation():
   model = resnet.ResNet(stage_sizes=(1, 1), width=8)
   module = heads.AttentionHeads(STAGES)
-  images = np.random.default_rng(0).normal(size=(2, 48, 48, 1))
-  images = images.astype(np.float32)
-  variables = jax.jit(model.init)(jax.random.key(0), images)
+  rng = np.random.default_rng(0)
+  images = rng.normal(size=(2, 48, 48, 1)).astype(np.float32)
+
+  def fill(shapes):  # Variances of 1, or init's draws would be compiled.
+    return jax.tree.map_with_path(
+      lambda path, leaf: (
+        np.ones(leaf.shape, np.float32)
+        if path[-1].key == 'var'
+        else rng.normal(scale=0.2, size=leaf.shape).astype(np.float32)
+      ),
+      shapes,
+    )
+
+  key = jax.random.key(0)
+  variables = fill(jax.eval_shape(model.init, key, images))
   _, features = jax.eval_shape(model.apply, variables, images)
-  zeros = {k: jnp.zeros(v.shape) for k, v in features.items()}
-  head_variables = module.init(jax.random.key(1), zeros)
+  head_variables = fill(jax.eval_shape(module.init, key, features))
 
   @jax.jit
   def without_heads(variables, images):

@@ -11,6 +11,9 @@ the right and y down, 0..1 over the edges. Anatomy uses the patient's frame
 (u, v): 0 on the spine, about -1..1 over the image, u > 0 on the patient's left
 (the right side of the image). Attenuation is 0 in air and about 1 in the
 mediastinum, before the tone curve turns it into grey levels.
+
+`VERSION` is the generator's: a change of one pixel, box or label raises it and
+voids every table made with an earlier one.
 """
 
 import dataclasses
@@ -20,8 +23,6 @@ import numpy as np
 
 from dpjax.data import radiograph
 
-# The version of the generator. A change of one pixel, box or label raises it,
-# and voids every table made with an earlier one.
 VERSION = 1
 
 # RSNA stage 2: exams with 0, 1, 2, 3 and 4 boxes; 26,684 in all.
@@ -33,10 +34,10 @@ MIN_PER_CLASS = 10
 BOX_SHARE = 0.3
 # Boxes of one exam keep this distance, so that their number is well defined.
 BOX_GAP = 0.015
-MIN_BOX = 0.05
+MIN_BOX = 0.05  # the shortest side of a box
 
-# Every random stream is default_rng((seed, stream, number)): what one stream
-# consumes never shifts another.
+# Every random stream is default_rng((seed, stream, number)), the number being the
+# patient's or the exam's: what one stream consumes never shifts another.
 _SET, _ANATOMY, _TISSUE, _POSE, _DISTRACTORS, _OPACITIES, _FILM = range(7)
 
 
@@ -297,13 +298,17 @@ def opacities(plan: Plan) -> tuple[Opacity, ...]:
   A candidate is a random blob times the depth of lung behind it. One that lies
   mostly outside the lungs or too near to another is drawn again, a little
   smaller each time.
+
+  Source: the generator is this project's own. That an opacity's edge is hazy,
+  its shape lobulated and its place rather low follows the Fleischner glossary
+  (Hansell et al., 2008) on consolidation and ground glass.
   """
-  found = []
   if plan.label == 0:
     return ()
   rng = np.random.default_rng((plan.seed, _OPACITIES, plan.index))
   chest = _chest(plan)
-  shrink = 1.0
+  found = []
+  shrink = 1.0  # bounded below: four small boxes always find room
   while len(found) < plan.label:
     shrink = max(0.5, shrink * 0.99)
     side = 1 if rng.random() < 0.5 else -1
@@ -584,9 +589,9 @@ def _distractors(plan, chest, u, v, lungs, image):
     haze = haze + rng.uniform(0.03, 0.1) * np.clip(1 - d, 0, None) * ends
   image += haze * lungs
 
-  def spot(low=-0.6, high=0.45):
-    side = rng.choice((-1, 1))
-    return chest.image(side * rng.uniform(0.18, 0.6), rng.uniform(low, high))
+  def spot():
+    u = rng.choice((-1, 1)) * rng.uniform(0.18, 0.6)
+    return chest.image(u, rng.uniform(-0.6, 0.45))
 
   if rng.random() < 0.3:  # nipples, on one side or on both
     height = chest.base - rng.uniform(0.22, 0.4)
@@ -652,9 +657,12 @@ def _film(plan, image):
 def render(plan: Plan, size: int = 256) -> np.ndarray:
   """Renders a phantom: (size, size) uint8, the same bits at every call.
 
+  Attenuation adds up, anatomy + distractors + opacities; noise, the tone curve
+  and the collimator turn it into grey levels.
+
   Args:
-    plan: what to render. Only the label distinguishes an exam from the healthy
-      one with the same numbers, and only by the opacities added to it.
+    plan: what to render. An exam differs from the healthy one with the same
+      numbers (label 0) within its opacities' patches only.
     size: side of the image, in pixels. A smaller image shows the same chest,
       with noise of its own.
   """

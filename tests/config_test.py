@@ -1,0 +1,192 @@
+"""What a config may hold, and what is refused in one line."""
+
+import pathlib
+import re
+import runpy
+import subprocess
+import sys
+
+import ml_collections
+import pytest
+
+from dpjax import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = ('base', 'pretrain', 'retrain', 'recipe')
+
+
+def make(file='retrain', variant='', **changes):
+  get_config = runpy.run_path(str(ROOT / 'configs' / f'{file}.py'))['get_config']
+  config = get_config(variant)
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def resolve(*, num_devices=1, platform='cpu', **changes):
+  changes = {k.replace('__', '.'): v for k, v in changes.items()}
+  return config_lib.resolve(
+    make(**changes), num_devices=num_devices, platform=platform
+  )
+
+
+@pytest.mark.parametrize('file', FILES)
+@pytest.mark.parametrize('variant', ['', 'paper', 'quick'])
+@pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
+def test_every_file_and_variant_resolves(file, variant, platform):
+  config = config_lib.resolve(
+    make(file, variant), num_devices=1, platform=platform
+  )
+  assert 'auto' not in (
+    config.data.render, config.model.dtype, config.parallel.mode
+  )  # fmt: skip
+  assert config.data.path
+
+
+def test_each_file_changes_only_its_stage():
+  base = config_lib.flatten(make('base'))
+  for file in FILES[1:]:
+    flat = config_lib.flatten(make(file))
+    assert {k for k in base if flat[k] != base[k]} <= {'stage'}
+    assert flat['stage'] == file
+
+
+def test_every_field_is_documented_in_place():
+  text = (ROOT / 'configs' / 'base.py').read_text()
+  lines = text.splitlines()
+  undocumented = []
+  for i, line in enumerate(lines):
+    field = re.match(r'  c\.(\w+\.?)+ = (?!ConfigDict)', line)
+    if not field or line.startswith('    '):
+      continue
+    comment_above = any(
+      previous.strip().startswith('#') for previous in lines[max(0, i - 6) : i]
+    )
+    if '#' not in line and not comment_above:
+      undocumented.append(line.strip())
+  assert not undocumented
+
+
+def test_the_paper_variant_takes_the_equations_literally():
+  config = resolve(variant='paper')
+  assert config.mgacr.eps == 0
+  assert config.mgacr.lesions_only == ()
+  assert not config.mgacr.stop_gradient_maps
+  assert config.mgacr.reduction == 'batch'
+  assert config.retrain.batch_size == 16
+
+
+def test_every_table_of_checks_names_real_fields():
+  known = config_lib.flatten(make())
+  assert set(config_lib.CHOICES) <= set(known)
+  assert set(config_lib.RANGES) <= set(known)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'loss__classification': 'cbfocal'}, ['loss.classification', 'cb_focal']),
+    ({'data__layout': 'rnsa'}, ['data.layout', 'phantom', 'competition']),
+    ({'data__image_size': 16}, ['data.image_size', '32']),
+    ({'data__std': 0.0}, ['data.std']),
+    ({'loss__gamma': float('nan')}, ['loss.gamma']),
+    ({'retrain__epochs': -1.0}, ['retrain.epochs']),
+    ({'retrain__augment__scale': (0.9, 0.5)}, ['retrain.augment.scale']),
+    ({'retrain__augment__scale': (0.9,)}, ['retrain.augment.scale']),
+    ({'model__stage_sizes': (2, 0)}, ['model.stage_sizes']),
+    ({'mgacr__stages': ('stage5',)}, ['mgacr.stages', 'stage4']),
+    ({'mgacr__lesions_only': ('feet',)}, ['mgacr.lesions_only', 'feat']),
+    (
+      {'mgacr__attention': False, 'mgacr__stop_gradient_maps': False},
+      ['mgacr.features', 'mgacr.attention', 'stop_gradient_maps'],
+    ),
+    ({'data__layout': 'competition'}, ['data.source']),
+    ({'num_devices': 8, 'retrain__batch_size': 12}, ['batch_size', '8']),
+    ({'parallel__devices': 3}, ['parallel.devices', 'at most 1']),
+    ({'num_devices': 2, 'parallel__mode': 'jit'}, ['parallel.mode', 'pmap']),
+  ],
+)
+def test_a_bad_value_is_refused_in_one_line_that_names_the_field(
+  changes, words
+):
+  with pytest.raises(ValueError) as error:
+    resolve(**changes)
+  message = str(error.value)
+  assert '\n' not in message
+  assert all(word in message for word in words), message
+
+
+def test_the_word_none_means_none():
+  assert resolve(init__backbone='None').init.backbone is None
+  assert resolve(init__backbone='').init.backbone is None
+
+
+def test_resolving_leaves_the_given_config_alone():
+  config = make()
+  before = config.to_json()
+  config_lib.resolve(config, num_devices=1, platform='cpu')
+  assert config.to_json() == before
+
+
+def test_a_saved_config_comes_back_the_same(tmp_path):
+  config = resolve()
+  config_lib.save(config, tmp_path / 'config.json')
+  loaded = config_lib.load(tmp_path / 'config.json')
+  assert config_lib.flatten(loaded) == config_lib.flatten(config)
+  assert not config_lib.differences(loaded, config)
+
+
+def test_differences_name_fields_that_change_the_result_and_no_others():
+  old, new = resolve(), resolve()
+  new.data.threads, new.train.log_every = 7, 3
+  assert not config_lib.differences(old, new)
+  new.model.width = 32
+  assert config_lib.differences(old, new) == ['model.width: 64 -> 32']
+
+
+def run_main(*arguments):
+  return subprocess.run(
+    [sys.executable, '-m', 'dpjax.main', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    ([], ['--config', 'missing']),
+    (['--config=configs/nope.py'], ['configs/nope.py', 'no such file']),
+    (['--config=configs/retrain.py:fast'], ['fast', 'quick']),
+    (
+      ['--config=configs/retrain.py', '--config.mgacr.epps=1'],
+      ['config.mgacr.epps', 'mgacr.eps'],
+    ),
+    (
+      ['--config=configs/retrain.py', '--config.data.image_size=big'],
+      ['config.data.image_size', 'big'],
+    ),
+    (['--config=configs/retrain.py', '--confg.seed=1'], ['confg.seed']),
+    (['trian', '--config=configs/retrain.py'], ['trian', 'train']),
+  ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_and_exit_status_2(
+  arguments, words
+):
+  result = run_main(*arguments)
+  assert result.returncode == 2
+  lines = result.stderr.strip().splitlines()
+  assert len(lines) == 1 and lines[0].startswith('error: '), result.stderr
+  assert all(word in lines[0] for word in words), lines[0]
+
+
+def test_check_field_tells_a_section_from_a_field():
+  with pytest.raises(ValueError, match='section'):
+    config_lib.check_field(make(), 'mgacr')
+  config_lib.check_field(make(), 'mgacr.eps')
+
+
+def test_a_config_dict_flattens_to_dotted_names():
+  config = ml_collections.ConfigDict({'a': {'b': 1}, 'c': (2,)})
+  assert config_lib.flatten(config) == {'a.b': 1, 'c': (2,)}

@@ -1,0 +1,101 @@
+"""A prepared set in memory, for tests that are not about the store."""
+
+import dataclasses
+import pathlib
+import runpy
+
+import numpy as np
+
+from dpjax import config as config_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """The interface of data.store.Split, over arrays."""
+
+  ids: np.ndarray
+  labels: np.ndarray
+  boxes: np.ndarray
+  num_boxes: np.ndarray
+  pixels: np.ndarray
+
+  def __len__(self):
+    return len(self.ids)
+
+  def images(self, indices):
+    return self.pixels[indices]
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+  """The interface of data.store.Store."""
+
+  splits: dict
+  size: int
+  num_classes: int = 3
+  path: str = 'memory'
+
+  def split(self, name):
+    return self.splits[name]
+
+
+def make_split(n, size, seed, num_classes=3):
+  """Bright squares on noise; the label counts them."""
+  rng = np.random.default_rng(seed)
+  labels = (np.arange(n) % num_classes).astype(np.int32)
+  boxes = np.zeros((n, num_classes - 1, 4), np.float32)
+  pixels = rng.integers(0, 100, (n, size, size)).astype(np.uint8)
+  for i, label in enumerate(labels):
+    for k in range(label):
+      x0, y0 = (rng.random(2) * 0.25 + [0.05 + 0.5 * k, 0.05]).tolist()
+      boxes[i, k] = x0, y0, x0 + 0.2, y0 + 0.3
+      left, top, right, bottom = (boxes[i, k] * size).astype(int)
+      pixels[i, top:bottom, left:right] += 120
+  return Split(
+    ids=np.array([f'{seed}-{i}' for i in range(n)]),
+    labels=labels,
+    boxes=boxes,
+    num_boxes=labels.copy(),
+    pixels=pixels,
+  )
+
+
+def make_store(train=48, validation=12, test=13, size=48, seed=0):
+  """Three splits of `make_split`."""
+  return Store(
+    splits={
+      'train': make_split(train, size, seed),
+      'validation': make_split(validation, size, seed + 1),
+      'test': make_split(test, size, seed + 2),
+    },
+    size=size,
+  )
+
+
+def make_config(**changes):
+  """A resolved config of a network and images small enough for a test.
+
+  Double underscores stand for dots: make_config(mgacr__eps=0.1).
+  """
+  root = pathlib.Path(__file__).parents[1]
+  get_config = runpy.run_path(str(root / 'configs/base.py'))['get_config']
+  config = get_config()
+  config.update_from_flattened_dict(
+    {
+      'data.image_size': 48,
+      'data.store_size': 48,
+      'data.path': 'memory',
+      'data.threads': 2,
+      'model.stage_sizes': (1, 1),
+      'model.width': 8,
+      'mgacr.stages': ('stage1', 'stage2'),
+      'pretrain.batch_size': 16,
+      'pretrain.hidden': 16,
+      'pretrain.projection': 8,
+      'retrain.batch_size': 16,
+      'train.progress': False,
+      'parallel.devices': 1,
+      **{name.replace('__', '.'): value for name, value in changes.items()},
+    }
+  )
+  return config_lib.resolve(config, num_devices=8, platform='cpu')

@@ -1,0 +1,190 @@
+"""The optimizer against torch's, and the schedules at their landmarks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dpjax import optim
+
+STEPS = 100
+
+
+def parameters(seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    'conv': {'kernel': rng.normal(size=(3, 3, 2, 4))},
+    'norm': {'scale': rng.normal(size=4), 'bias': rng.normal(size=4)},
+    'dense': {'kernel': rng.normal(size=(4, 5)), 'bias': rng.normal(size=5)},
+  }
+
+
+def train(optimizer, params, gradients):
+  @jax.jit
+  def update(state, params, grads):
+    updates, state = optimizer.update(grads, state, params)
+    return state, optax.apply_updates(params, updates)
+
+  params = jax.tree.map(jnp.asarray, params)
+  state = optimizer.init(params)
+  for grads in gradients:
+    state, params = update(state, params, grads)
+  return params
+
+
+@pytest.mark.parametrize('everything', [False, True])
+@pytest.mark.parametrize(
+  ('momentum', 'nesterov', 'clip'),
+  [(0.0, False, 0.0), (0.9, False, 0.0), (0.9, True, 0.0), (0.9, False, 1.0)],
+)
+def test_updates_are_those_of_torch(momentum, nesterov, clip, everything):
+  torch = pytest.importorskip('torch')
+  start, weight_decay = parameters(), 0.05
+  gradients = [parameters(seed) for seed in range(1, 7)]
+
+  with jax.enable_x64(True):
+    optimizer, rate = optim.make(
+      steps=6,
+      learning_rate=0.1,
+      momentum=momentum,
+      nesterov=nesterov,
+      weight_decay=weight_decay,
+      decay_norm_and_bias=everything,
+      schedule='cosine',
+      clip=clip,
+    )
+    ours = train(optimizer, start, gradients)
+    rates = [float(rate(step)) for step in range(6)]
+
+  theirs = [torch.tensor(p, requires_grad=True) for p in jax.tree.leaves(start)]
+  kernels = [p for p in theirs if p.ndim > 1]
+  others = [p for p in theirs if p.ndim == 1]
+  sgd = torch.optim.SGD(
+    [
+      {'params': kernels, 'weight_decay': weight_decay},
+      {'params': others, 'weight_decay': weight_decay if everything else 0},
+    ],
+    lr=0.1,
+    momentum=momentum,
+    nesterov=nesterov,
+  )
+  for grads, lr in zip(gradients, rates, strict=True):
+    for p, grad in zip(theirs, jax.tree.leaves(grads), strict=True):
+      p.grad = torch.tensor(grad)
+    if clip:
+      torch.nn.utils.clip_grad_norm_(theirs, clip)
+    for group in sgd.param_groups:
+      group['lr'] = lr
+    sgd.step()
+
+  for a, b in zip(jax.tree.leaves(ours), theirs, strict=True):
+    # torch adds 1e-6 to the norm that it clips by.
+    np.testing.assert_allclose(
+      a, b.detach().numpy(), rtol=1e-6 if clip else 1e-12, atol=1e-12
+    )
+
+
+def test_kernels_are_decayed_and_biases_and_batch_norm_are_not():
+  assert optim.decay_mask(parameters()) == {
+    'conv': {'kernel': True},
+    'norm': {'scale': False, 'bias': False},
+    'dense': {'kernel': True, 'bias': False},
+  }
+
+
+def test_without_gradient_only_decay_moves_the_parameters():
+  start = parameters()
+  zeros = jax.tree.map(np.zeros_like, start)
+  optimizer, _ = optim.make(
+    steps=1, learning_rate=0.5, weight_decay=0.1, schedule='constant', clip=1.0
+  )
+  end = train(optimizer, start, [zeros])
+  np.testing.assert_allclose(
+    end['conv']['kernel'], 0.95 * start['conv']['kernel'], rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    end['norm']['scale'], start['norm']['scale'], rtol=1e-6
+  )
+
+
+def rates(kind, **options):
+  rate = optim.make_schedule(kind, steps=STEPS, learning_rate=0.4, **options)
+  return np.array(jax.vmap(rate)(jnp.arange(STEPS + 2)))
+
+
+def test_constant_is_constant():
+  np.testing.assert_allclose(rates('constant'), 0.4, rtol=1e-6)
+
+
+def test_cosine_falls_from_the_peak_over_the_half_to_zero_and_stays():
+  rate = rates('cosine')
+  np.testing.assert_allclose(
+    rate[[0, 50, 100, 101]], [0.4, 0.2, 0, 0], atol=1e-7
+  )
+  assert (np.diff(rate[:101]) < 0).all()
+
+
+def test_cosine_is_that_of_optax():
+  theirs = optax.cosine_decay_schedule(0.4, STEPS - 20)
+  np.testing.assert_allclose(
+    rates('cosine', warmup=0.2)[20:101],
+    [theirs(step) for step in range(81)],
+    atol=1e-7,
+  )
+
+
+@pytest.mark.parametrize('kind', ['constant', 'cosine', 'step'])
+def test_warm_up_is_a_line_to_the_peak_that_starts_above_zero(kind):
+  rate = rates(kind, warmup=0.1, step_fractions=(0.5,))
+  np.testing.assert_allclose(rate[:11], 0.4 * np.arange(1, 12) / 11, rtol=1e-6)
+  assert rate.max() == rate[10]
+
+
+def test_onecycle_rises_in_a_line_and_falls_along_a_cosine_to_nearly_zero():
+  rate = rates('onecycle', warmup=0.3)
+  np.testing.assert_allclose(
+    rate[[0, 15, 30, 65, 100]],
+    [0.4 / 25, 0.4 * (1 + 1 / 25) / 2, 0.4, 0.2, 0.4 / 250_000],
+    rtol=1e-5,
+  )
+  # The line has one slope.
+  np.testing.assert_allclose(np.diff(rate[:31]), 0.4 * 24 / 25 / 30, rtol=1e-4)
+
+
+def test_step_multiplies_the_rate_at_each_fraction():
+  rate = rates('step', step_fractions=(0.5, 0.75), step_factor=0.2)
+  np.testing.assert_allclose(
+    rate[[0, 49, 50, 74, 75, 101]],
+    [0.4, 0.4, 0.08, 0.08, 0.016, 0.016],
+    rtol=1e-6,
+  )
+
+
+@pytest.mark.parametrize('kind', optim.SCHEDULES)
+def test_every_schedule_is_finite_in_a_run_of_one_step(kind):
+  rate = optim.make_schedule(
+    kind, steps=1, learning_rate=0.4, warmup=0.3, step_fractions=(0.5,)
+  )
+  assert np.isfinite([rate(0), rate(1)]).all()
+  # round(0.5) is 0: 'step' has dropped before the only update.
+  np.testing.assert_allclose(rate(0), 0.04 if kind == 'step' else 0.4)
+
+
+@pytest.mark.parametrize(
+  ('field', 'options'),
+  [
+    (
+      'optim.schedule: must be one of constant, cosine, onecycle, step',
+      {'schedule': 'linear'},
+    ),
+    ('optim.warmup', {'warmup': 1.0}),
+    ('optim.warmup', {'schedule': 'onecycle'}),
+    ('optim.step_fractions', {'schedule': 'step'}),
+    ('steps', {'steps': 0}),
+  ],
+)
+def test_schedules_that_cannot_be_are_refused_in_one_line(field, options):
+  with pytest.raises(ValueError, match=field) as error:
+    optim.make(**{'steps': STEPS, 'learning_rate': 0.1, **options})
+  assert '\n' not in str(error.value)

@@ -1,0 +1,199 @@
+"""The steps of both stages: what teaches what, and what leaves what alone."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dpjax import experiment
+from dpjax import steps
+from tests import fakes
+
+
+@functools.cache
+def build(stage='retrain', **changes):
+  return experiment.build(
+    fakes.make_config(**changes), stage, fakes.make_store()
+  )
+
+
+def first_batch(built):
+  stream = iter(built.training_stream())
+  batch = next(stream)
+  stream.close()
+  return {k: v for k, v in batch.items() if k not in ('index', 'valid')}
+
+
+def loss_and_gradient(built):
+  variables = built.model.init(jax.random.key(0))
+  return jax.jit(
+    jax.value_and_grad(built.model.loss, has_aux=True), static_argnums=3
+  )(variables['params'], variables['batch_stats'], first_batch(built), None)
+
+
+def norm(tree):
+  return float(optax.global_norm(tree))
+
+
+def test_the_total_is_the_weighted_sum_of_the_terms_it_logs():
+  (total, (metrics, _)), _ = loss_and_gradient(
+    build(mgacr__weight_pos=0.5, mgacr__weight_neg=2.0, mgacr__weight_feat=0.25)
+  )
+  want = (
+    metrics['loss/classification']
+    + 0.5 * metrics['loss/att_pos']
+    + 2.0 * metrics['loss/att_neg']
+    + 0.25 * metrics['loss/feat']
+  )
+  np.testing.assert_allclose(total, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'absent'),
+  [
+    ({'mgacr__attention': False}, {'loss/att_pos', 'loss/att_neg'}),
+    ({'mgacr__features': False}, {'loss/feat'}),
+    (
+      {'mgacr__attention': False, 'mgacr__features': False},
+      {'loss/att_pos', 'loss/att_neg', 'loss/feat'},
+    ),
+  ],
+)
+def test_a_flag_takes_its_terms_out(changes, absent):
+  built = build(**changes)
+  (_, (metrics, _)), grads = loss_and_gradient(built)
+  every = {'loss/classification', 'loss/att_pos', 'loss/att_neg', 'loss/feat'}
+  assert {k for k in metrics if k.startswith('loss/')} == every - absent
+  assert ('attention' in grads) == (len(absent) < 3)
+
+
+@pytest.mark.parametrize('classification', ['ce', 'focal', 'cb_ce', 'cb_focal'])
+@pytest.mark.parametrize('kind', ['softmax', 'sigmoid'])
+def test_every_classification_loss_teaches_the_backbone(classification, kind):
+  loss = experiment.classification_loss(
+    fakes.make_config(
+      loss__classification=classification, loss__kind=kind
+    ).loss,
+    np.array([900, 90, 9]),
+  )
+  logits = jnp.array([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3]])
+  labels = jnp.array([2, 0])
+  assert loss(logits, labels).shape == (2,)
+  gradient = jax.grad(lambda x: loss(x, labels).sum())(logits)
+  assert np.abs(gradient).min() > 0
+
+
+def test_the_rare_class_weighs_more_under_the_class_balanced_loss():
+  config = fakes.make_config(loss__classification='cb_ce').loss
+  loss = experiment.classification_loss(config, np.array([900, 90, 9]))
+  even = jnp.zeros((3, 3))
+  values = loss(even, jnp.arange(3))
+  assert values[0] < values[1] < values[2]
+
+
+@pytest.mark.parametrize('term', ['att_pos', 'att_neg', 'feat'])
+def test_each_mgacr_term_alone_reaches_every_stage_of_the_backbone(term):
+  weights = dict.fromkeys(('att_pos', 'att_neg', 'feat'), 0.0) | {term: 1.0}
+  built = build()
+  model = steps.Retraining(
+    backbone=built.model.backbone,
+    attention=built.model.attention,
+    pixels=built.model.pixels,
+    classification=lambda logits, labels: 0.0 * logits[:, 0],
+    weights=weights,
+    mgacr=built.model.mgacr,
+  )
+  variables = model.init(jax.random.key(0))
+  grads = jax.jit(
+    jax.grad(lambda p, b: model.loss(p, variables['batch_stats'], b, None)[0])
+  )(variables['params'], first_batch(built))
+  backbone = grads['backbone']
+  assert all(norm(backbone[f'layer{i}_0']) > 1e-8 for i in (1, 2))
+  assert norm(backbone['fc']) == 0
+  if term == 'feat':  # Its maps are stop-gradiented by default.
+    assert norm(grads['attention']) == 0
+  else:
+    assert norm(grads['attention']) > 1e-8
+
+
+def test_removing_the_heads_leaves_the_logits_bit_identical():
+  taught, plain = build(), build(mgacr__attention=False, mgacr__features=False)
+  variables = taught.model.init(jax.random.key(0))
+  images = jax.random.normal(jax.random.key(1), (8, 48, 48, 1))
+
+  @jax.jit
+  def with_heads(variables, images):
+    params, stats = variables['params'], variables['batch_stats']
+    logits, features = taught.model.backbone.apply(
+      {'params': params['backbone'], 'batch_stats': stats['backbone']}, images
+    )
+    maps = taught.model.attention.apply(
+      {'params': params['attention']}, features
+    )
+    return logits, maps
+
+  without = jax.jit(functools.partial(steps.eval_step, stage=plain.model))
+  state = steps.TrainState(
+    step=0,
+    params={'backbone': variables['params']['backbone']},
+    batch_stats={'backbone': variables['batch_stats']['backbone']},
+    opt_state=(),
+  )
+  grey = (images * 0.25 + 0.5) * 255.0
+  batch = {'views': grey[:, None, :, :, 0], 'label': jnp.zeros(8, jnp.int32)}
+  pixels = plain.model.pixels.views(batch)[:, 0]
+  want, maps = with_heads(variables, pixels)
+  assert maps['stage1'][0].shape == (8, 12, 12)
+  # The eval step normalises inside; the same pixels reach the network.
+  normalised = {**batch, 'views': grey[:, None, :, :, 0]}
+  np.testing.assert_array_equal(without(state, normalised)['logits'], want)
+
+
+def test_both_views_pass_in_one_forward_with_one_set_of_statistics():
+  built = build('pretrain')
+  variables = built.model.init(jax.random.key(0))
+  params, stats = variables['params'], variables['batch_stats']
+  batch = first_batch(built)
+  _, (_, new) = built.model.loss(params, stats, batch, None)
+  swapped = {**batch, 'views': batch['views'][:, ::-1]}
+  _, (_, again) = built.model.loss(params, stats, swapped, None)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    new,
+    again,
+  )
+
+
+@pytest.mark.parametrize('stage', ['pretrain', 'retrain'])
+def test_training_lowers_the_loss_on_a_fixed_batch(stage):
+  built = build(stage)
+  optimizer = optax.sgd(0.05, momentum=0.9)
+  state = experiment.initial_state(built, optimizer)
+  step = jax.jit(
+    functools.partial(
+      steps.train_step,
+      stage=built.model,
+      optimizer=optimizer,
+      schedule=optax.constant_schedule(0.05),
+    )
+  )
+  batch = first_batch(built)
+  history = []
+  for _ in range(15):
+    state, metrics = step(state, batch)
+    history.append(float(metrics['loss']))
+  assert history[-1] < 0.8 * history[0]
+  assert int(state.step) == 15
+  assert {'loss', 'gradient_norm', 'learning_rate'} <= set(metrics)
+
+
+def test_bfloat16_computes_with_float32_parameters_statistics_and_losses():
+  built = build(model__dtype='bfloat16')
+  (total, (metrics, stats)), grads = loss_and_gradient(built)
+  leaves = jax.tree.leaves((total, metrics, stats, grads))
+  assert {leaf.dtype for leaf in leaves} == {np.dtype('float32')}
+  (want, _), _ = loss_and_gradient(build())
+  np.testing.assert_allclose(total, want, rtol=0.05)
