@@ -10,6 +10,7 @@ import sys
 
 from absl import app
 from absl import flags
+from absl import logging
 from ml_collections import config_flags
 
 from dpjax import config as config_lib
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(words):
+  logging.set_verbosity(logging.WARNING)
   command = words[0] if words else 'train'
   commands = {'train': _train, 'prepare': _prepare, 'evaluate': _evaluate}
   if command not in commands or len(words) > 1:

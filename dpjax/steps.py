@@ -288,7 +288,7 @@ def train_step(
     grads = jax.lax.pmean(grads, axis_name)
     metrics = jax.lax.pmean(metrics, axis_name)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  metrics['gradient_norm'] = optax.global_norm(grads)
+  metrics['gradient_norm'] = optax.tree.norm(grads)
   metrics['learning_rate'] = jnp.asarray(schedule(state.step), jnp.float32)
   return (
     TrainState(

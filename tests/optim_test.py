@@ -33,56 +33,91 @@ def train(optimizer, params, gradients):
   return params
 
 
+def sgd_by_hand(start, gradients, rates, momentum, nesterov, decays, clip):
+  """The equations of `optim.make`, a list of arrays at a time."""
+  params, velocities = start, None
+  for grads, rate in zip(gradients, rates, strict=True):
+    if clip:
+      norm = np.sqrt(sum((g**2).sum() for g in grads))
+      grads = [g * min(1, clip / norm) for g in grads]
+    grads = [g + d * p for g, d, p in zip(grads, decays, params, strict=True)]
+    if velocities is None:
+      velocities = grads
+    else:
+      velocities = [
+        momentum * v + g for v, g in zip(velocities, grads, strict=True)
+      ]
+    updates = velocities
+    if nesterov:
+      updates = [
+        g + momentum * v for v, g in zip(velocities, grads, strict=True)
+      ]
+    params = [p - rate * u for p, u in zip(params, updates, strict=True)]
+  return params
+
+
+def sgd_by_torch(start, gradients, rates, momentum, nesterov, decays, clip):
+  torch = pytest.importorskip('torch')
+  params = [torch.tensor(p, requires_grad=True) for p in start]
+  sgd = torch.optim.SGD(
+    [
+      {'params': [p], 'weight_decay': d}
+      for p, d in zip(params, decays, strict=True)
+    ],
+    momentum=momentum,
+    nesterov=nesterov,
+  )
+  for grads, rate in zip(gradients, rates, strict=True):
+    for p, grad in zip(params, grads, strict=True):
+      p.grad = torch.tensor(grad)
+    if clip:
+      torch.nn.utils.clip_grad_norm_(params, clip)
+    for group in sgd.param_groups:
+      group['lr'] = rate
+    sgd.step()
+  return [p.detach().numpy() for p in params]
+
+
+@pytest.mark.parametrize('reference', [sgd_by_hand, sgd_by_torch])
 @pytest.mark.parametrize('everything', [False, True])
 @pytest.mark.parametrize(
   ('momentum', 'nesterov', 'clip'),
   [(0.0, False, 0.0), (0.9, False, 0.0), (0.9, True, 0.0), (0.9, False, 1.0)],
 )
-def test_updates_are_those_of_torch(momentum, nesterov, clip, everything):
-  torch = pytest.importorskip('torch')
-  start, weight_decay = parameters(), 0.05
+def test_updates_are_those_of_the_equations_and_of_torch(
+  momentum, nesterov, clip, everything, reference
+):
+  start = parameters()
   gradients = [parameters(seed) for seed in range(1, 7)]
-
   with jax.enable_x64(True):
-    optimizer, rate = optim.make(
+    optimizer, _ = optim.make(
       steps=6,
-      learning_rate=0.1,
+      learning_rate=0.125,
       momentum=momentum,
       nesterov=nesterov,
-      weight_decay=weight_decay,
+      weight_decay=0.05,
       decay_norm_and_bias=everything,
-      schedule='cosine',
+      schedule='step',
+      step_fractions=(0.5,),
+      step_factor=0.5,
       clip=clip,
     )
     ours = train(optimizer, start, gradients)
-    rates = [float(rate(step)) for step in range(6)]
-
-  theirs = [torch.tensor(p, requires_grad=True) for p in jax.tree.leaves(start)]
-  kernels = [p for p in theirs if p.ndim > 1]
-  others = [p for p in theirs if p.ndim == 1]
-  sgd = torch.optim.SGD(
-    [
-      {'params': kernels, 'weight_decay': weight_decay},
-      {'params': others, 'weight_decay': weight_decay if everything else 0},
-    ],
-    lr=0.1,
+  theirs = reference(
+    jax.tree.leaves(start),
+    [jax.tree.leaves(grads) for grads in gradients],
+    rates=[0.125] * 3 + [0.0625] * 3,  # exact in the float32 of a rate
     momentum=momentum,
     nesterov=nesterov,
+    decays=[
+      0.05 if everything or p.ndim > 1 else 0.0 for p in jax.tree.leaves(start)
+    ],
+    clip=clip,
   )
-  for grads, lr in zip(gradients, rates, strict=True):
-    for p, grad in zip(theirs, jax.tree.leaves(grads), strict=True):
-      p.grad = torch.tensor(grad)
-    if clip:
-      torch.nn.utils.clip_grad_norm_(theirs, clip)
-    for group in sgd.param_groups:
-      group['lr'] = lr
-    sgd.step()
-
+  # torch adds 1e-6 to the norm that it clips by.
+  rtol = 1e-6 if clip and reference is sgd_by_torch else 1e-12
   for a, b in zip(jax.tree.leaves(ours), theirs, strict=True):
-    # torch adds 1e-6 to the norm that it clips by.
-    np.testing.assert_allclose(
-      a, b.detach().numpy(), rtol=1e-6 if clip else 1e-12, atol=1e-12
-    )
+    np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
 
 
 def test_kernels_are_decayed_and_biases_and_batch_norm_are_not():

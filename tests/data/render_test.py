@@ -81,17 +81,19 @@ def test_reads_that_fall_on_a_pixel_up_to_rounding_agree(images):
   must come from one value: else a neighbour is read with the wrong weight.
   """
   rng = np.random.default_rng(0)
-  count, side, column = 64, 256, 100
+  count, side, column = 64, 256, 200
   decisions = augment.identity(count)
   width = rng.uniform(0.5, 1.2, count).astype(np.float32)
-  # Output column 100 reads source pixel 128, but for rounding.
-  offset = (128.5 - (column + 0.5) * width.astype(np.float64)) / side
+  # Sheared by a pixel a row, one of the two reads a side of output column 100
+  # falls on a source pixel in every row, but for rounding.
+  offset = -(column + 0.5) * width.astype(np.float64) / side
   decisions['affine'][:, 0, 0, 0] = width
+  decisions['affine'][:, 0, 0, 1] = 1
   decisions['affine'][:, 0, 0, 2] = offset
   noise = np.repeat(images[-1:], count, 0)
   gap = np.abs(
-    augment.render_host(noise, decisions, side)
-    - np.asarray(device(noise, decisions, side))
+    augment.render_host(noise, decisions, side // 2)
+    - np.asarray(device(noise, decisions, side // 2))
   )
   assert gap.max() < 2
 

@@ -36,9 +36,10 @@ BOX_SHARE = 0.3
 BOX_GAP = 0.015
 MIN_BOX = 0.05  # the shortest side of a box
 
-# Every random stream is default_rng((seed, stream, number)), the number being the
-# patient's or the exam's: what one stream consumes never shifts another.
-_SET, _ANATOMY, _TISSUE, _POSE, _DISTRACTORS, _OPACITIES, _FILM = range(7)
+# Every random stream is default_rng((seed, stream, number)), the number being
+# the patient's or the exam's: what one consumes never shifts another.
+_SET, _ANATOMY, _TISSUE, _VESSELS, _POSE = range(5)
+_DISTRACTORS, _OPACITIES, _FILM, _NOISE = range(5, 9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Opacity:
   Attributes:
     field: (32, 32) float32 attenuation at nodes that include the patch's edges.
     patch: (x0, y0, x1, y1) of the grid's outer nodes, unit frame.
-    box: (x0, y0, x1, y1) where `field` reaches BOX_SHARE of its peak.
+    box: (x0, y0, x1, y1) bounds where the bilinear field reaches BOX_SHARE of
+      its peak; too wide by less than one node, never too tight.
   """
 
   field: np.ndarray
@@ -257,11 +259,15 @@ _FINE = _splines(np.linspace(0, 1, _NODES), 14)
 
 
 def _blob(rng):
-  """Draws an opacity's shape on the patch: (32, 32), peak about 1."""
+  """Draws an opacity's shape on the patch: (32, 32), peak about 1.
+
+  Between a consolidation, even and dense, and ground glass, hazy and patchy
+  (Fleischner glossary, Hansell et al., 2008).
+  """
   waves = np.tensordot(rng.normal(0, 0.13, len(_WAVES)), _WAVES, 1)
   coarse = _COARSE @ rng.standard_normal((7, 7)) @ _COARSE.T
   fine = _FINE @ rng.standard_normal((14, 14)) @ _FINE.T
-  glass = rng.random()  # 0 is a consolidation, 1 is patchy ground glass
+  glass = rng.random()  # 0 is a consolidation, 1 is ground glass
   radius = _RADIUS * (1.5 + waves) + (0.10 + 0.15 * glass) * coarse
   edge = rng.uniform(0.5, 0.9) + 0.3 * glass
   texture = 1 + (0.12 + 0.3 * glass) * fine + 0.2 * glass * coarse
@@ -297,20 +303,19 @@ def opacities(plan: Plan) -> tuple[Opacity, ...]:
 
   A candidate is a random blob times the depth of lung behind it. One that lies
   mostly outside the lungs or too near to another is drawn again, a little
-  smaller each time.
-
-  Source: the generator is this project's own. That an opacity's edge is hazy,
-  its shape lobulated and its place rather low follows the Fleischner glossary
-  (Hansell et al., 2008) on consolidation and ground glass.
+  smaller each time; where there is no room left, all are.
   """
   if plan.label == 0:
     return ()
   rng = np.random.default_rng((plan.seed, _OPACITIES, plan.index))
   chest = _chest(plan)
   found = []
-  shrink = 1.0  # bounded below: four small boxes always find room
+  attempt = 0
   while len(found) < plan.label:
-    shrink = max(0.5, shrink * 0.99)
+    attempt += 1
+    if attempt % 100 == 0:  # the first ones leave no room for the rest
+      found.clear()
+    shrink = max(0.5, 0.99**attempt)
     side = 1 if rng.random() < 0.5 else -1
     u = side * rng.uniform(0.16, 0.66)
     # Pneumonia favours the lower zones: v is skewed downwards.
@@ -373,13 +378,20 @@ def _add_opacity(image, opacity):
 
 # Rendering.
 
+_STRIP = 64  # rows
+
 
 def _blur(image, times):
   """Binomial blur, [1 2 1] / 4 along both axes, `times` times."""
   for _ in range(times):
     padded = np.pad(image, 1, mode='edge')
-    columns = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
-    image = (columns[:-2] + 2 * columns[1:-1] + columns[2:]) / 16
+    across = 2 * padded[:, 1:-1]
+    across += padded[:, :-2]
+    across += padded[:, 2:]
+    image = 2 * across[1:-1]
+    image += across[:-2]
+    image += across[2:]
+    image *= 1 / 16
   return image
 
 
@@ -399,8 +411,9 @@ def _splat(x, y, weight, size):
   return image.reshape(size, size).astype(np.float32)
 
 
-def _vessels(rng, chest, size):
-  """Pulmonary vessels: trees that branch outwards from both hila."""
+def _vessels(plan, chest, size):
+  """Pulmonary vessels: trees that branch outwards from both hila. (S, S)."""
+  rng = np.random.default_rng((plan.seed, _VESSELS, plan.patient))
   steps = 20
   roots = 11
   side = np.repeat([-1.0, 1.0], roots)
@@ -429,7 +442,8 @@ def _vessels(rng, chest, size):
     length = np.tile(length, 2) * rng.uniform(0.55, 0.9, len(m))
   wide = _splat(*(np.concatenate(p) for p in zip(*thick, strict=True)), size)
   fine = _splat(*(np.concatenate(p) for p in zip(*thin, strict=True)), size)
-  return _blur(_blur(wide, 2) * 1.6 + fine, 1)
+  image = _blur(_blur(wide, 2) * 1.6 + fine, 1)
+  return rng.uniform(0.13, 0.24) * np.minimum(image, 1.6)
 
 
 def _ribs(rng, chest, u, v, wall):
@@ -501,10 +515,15 @@ def _body(rng, v):
   return np.interp(v[:, 0], grid, smooth)[:, None]
 
 
-def _anatomy(plan, chest, u, v, border, lungs):
-  """Attenuation of the healthy chest, without noise or devices: (S, S)."""
+def _anatomy(plan, chest, u, v):
+  """Returns the healthy chest's attenuation, vessels apart, and its lungs.
+
+  Both have the shape of u, (R, S): any rows of the image, since every call
+  draws the same numbers.
+  """
   rng = np.random.default_rng((plan.seed, _TISSUE, plan.patient))
-  size = len(u)
+  border = _border(chest, u, v)
+  lungs = _lungs(chest, u, v, border)
   m = np.abs(u)
   wall = _wall(chest, v)
   flank = np.clip((_body(rng, v).astype(np.float32) - m) / 0.40, 0, 1)
@@ -525,8 +544,6 @@ def _anatomy(plan, chest, u, v, border, lungs):
   image += 0.10 * _ribs(rng, chest, u, v, wall)
   top = slice(0, int(np.searchsorted(v[:, 0], 0.15)))
   image[top] += _shoulders(rng, chest, u[top], v[top]) * flank[top]
-  vessels = np.minimum(_vessels(rng, chest, size), 1.6)
-  image += rng.uniform(0.13, 0.24) * vessels * np.minimum(1.6 * lungs, 1)
   if rng.random() < 0.5:  # gas in the stomach
     du = (u - rng.uniform(0.25, 0.45)) / rng.uniform(0.12, 0.26)
     dv = (v - chest.base - rng.uniform(0.02, 0.12)) / rng.uniform(0.07, 0.14)
@@ -534,10 +551,9 @@ def _anatomy(plan, chest, u, v, border, lungs):
   if rng.random() < 0.45:  # breasts
     centre, radius = rng.uniform(0.38, 0.5), rng.uniform(0.24, 0.34)
     d2 = (m - centre) ** 2 + (v - chest.base + rng.uniform(0.2, 0.32)) ** 2
-    image += rng.uniform(0.03, 0.11) * np.sqrt(
-      np.clip(1 - d2 / radius**2, 0, None)
-    )
-  return image
+    bulge = np.sqrt(np.clip(1 - d2 / radius**2, 0, None))
+    image += rng.uniform(0.03, 0.11) * bulge
+  return image, lungs
 
 
 def _disc(image, x, y, radius, height, softness):
@@ -624,7 +640,9 @@ def _film(plan, image):
   """Noise, exposure, collimation and a side marker: attenuation to uint8."""
   rng = np.random.default_rng((plan.seed, _FILM, plan.index))
   size = len(image)
-  white = rng.standard_normal(image.shape, dtype=np.float32)
+  # A stream of its own: its length depends on the size, the exposure must not.
+  noise = np.random.default_rng((plan.seed, _NOISE, plan.index))
+  white = noise.standard_normal(image.shape, dtype=np.float32)
   grain = 0.5 * white + 1.6 * _blur(white, 1)
   # Fewer quanta arrive behind more tissue, so the noise grows with it.
   image += rng.uniform(0.003, 0.014) * grain * (0.4 + np.maximum(image, 0))
@@ -632,8 +650,8 @@ def _film(plan, image):
   image += rng.normal(0, 0.03) * ramp + rng.normal(0, 0.04) * ramp[:, None]
   # The tone curve: a power, a soft shoulder, a fog level. As a table.
   levels = np.linspace(0, 1.6, 2048)
-  gain, gamma = rng.uniform(0.95, 1.35), rng.uniform(0.75, 1.3)
-  fog, top = rng.uniform(0, 22), rng.uniform(205, 248)
+  gain, gamma = rng.uniform(1.05, 1.55), rng.uniform(0.75, 1.25)
+  fog, top = rng.uniform(0, 22), rng.uniform(212, 252)
   z = (gain * levels) ** gamma
   table = (fog + (top - fog) * z / (1 + z**4) ** 0.25).astype(np.float32)
   index = np.clip(image * (2047 / 1.6), 0, 2047).astype(np.int32)
@@ -669,9 +687,11 @@ def render(plan: Plan, size: int = 256) -> np.ndarray:
   chest = _chest(plan)
   centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
   u, v = chest.patient(centres[None, :], centres[:, None])
-  border = _border(chest, u, v)
-  lungs = _lungs(chest, u, v, border)
-  image = _anatomy(plan, chest, u, v, border, lungs)
+  image, lungs = np.empty_like(u), np.empty_like(u)
+  for row in range(0, size, _STRIP):  # strips that stay in the cache
+    rows = slice(row, row + _STRIP)
+    image[rows], lungs[rows] = _anatomy(plan, chest, u[rows], v[rows])
+  image += _vessels(plan, chest, size) * np.minimum(1.6 * lungs, 1)
   _distractors(plan, chest, u, v, lungs, image)
   for opacity in opacities(plan):
     _add_opacity(image, opacity)

@@ -1,0 +1,1 @@
+"""Radiographs: readers, the prepared set, augmentation, the stream."""
