@@ -104,7 +104,15 @@ def get_config(variant=''):
   c.retrain = ConfigDict()
   c.retrain.epochs = 8.0  # the paper does not say
   c.retrain.batch_size = 64  # all devices together; the paper: 16
-  c.retrain.augment = _augmentation(scale=(0.6, 1.0), keep_lesions=True)
+  # Milder than stage I's: here the grey levels carry the class.
+  c.retrain.augment = _augmentation(
+    scale=(0.6, 1.0),
+    brightness=0.1,
+    contrast=0.1,
+    blur=0.0,
+    noise=0.0,
+    keep_lesions=True,
+  )
   c.retrain.optim = _optimizer()
 
   # Where stage II starts. 'auto': the recipe's own stage I, or runs/pretrain

@@ -1,1 +1,1 @@
-"""Radiographs: readers, the prepared set, augmentation, the stream."""
+"""From a raw set to batches: readers, the prepared set, the stream."""

@@ -22,7 +22,6 @@ A batch is a dict of arrays with b = B / processes rows:
     boxes, num_boxes       (b, K, 4), (b,)   stage II
 """
 
-from collections.abc import Sequence
 import dataclasses
 import os
 from typing import Any
@@ -170,9 +169,7 @@ class _Draw(grain.transforms.RandomMap):
     self._boxes = records.column('boxes')
     self._num_boxes = records.column('num_boxes')
     lesions = self._num_boxes > 0
-    self._lenders = None
-    if lesions.any():
-      self._lenders = (self._boxes[lesions], self._num_boxes[lesions])
+    self._lenders = self._boxes[lesions], self._num_boxes[lesions]
 
   def random_map(self, index, rng):
     plan = self._plan
@@ -238,17 +235,3 @@ class _Read(grain.transforms.Map):
         plan.mask_kind,
       )
     return batch
-
-
-def records(*splits: Any) -> Records:
-  """The records of one or more splits of data.store."""
-  return Records(tuple(splits))
-
-
-def check_sizes(splits: Sequence[Any]) -> None:
-  """Raises ValueError where sets of different squares are to be mixed."""
-  sizes = {split.size for split in splits}
-  if len(sizes) > 1:
-    raise ValueError(
-      f'config.data.pretrain_extra: its squares differ from data.path: {sizes}'
-    )

@@ -1,76 +1,111 @@
-"""Who is in training, validation and test."""
+"""Who is trained on, who is looked at while training, who is tested."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-SHARE = 0.1  # the paper: 10 % of each class for test
+NAMES = ('train', 'validation', 'test', 'unlabelled')
+
+# A class with at least MIN_SPLIT images has MIN_EACH or more in every split.
+MIN_SPLIT = 6
+MIN_EACH = 2
 
 
 def assign(
-  labels: Sequence[int | None],
+  labels: np.ndarray,
   groups: Sequence[str],
-  given: Sequence[str | None],
+  is_test: np.ndarray,
+  *,
   seed: int,
+  fraction: float = 0.1,
 ) -> np.ndarray:
-  """The paper's split: of each class 10 % for test, 10 % of the rest to validate.
+  """Returns the split of each of N images, by the paper's rule.
 
-  A labelled test part that the source brings is kept as it is, and then none
-  is drawn. A class of 6 images or more has at least 2 of them in each split. A
-  group is never on two sides: its class is the rarest among its images, and
-  the shares count images, so they are met to within a group.
+  `fraction` of each class is for test, unless the source brings a labelled
+  test part, which is then kept as it is; `fraction` of what remains is for
+  validation. Both are drawn by whole groups, so the shares are as near as
+  groups allow, and exact (to rounding) where each image is its own group. A
+  class with 6 images or more (outside the source's own test part) keeps at
+  least 2 in each split, again as far as groups allow, the training split first.
+  The answer does not depend on the order of the images.
 
   Args:
-    labels: class of each image, None where unlabelled.
-    groups: patient of each image.
-    given: 'test' where the source says so, else None.
+    labels: (N,) int, the classes; -1 is unlabelled, and goes to 'unlabelled'.
+    groups: (N,) the patients: none is on two sides of train, validation, test.
+    is_test: (N,) bool, the source's own test part.
     seed: of the draw.
+    fraction: share of each class held out, in [0, 1).
 
   Returns:
-    (N,) of 'train', 'validation', 'test' and, where there is no label,
-    'unlabelled'.
+    (N,) of 'train', 'validation', 'test' or 'unlabelled'.
 
   Raises:
-    ValueError: a group is in the source's test part and outside of it.
+    ValueError: a group is on both sides of the source's own split.
+
+  Source: Wei et al. (2022), section V.A: 10 % for test, 10 % of the rest for
+  validation.
   """
-  classes = np.array([-1 if c is None else c for c in labels])
-  groups = np.asarray(groups)
-  splits = np.full(len(classes), 'train', '<U10')
-  splits[classes < 0] = 'unlabelled'
-  kept = np.array([split == 'test' for split in given]) & (classes >= 0)
-  splits[kept] = 'test'
-  both = np.intersect1d(groups[kept], groups[splits == 'train'])
+  labels, is_test = np.asarray(labels), np.asarray(is_test, bool)
+  # Sorted by np.unique: the draw is over patients, not over rows.
+  names, group_of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+  split = np.full(len(labels), 'unlabelled', dtype='U10')
+  is_test = is_test & (labels >= 0)
+  pool = ~is_test & (labels >= 0)
+  split[is_test] = 'test'
+  both = np.intersect1d(group_of[is_test], group_of[pool])
   if both.size:
     raise ValueError(
-      f'group {both[0]} is in the test part of the source and in its training'
-      ' part; a patient must be on one side'
+      f"group {names[both[0]]!r} has images inside and outside the source's test"
+      ' part; a group must be on one side'
     )
+
+  counts = np.zeros((len(names), labels.max(initial=0) + 1), int)  # (G, C)
+  np.add.at(counts, (group_of[pool], labels[pool]), 1)
+  floor = np.where(counts.sum(0) >= MIN_SPLIT, MIN_EACH, 0)  # (C,)
   rng = np.random.default_rng(seed)
-  if not kept.any():
-    _draw('test', splits, classes, groups, rng)
-  _draw('validation', splits, classes, groups, rng)
-  return splits
+  taken = np.zeros(len(names), bool)
+  if not is_test.any():
+    # What is left must do for validation and training.
+    chosen = _draw(rng, counts, fraction, floor, keep=2 * floor)
+    split[pool & chosen[group_of]] = 'test'
+    taken |= chosen
+  counts[taken] = 0
+  chosen = _draw(rng, counts, fraction, floor, keep=floor)
+  split[pool & chosen[group_of]] = 'validation'
+  taken |= chosen
+  split[pool & ~taken[group_of]] = 'train'
+  return split
 
 
-def _draw(name, splits, classes, groups, rng):
-  """Moves groups from 'train' to split `name`, in place."""
-  rows = np.flatnonzero(splits == 'train')
-  counts = np.bincount(classes[rows])
-  rarity = np.argsort(np.argsort(counts, kind='stable'))  # 0: the rarest class
-  members: dict[str, list[int]] = {}
-  for row in rows:
-    members.setdefault(groups[row], []).append(row)
-  by_class: dict[int, list[list[int]]] = {}
-  for group in sorted(members):
-    rarest = min((classes[row] for row in members[group]), key=rarity.__getitem__)
-    by_class.setdefault(int(rarest), []).append(members[group])
-  for c in sorted(by_class):
-    wanted = round(SHARE * counts[c])
-    if counts[c] >= 6:
-      wanted = max(wanted, 2)
-    taken = 0
-    for i in rng.permutation(len(by_class[c])):
-      if taken >= wanted:
+def _draw(rng, counts, fraction, floor, keep):
+  """Draws groups until `fraction` of each class is out.
+
+  Args:
+    rng: generator.
+    counts: (G, C) images of each group and class.
+    fraction: wanted share of each class.
+    floor: (C,) the least number wanted of each class.
+    keep: (C,) the number of each class that must stay.
+
+  Returns:
+    (G,) bool.
+  """
+  totals = counts.sum(0)  # (C,)
+  wanted = np.maximum(np.rint(fraction * totals).astype(int), floor)
+  order = rng.permutation(len(counts))
+  chosen = np.zeros(len(counts), bool)
+  out = np.zeros_like(totals)
+  # The rarest class first: its groups bring along images of commoner ones,
+  # which can still make up for that.
+  for label in np.argsort(totals, kind='stable'):
+    for group in order[counts[order, label] > 0]:
+      missing = wanted[label] - out[label]
+      if missing <= 0:
         break
-      splits[by_class[c][i]] = name
-      taken += (classes[by_class[c][i]] == c).sum()
+      after = out + counts[group]
+      overshoots = abs(wanted[label] - after[label]) >= missing
+      too_few_stay = np.any((totals - after < keep) & (counts[group] > 0))
+      if not (chosen[group] or overshoots or too_few_stay):
+        chosen[group] = True
+        out = after
+  return chosen

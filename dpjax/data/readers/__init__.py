@@ -1,1 +1,1 @@
-"""One reader for each layout in which sets come."""
+"""One file per layout of a raw set; each reads it into Radiographs."""
