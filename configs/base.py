@@ -127,6 +127,11 @@ def get_config(variant=''):
   c.loss.kind = 'softmax'  # Eq. 9 as it reads; sigmoid: Cui et al.'s code
   c.loss.beta = 0.9999  # not stated in the paper
   c.loss.gamma = 2.0  # not stated in the paper
+  # Scale of the class weights. classes: they sum to the number of classes, as
+  # Cui et al. have it; on a long tail a training image then weighs a few
+  # hundredths on average, far less than the MGACR terms beside it. images: a
+  # training image weighs 1 on average.
+  c.loss.normalize = 'images'
 
   # Mask-guided attention with contrastive regulation (Eq. 2-6).
   c.mgacr = ConfigDict()
@@ -176,6 +181,7 @@ def get_config(variant=''):
   c.parallel.devices = 0  # how many; 0: all
 
   if variant == 'paper':
+    c.loss.normalize = 'classes'
     c.pretrain.batch_size = c.retrain.batch_size = 16
     c.pretrain.optim.learning_rate = c.retrain.optim.learning_rate = 0.0125
     c.retrain.epochs = 30.0  # the paper does not say; our assumption

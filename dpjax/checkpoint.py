@@ -10,6 +10,7 @@ Where a run starts, the first that is there:
   3. scratch.
 """
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -49,6 +50,7 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        best_fn=self._score if best else None,  # else no score is written
         # What a kill in the middle of a save has left.
         cleanup_tmp_directories=True,
       ),
@@ -146,6 +148,34 @@ def has_checkpoint(workdir: str | pathlib.Path) -> bool:
   return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
 
 
+def read_state(workdir: str | pathlib.Path) -> dict[str, Any]:
+  """The newest state of a run as nested dicts of numpy arrays.
+
+  Raises:
+    ValueError: no checkpoint there.
+  """
+  if not has_checkpoint(workdir):
+    raise ValueError(f'{workdir} holds no checkpoint')
+  manager = ocp.CheckpointManager(
+    epath.Path(pathlib.Path(workdir).resolve() / 'checkpoints'),
+    options=ocp.CheckpointManagerOptions(read_only=True),
+    item_handlers={'state': ocp.PyTreeCheckpointHandler()},
+  )
+  with contextlib.closing(manager):
+    step = manager.latest_step()
+    tree = manager.item_metadata(step)['state'].tree
+    # As numpy, whatever devices it was saved from.
+    as_numpy = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+    )
+    return manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(item=tree, restore_args=as_numpy)
+      ),
+    )['state']
+
+
 def load_backbone(path: str | pathlib.Path) -> dict[str, Any]:
   """The backbone of a stage I (or II) workdir.
 
@@ -159,31 +189,16 @@ def load_backbone(path: str | pathlib.Path) -> dict[str, Any]:
   Raises:
     ValueError: no checkpoint there.
   """
-  if not has_checkpoint(path):
+  try:
+    state = read_state(path)
+  except ValueError as error:
     raise ValueError(
-      f'config.init.backbone: {path} holds no checkpoint; it must be a workdir'
-      ' of stage I, an .npz or .safetensors file, auto, or None'
-    )
-  folder = pathlib.Path(path).resolve() / 'checkpoints'
-  step = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
-  checkpointer = ocp.PyTreeCheckpointer()
-  source = epath.Path(folder / str(step) / 'state')
-  metadata = checkpointer.metadata(source).item_metadata.tree
-  item = {
-    part: {'backbone': metadata[part]['backbone']}
-    for part in ('params', 'batch_stats')
+      f'config.init.backbone: {error}; it must be a workdir of stage I, an .npz'
+      ' or .safetensors file, auto, or None'
+    ) from error
+  backbone = {
+    part: dict(state[part]['backbone']) for part in ('params', 'batch_stats')
   }
-  restored = checkpointer.restore(
-    source,
-    args=ocp.args.PyTreeRestore(
-      item=item,
-      restore_args=jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item
-      ),
-      partial_restore=True,
-    ),
-  )
-  backbone = {part: restored[part]['backbone'] for part in restored}
   backbone['params'].pop('fc', None)
   return backbone
 

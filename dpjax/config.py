@@ -25,6 +25,7 @@ CHOICES = {
   'retrain.optim.schedule': ('constant', 'cosine', 'onecycle', 'step'),
   'loss.classification': ('ce', 'focal', 'cb_ce', 'cb_focal'),
   'loss.kind': ('softmax', 'sigmoid'),
+  'loss.normalize': ('images', 'classes'),
   'mgacr.reduction': ('batch', 'sample'),
   'mgacr.negative': ('mse', 'ratio'),
   'mgacr.mask': ('area', 'binary'),

@@ -251,10 +251,12 @@ def classification_loss(
     return losses.cross_entropy
   if config.classification == 'focal':
     return functools.partial(losses.focal, gamma=gamma, kind=config.kind)
-  weights = losses.effective_number_weights(counts, config.beta)
+  weights = np.asarray(losses.effective_number_weights(counts, config.beta))
+  if config.normalize == 'images':
+    weights = weights * counts.sum() / (weights * counts).sum()
   return functools.partial(
     losses.cb_focal,
-    weights=np.asarray(weights, np.float32),
+    weights=weights.astype(np.float32),
     gamma=gamma,
     kind=config.kind,
   )

@@ -25,6 +25,7 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
     What train.train and evaluation.evaluate raise.
   """
   workdir = pathlib.Path(workdir)
+  config = config.copy_and_resolve_references()  # the caller's stays as it is
   if config.stage == 'pretrain':
     train.train(config, 'pretrain', workdir)
     return
@@ -34,7 +35,9 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
     train.train(config, 'retrain', workdir)
     return
   if config.init.backbone == 'auto':
-    train.train(config, 'pretrain', workdir / 'pretrain')
+    train.train(
+      config.copy_and_resolve_references(), 'pretrain', workdir / 'pretrain'
+    )
     config.init.backbone = str(workdir / 'pretrain')
   train.train(config, 'retrain', workdir / 'retrain')
 

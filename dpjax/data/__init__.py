@@ -1,1 +1,1 @@
-"""From a raw set to batches: readers, the prepared set, the stream."""
+"""Radiographs: readers, the prepared set, augmentation, the stream."""

@@ -71,8 +71,10 @@ def open_prepared(config: Any) -> store.Store:
     if config.data.layout != 'phantom':
       raise ValueError(
         f'config.data.path: {path} is not there; make it by python -m'
-        f' dpjax.main prepare --config.data.layout={config.data.layout}'
+        ' dpjax.main prepare --config=configs/retrain.py'
+        f' --config.data.layout={config.data.layout}'
         f' --config.data.source={config.data.source or "FOLDER"}'
+        f' --config.data.store_size={config.data.store_size}'
         f' --config.data.path={path}'
       )
     print(

@@ -1,111 +1,87 @@
-"""Who is trained on, who is looked at while training, who is tested."""
+"""Who is in training, validation and test."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-NAMES = ('train', 'validation', 'test', 'unlabelled')
-
-# A class with at least MIN_SPLIT images has MIN_EACH or more in every split.
-MIN_SPLIT = 6
-MIN_EACH = 2
+SHARE = 0.1  # the paper: 10 % of each class for test
 
 
 def assign(
-  labels: np.ndarray,
+  labels: Sequence[int | None],
   groups: Sequence[str],
-  is_test: np.ndarray,
-  *,
+  given: Sequence[str | None],
   seed: int,
-  fraction: float = 0.1,
 ) -> np.ndarray:
-  """Returns the split of each of N images, by the paper's rule.
+  """The paper's split: 10 % of a class for test, 10 % of the rest to validate.
 
-  `fraction` of each class is for test, unless the source brings a labelled
-  test part, which is then kept as it is; `fraction` of what remains is for
-  validation. Both are drawn by whole groups, so the shares are as near as
-  groups allow, and exact (to rounding) where each image is its own group. A
-  class with 6 images or more (outside the source's own test part) keeps at
-  least 2 in each split, again as far as groups allow, the training split first.
-  The answer does not depend on the order of the images.
+  A labelled test part that the source brings is kept as it is, and then none
+  is drawn. A class of 6 images or more has at least 2 of them in each split. A
+  group is never on two sides: its class is the rarest among its images, and
+  the shares count images, so they are met to within a group. Training comes
+  first: a group with more than half of what is left of a class stays there.
 
   Args:
-    labels: (N,) int, the classes; -1 is unlabelled, and goes to 'unlabelled'.
-    groups: (N,) the patients: none is on two sides of train, validation, test.
-    is_test: (N,) bool, the source's own test part.
+    labels: class of each image, None where unlabelled.
+    groups: patient of each image.
+    given: 'test' where the source says so, else None.
     seed: of the draw.
-    fraction: share of each class held out, in [0, 1).
 
   Returns:
-    (N,) of 'train', 'validation', 'test' or 'unlabelled'.
+    (N,) of 'train', 'validation', 'test' and, where there is no label,
+    'unlabelled'.
 
   Raises:
-    ValueError: a group is on both sides of the source's own split.
-
-  Source: Wei et al. (2022), section V.A: 10 % for test, 10 % of the rest for
-  validation.
+    ValueError: a group is in the source's test part and outside of it.
   """
-  labels, is_test = np.asarray(labels), np.asarray(is_test, bool)
-  # Sorted by np.unique: the draw is over patients, not over rows.
-  names, group_of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-  split = np.full(len(labels), 'unlabelled', dtype='U10')
-  is_test = is_test & (labels >= 0)
-  pool = ~is_test & (labels >= 0)
-  split[is_test] = 'test'
-  both = np.intersect1d(group_of[is_test], group_of[pool])
+  classes = np.array([-1 if c is None else c for c in labels])
+  groups = np.asarray(groups)
+  splits = np.full(len(classes), 'train', '<U10')
+  splits[classes < 0] = 'unlabelled'
+  kept = np.array([split == 'test' for split in given]) & (classes >= 0)
+  splits[kept] = 'test'
+  both = np.intersect1d(groups[kept], groups[splits == 'train'])
   if both.size:
     raise ValueError(
-      f"group {names[both[0]]!r} has images inside and outside the source's test"
-      ' part; a group must be on one side'
+      f'group {both[0]} is in the test part of the source and in its training'
+      ' part; a patient must be on one side'
     )
-
-  counts = np.zeros((len(names), labels.max(initial=0) + 1), int)  # (G, C)
-  np.add.at(counts, (group_of[pool], labels[pool]), 1)
-  floor = np.where(counts.sum(0) >= MIN_SPLIT, MIN_EACH, 0)  # (C,)
   rng = np.random.default_rng(seed)
-  taken = np.zeros(len(names), bool)
-  if not is_test.any():
-    # What is left must do for validation and training.
-    chosen = _draw(rng, counts, fraction, floor, keep=2 * floor)
-    split[pool & chosen[group_of]] = 'test'
-    taken |= chosen
-  counts[taken] = 0
-  chosen = _draw(rng, counts, fraction, floor, keep=floor)
-  split[pool & chosen[group_of]] = 'validation'
-  taken |= chosen
-  split[pool & ~taken[group_of]] = 'train'
-  return split
+  # Before any draw: what the test split takes must not lower what is due to
+  # validation.
+  floor = np.where(np.bincount(classes[splits == 'train']) >= 6, 2, 0)  # (C,)
+  if not kept.any():
+    _draw('test', splits, classes, groups, floor, rng)
+  _draw('validation', splits, classes, groups, floor, rng)
+  return splits
 
 
-def _draw(rng, counts, fraction, floor, keep):
-  """Draws groups until `fraction` of each class is out.
-
-  Args:
-    rng: generator.
-    counts: (G, C) images of each group and class.
-    fraction: wanted share of each class.
-    floor: (C,) the least number wanted of each class.
-    keep: (C,) the number of each class that must stay.
-
-  Returns:
-    (G,) bool.
-  """
-  totals = counts.sum(0)  # (C,)
-  wanted = np.maximum(np.rint(fraction * totals).astype(int), floor)
-  order = rng.permutation(len(counts))
-  chosen = np.zeros(len(counts), bool)
-  out = np.zeros_like(totals)
-  # The rarest class first: its groups bring along images of commoner ones,
-  # which can still make up for that.
-  for label in np.argsort(totals, kind='stable'):
-    for group in order[counts[order, label] > 0]:
-      missing = wanted[label] - out[label]
-      if missing <= 0:
+def _draw(name, splits, classes, groups, floor, rng):
+  """Moves groups from 'train' to split `name`, in place."""
+  rows = np.flatnonzero(splits == 'train')
+  counts = np.bincount(classes[rows], minlength=len(floor))  # (C,)
+  wanted = np.maximum(np.rint(SHARE * counts), floor)
+  rarest_first = np.argsort(counts, kind='stable')
+  rarity = np.argsort(rarest_first)  # 0: the rarest class
+  members: dict[str, list[int]] = {}
+  for row in rows:
+    members.setdefault(groups[row], []).append(row)
+  by_class: dict[int, list[list[int]]] = {}
+  for group in sorted(members):
+    rarest = min(
+      (classes[row] for row in members[group]), key=rarity.__getitem__
+    )
+    by_class.setdefault(int(rarest), []).append(members[group])
+  orders = {c: rng.permutation(len(by_class[c])) for c in sorted(by_class)}
+  taken = np.zeros_like(counts)
+  # A group brings images of commoner classes along: they count there, so the
+  # rarest class goes first.
+  for c in sorted(by_class, key=rarity.__getitem__):
+    for i in orders[c]:
+      if taken[c] >= wanted[c]:
         break
-      after = out + counts[group]
-      overshoots = abs(wanted[label] - after[label]) >= missing
-      too_few_stay = np.any((totals - after < keep) & (counts[group] > 0))
-      if not (chosen[group] or overshoots or too_few_stay):
-        chosen[group] = True
-        out = after
-  return chosen
+      group = by_class[c][i]
+      held = np.bincount(classes[group], minlength=len(floor))
+      if (2 * held <= counts - taken).all():
+        splits[group] = name
+        taken += held

@@ -13,7 +13,6 @@ NAME.partial, where finished shards survive a kill, and the folder appears under
 its own name only when it is whole.
 """
 
-from collections.abc import Sequence
 import concurrent.futures
 import csv
 import dataclasses
@@ -25,6 +24,8 @@ import os
 import pathlib
 import shutil
 import threading
+import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def prepare(
   Args:
     radiographs: of the set; the source's order is kept within a split.
     path: folder to make.
-    name: of the TFDS set.
+    name: of the TFDS set; a Python identifier.
     provenance: JSON-like; where the radiographs come from.
     size: side of the squares, pixels.
     split_seed: see splits.assign.
@@ -69,6 +70,8 @@ def prepare(
       or another set in that folder.
   """
   path = pathlib.Path(path)
+  if not name.isidentifier():  # TFDS finds the files by it.
+    raise ValueError(f'{name!r} cannot name a set; it must be like my_set')
   _check_ids(radiographs)
   split_of = splits_lib.assign(
     [r.label for r in radiographs],
@@ -90,6 +93,10 @@ def prepare(
   partial = path.with_name(path.name + '.partial')
   mark = partial / 'fingerprint'
   if not (mark.is_file() and mark.read_text() == fingerprint):
+    if partial.exists() and not mark.is_file() and any(partial.iterdir()):
+      raise ValueError(
+        f'{partial} is in the way and no unfinished set; move or remove it'
+      )
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     mark.write_text(fingerprint)
@@ -133,8 +140,8 @@ def prepare(
   (partial / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
   for _, file, _ in shards:
     (partial / f'{file}.npz').unlink()
-  mark.unlink()
   partial.rename(path)
+  (path / mark.name).unlink()
   return {**summary, 'path': str(path), 'reused': False}
 
 
@@ -163,11 +170,12 @@ def _fingerprint(plan, radiographs):
 def _existing(path, fingerprint):
   try:
     summary = json.loads((path / 'summary.json').read_text())
-  except (OSError, ValueError) as error:
+    same = summary['fingerprint'] == fingerprint
+  except (OSError, ValueError, KeyError, TypeError) as error:
     raise ValueError(
       f'config.data.path: {path} is there and is no prepared set; name another'
     ) from error
-  if summary['fingerprint'] != fingerprint:
+  if not same:
     raise ValueError(
       f'config.data.path: {path} holds another set (or one of other settings);'
       ' name another path, or remove it'
@@ -273,16 +281,16 @@ def _square(pixels, size):
     return pixels
   import cv2
 
-  shrinks = min(pixels.shape) > size
-  return cv2.resize(
-    pixels,
-    (size, size),
-    interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
-  )
+  # OpenCV averages areas only where no side grows: so shrink first.
+  height, width = pixels.shape
+  smaller = (min(width, size), min(height, size))
+  pixels = cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
+  return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def _read_rows(file):
-  with np.load(file, allow_pickle=False) as rows:
+  # numpy leaves a file open that it cannot read, unless it was opened for it.
+  with open(file, 'rb') as stream, np.load(stream, allow_pickle=False) as rows:
     return dict(rows)
 
 
@@ -312,9 +320,10 @@ def _serializer(size, width):
   serializer = tfds.core.example_serializer.ExampleSerializer(
     features.get_serialized_info()
   )
-  return lambda example: serializer.serialize_example(
+  # Else each process has its own order of the features.
+  return lambda example: serializer.get_tf_example(
     features.encode_example(example)
-  )
+  ).SerializeToString(deterministic=True)
 
 
 def _write_tfds(folder, shards, size, width):
@@ -430,6 +439,8 @@ class Split:
 
   def images(self, indices: np.ndarray) -> np.ndarray:
     """The stored squares (B, S, S) uint8 of records `indices` (B,)."""
+    if len(indices) == 0:
+      return np.empty((0, self.size, self.size), np.uint8)
     with self._lock:
       if self._source is None:
         from array_record.python import array_record_data_source
@@ -520,34 +531,43 @@ def load(path: str | pathlib.Path) -> Store:
   path = pathlib.Path(path)
   try:
     info = json.loads((path / 'summary.json').read_text())
-    table = _read_rows(path / 'table.npz')
-  except (OSError, ValueError) as error:
+    found = info['format']
+  except (OSError, ValueError, KeyError, TypeError) as error:
     raise ValueError(
       f'config.data.path: {path} is not a prepared set; make one with python -m'
       ' dpjax.main prepare'
     ) from error
-  if info['format'] != FORMAT:
+  if found != FORMAT:
     raise ValueError(
-      f'config.data.path: {path} has format {info["format"]} and this is'
-      f' {FORMAT}; prepare it again'
+      f'config.data.path: {path} has format {found} and this is {FORMAT};'
+      ' prepare it again'
     )
+  try:
+    table = _read_rows(path / 'table.npz')
+    tfds_info = json.loads((path / 'dataset_info.json').read_text())
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise ValueError(
+      f'config.data.path: {path} is not whole ({error}); prepare it again'
+    ) from error
+  num_bytes = {s['name']: int(s['numBytes']) for s in tfds_info['splits']}
   splits = {}
   for name in SPLITS:
     rows = table['splits'] == name
     if not rows.any():
       continue
-    files = sorted(map(str, path.glob(f'{info["name"]}-{name}.array_record-*')))
-    wanted = int(files[0].rsplit('-', 1)[1]) if files else 1
-    if len(files) != wanted:
+    pattern = f'{info["name"]}-{name}.array_record-?????-of-?????'
+    files = sorted(path.glob(pattern))
+    there = sum(file.stat().st_size for file in files)
+    if there != num_bytes[name]:
       raise ValueError(
-        f'config.data.path: {path} has {len(files)} of {wanted} files of'
-        f' {name}; prepare it again'
+        f'config.data.path: {path} has {there} of {num_bytes[name]} bytes of'
+        f' {name}: a file is missing or cut short; prepare it again'
       )
     columns = ('ids', 'labels', 'boxes', 'num_boxes', 'groups', 'digests')
     splits[name] = Split(
       **{column: table[column][rows] for column in columns},
       size=info['size'],
-      files=tuple(files),
+      files=tuple(map(str, files)),
     )
   return Store(
     path=str(path),

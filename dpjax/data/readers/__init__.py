@@ -1,1 +1,1 @@
-"""One file per layout of a raw set; each reads it into Radiographs."""
+"""One reader for each layout in which sets come."""

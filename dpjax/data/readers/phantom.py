@@ -122,6 +122,7 @@ def read(count: int, seed: int, size: int = 256) -> list[radiograph.Radiograph]:
         label=plan.label,
         boxes=tuple(o.box for o in opacities(plan)),
         group=f'phantom-patient-{plan.patient:05d}',
+        stamp=f'version {VERSION} seed {seed} size {size}',
       )
     )
   return records
@@ -254,6 +255,16 @@ def _splines(positions, nodes):
   return np.where(d < 1, near, far).astype(np.float32)
 
 
+def _resample(rows, grid, columns):
+  """rows @ grid @ columns.T, without BLAS.
+
+  Its threads would fight those of the other workers (a third of the speed on
+  two cores), and the bits might depend on their number.
+  """
+  down = np.einsum('ik,kl->il', rows, grid)
+  return np.einsum('il,lj->ij', down, np.ascontiguousarray(columns.T))
+
+
 _COARSE = _splines(np.linspace(0, 1, _NODES), 7)
 _FINE = _splines(np.linspace(0, 1, _NODES), 14)
 
@@ -264,9 +275,9 @@ def _blob(rng):
   Between a consolidation, even and dense, and ground glass, hazy and patchy
   (Fleischner glossary, Hansell et al., 2008).
   """
-  waves = np.tensordot(rng.normal(0, 0.13, len(_WAVES)), _WAVES, 1)
-  coarse = _COARSE @ rng.standard_normal((7, 7)) @ _COARSE.T
-  fine = _FINE @ rng.standard_normal((14, 14)) @ _FINE.T
+  waves = np.einsum('k,kij->ij', rng.normal(0, 0.13, len(_WAVES)), _WAVES)
+  coarse = _resample(_COARSE, rng.standard_normal((7, 7)), _COARSE)
+  fine = _resample(_FINE, rng.standard_normal((14, 14)), _FINE)
   glass = rng.random()  # 0 is a consolidation, 1 is ground glass
   radius = _RADIUS * (1.5 + waves) + (0.10 + 0.15 * glass) * coarse
   edge = rng.uniform(0.5, 0.9) + 0.3 * glass
@@ -371,8 +382,8 @@ def _add_opacity(image, opacity):
   columns = np.flatnonzero((centres > x0) & (centres < x1))
   ys = _hats((centres[rows] - y0) / (y1 - y0), _NODES)
   xs = _hats((centres[columns] - x0) / (x1 - x0), _NODES)
-  image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] += (
-    ys @ opacity.field @ xs.T
+  image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] += _resample(
+    ys, opacity.field, xs
   )
 
 
@@ -590,9 +601,8 @@ def _distractors(plan, chest, u, v, lungs, image):
   for nodes, strength in ((6, 0.035), (24, 0.018)):
     weights = _splines(centres, nodes)
     grid = rng.standard_normal((nodes, nodes)).astype(np.float32)
-    haze = haze + rng.uniform(0.3, 1.5) * strength * (
-      weights @ grid @ weights.T
-    )
+    strength *= rng.uniform(0.3, 1.5)
+    haze = haze + strength * _resample(weights, grid, weights)
   # Hila: the left one stands a little higher.
   du = (np.abs(u) - chest.mediastinum - 0.05) / rng.uniform(0.07, 0.12)
   dv = np.where(u > 0, v + 0.08, v + 0.02) / rng.uniform(0.10, 0.18)

@@ -205,6 +205,13 @@ def test_another_seed_is_another_set(records):
   assert (other[0].pixels() != records[0].pixels()).mean() > 0.5
 
 
+def test_the_stamp_changes_with_whatever_changes_the_pixels(records):
+  stamps = {r.stamp for r in records}
+  stamps.add(phantom.read(50, seed=8, size=96)[0].stamp)
+  stamps.add(phantom.read(50, seed=7, size=64)[0].stamp)
+  assert len(stamps) == 3
+
+
 def test_a_smaller_image_shows_the_same_chest():
   for index in range(5):
     plan = plan_of(2, index, index)

@@ -1,0 +1,331 @@
+"""The loop: what it logs, keeps, refuses and survives."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from dpjax import checkpoint
+from dpjax import experiment as experiment_lib
+from dpjax import recipe
+from dpjax import train
+from dpjax.data import prepare
+from dpjax.evaluation import evaluate
+from tests import fakes
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def data(monkeypatch):
+  """Every run in this process reads a small set in memory."""
+  store = fakes.make_store()
+  monkeypatch.setattr(prepare, 'open_prepared', lambda config: store)
+  return store
+
+
+def make_config(**changes):
+  return fakes.make_config(
+    **{
+      'init__backbone': 'None',
+      'retrain__epochs': 2.0,
+      'pretrain__epochs': 1.0,
+      'train__log_every': 1,
+      **changes,
+    }
+  )
+
+
+def read_log(workdir, split=None):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  entries = [json.loads(line) for line in lines]
+  return [e for e in entries if split in (None, e['split'])]
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A whole small recipe: (pretrain workdir, retrain workdir, config)."""
+  workdir = tmp_path_factory.mktemp('recipe')
+  store = fakes.make_store()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(prepare, 'open_prepared', lambda config: store)
+    config = make_config(stage='recipe', init__backbone='auto')
+    recipe.run(config, workdir)
+  return workdir / 'pretrain', workdir / 'retrain', config
+
+
+def test_the_log_holds_every_term_apart(finished):
+  for workdir, names in (
+    (finished[0], {'loss/contrast', 'contrastive_accuracy'}),
+    (
+      finished[1],
+      {'loss/classification', 'loss/att_pos', 'loss/att_neg', 'loss/feat'},
+    ),
+  ):
+    for entry in read_log(workdir, 'train'):
+      common = {'loss', 'learning_rate', 'gradient_norm', 'images_per_second'}
+      assert (names | common) <= set(entry)
+      assert entry['seconds_training'] <= entry['seconds_wall'] + 1e-6
+
+
+def test_validation_stands_in_the_log_once_an_epoch(finished):
+  entries = read_log(finished[1], 'validation')
+  assert [e['step'] for e in entries] == [3, 6]  # 48 radiographs by 16
+  for entry in entries:
+    assert {'loss', 'accuracy', 'balanced_accuracy', 'macro_f1'} <= set(entry)
+  assert 'contrastive_accuracy' in read_log(finished[0], 'validation')[0]
+
+
+def test_stage_two_takes_backbone_and_statistics_and_drops_the_projector(
+  finished,
+):
+  pretrained, retrained, config = finished
+  backbone = checkpoint.load_backbone(pretrained)
+  source = checkpoint.read_state(pretrained)
+  for part in ('params', 'batch_stats'):
+    want = dict(source[part]['backbone'])
+    jax.tree.map(np.testing.assert_array_equal, backbone[part], want)
+  assert 'projector' in source['params']
+  assert 'projector' not in checkpoint.read_state(retrained)['params']
+  run = experiment_lib.build(config, 'retrain', fakes.make_store())
+  start = experiment_lib.initial_state(
+    run, optax.sgd(0.1), backbone, str(pretrained)
+  )
+  kernel = start.params['backbone']['layer2_0']['conv1']['kernel']
+  np.testing.assert_array_equal(
+    kernel, source['params']['backbone']['layer2_0']['conv1']['kernel']
+  )
+
+
+def test_a_backbone_of_another_shape_is_refused_by_name(finished, tmp_path):
+  config = make_config(
+    init__backbone=str(finished[0]), model__width=16
+  )
+  with pytest.raises(ValueError, match=r'init\.backbone.*another network'):
+    train.train(config, 'retrain', tmp_path)
+  assert not checkpoint.has_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize('source', ['nowhere', 'weights.npz', 'weights.pth'])
+def test_a_missing_backbone_is_refused_by_name(source, tmp_path):
+  config = make_config(init__backbone=str(tmp_path / source))
+  with pytest.raises(ValueError, match=r'init\.backbone.*' + source) as error:
+    train.train(config, 'retrain', tmp_path / 'run')
+  assert '\n' not in str(error.value)
+
+
+def test_evaluation_scores_the_whole_test_split_tail_included(finished):
+  result = json.loads((finished[1] / 'evaluation.json').read_text())
+  assert result['num_images'] == 13  # no multiple of any batch size
+  assert result['split'] == 'test' and result['checkpoint'] == 'last'
+  assert len((finished[1] / 'predictions.csv').read_text().splitlines()) == 14
+  low, high = result['intervals']['accuracy']
+  assert low <= result['accuracy'] <= high
+
+
+def test_evaluation_does_not_depend_on_its_batch_size(finished):
+  results = []
+  for size in (4, 64):
+    config = make_config(evaluate__batch_size=size)
+    evaluate.evaluate(config, finished[1])
+    results.append(np.loadtxt(
+      finished[1] / 'predictions.csv', delimiter=',', skiprows=1,
+      usecols=(3, 4, 5),
+    ))  # fmt: skip
+  np.testing.assert_allclose(*results, atol=1e-6)
+
+
+def test_the_best_checkpoint_is_the_best_by_validation(tmp_path, monkeypatch):
+  values = iter([0.2, 0.9, 0.4, 0.3])
+  monkeypatch.setattr(
+    train, 'validate', lambda *_: {'balanced_accuracy': next(values)}
+  )
+  config = make_config(retrain__epochs=4.0, train__keep=1)
+  train.train(config, 'retrain', tmp_path)
+  saved = checkpoint.Checkpoints(tmp_path, best='balanced_accuracy')
+  assert saved.find('best') == 6 and saved.find('last') == 12
+  kept = {int(p.name) for p in (tmp_path / 'checkpoints').iterdir()}
+  assert kept == {6, 12}
+  saved.close()
+
+
+def test_a_finished_run_started_again_changes_nothing(finished, capsys):
+  before = (finished[0] / 'metrics.jsonl').read_text()
+  train.train(finished[2], 'pretrain', finished[0])
+  assert (finished[0] / 'metrics.jsonl').read_text() == before
+  assert 'resumed at step 3, to step 3' in capsys.readouterr().out
+
+
+def test_a_workdir_of_another_config_is_refused_by_field(finished):
+  config = make_config(mgacr__eps=0.5)
+  with pytest.raises(ValueError, match=r'mgacr\.eps: 0\.01 -> 0\.5'):
+    train.train(config, 'retrain', finished[1])
+
+
+@pytest.mark.parametrize('stage', ['pretrain', 'retrain'])
+def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
+  stage, tmp_path, monkeypatch
+):
+  config = make_config(
+    **{f'{stage}__optim__schedule': 'constant'},
+    **{f'{stage}__epochs': 4.0},
+    train__save_every=1,
+  )
+  real = train._check_finite
+
+  def poisoned(step, metrics, saved):
+    if step == 4:
+      term = 'loss/contrast' if stage == 'pretrain' else 'loss/feat'
+      metrics = {**metrics, 'loss': np.nan, term: np.inf}
+    real(step, metrics, saved)
+
+  monkeypatch.setattr(train, '_check_finite', poisoned)
+  term = 'contrast' if stage == 'pretrain' else 'feat'
+  with pytest.raises(
+    train.NonFinite, match=rf'step 4: loss/{term} is inf.*step 3 is kept'
+  ):
+    train.train(config, stage, tmp_path)
+  newest = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+  assert newest == 3
+  leaves = jax.tree.leaves(checkpoint.read_state(tmp_path)['params'])
+  assert all(np.isfinite(leaf).all() for leaf in leaves)
+
+
+def test_a_learning_rate_out_of_hand_is_caught_in_the_real_loss(tmp_path):
+  config = make_config(
+    retrain__optim__learning_rate=1e30, retrain__epochs=4.0
+  )
+  with pytest.raises(train.NonFinite, match=r'step \d+: (loss|gradient_norm)'):
+    train.train(config, 'retrain', tmp_path)
+  if checkpoint.has_checkpoint(tmp_path):
+    leaves = jax.tree.leaves(checkpoint.read_state(tmp_path)['params'])
+    assert all(np.isfinite(leaf).all() for leaf in leaves)
+
+
+def test_lines_of_undone_steps_and_a_torn_line_leave_the_log(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text(
+    '{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo'
+  )
+  train.MetricsLog(tmp_path, done=2, tensorboard=False).close()
+  text = (tmp_path / 'metrics.jsonl').read_text()
+  assert text == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_batch_larger_than_the_set_is_refused_by_field(tmp_path):
+  with pytest.raises(ValueError, match=r'retrain\.batch_size.*at most the 48'):
+    train.train(make_config(retrain__batch_size=64), 'retrain', tmp_path)
+
+
+# What follows runs the real command in processes of its own.
+
+FLAGS = (
+  '--config=configs/retrain.py',
+  '--config.data.phantom.count=60',
+  '--config.data.store_size=64',
+  '--config.data.image_size=48',
+  '--config.model.stage_sizes=(1,1)',
+  '--config.model.width=8',
+  "--config.mgacr.stages=('stage1','stage2')",
+  '--config.init.backbone=None',
+  '--config.retrain.batch_size=8',
+  '--config.retrain.epochs=3',
+  '--config.train.save_every=4',
+  '--config.train.log_every=1',
+)
+
+# Sends a signal from inside, so that the moment is exact.
+DRIVER = """
+import os, signal, sys
+from absl import app
+from dpjax import checkpoint, config, main, train
+where, number = sys.argv.pop(1), getattr(signal, sys.argv.pop(1))
+done = 0
+
+def after(function, nth):
+  def wrapped(*args, **kwargs):
+    global done
+    result = function(*args, **kwargs)
+    done += 1
+    if done == nth:
+      os.kill(os.getpid(), number)
+    return result
+  return wrapped
+
+if where == 'step':
+  train._check_finite = after(train._check_finite, 10)
+elif where == 'save':
+  checkpoint.Checkpoints.save = after(checkpoint.Checkpoints.save, 3)
+app.run(main.main, flags_parser=config.parse_flags)
+"""
+
+
+@pytest.fixture(scope='module')
+def phantom(tmp_path_factory):
+  return tmp_path_factory.mktemp('data') / 'phantom'
+
+
+def run_main(workdir, phantom, where='never', number='SIGKILL'):
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  return subprocess.run(
+    [
+      sys.executable, '-c', DRIVER, where, number, *FLAGS,
+      f'--config.data.path={phantom}', f'--workdir={workdir}',
+    ],  # fmt: skip
+    cwd=ROOT,
+    env={**environment, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=300,
+  )
+
+
+@pytest.fixture(scope='module')
+def untouched(phantom, tmp_path_factory):
+  """The final state of a run that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp('untouched')
+  result = run_main(workdir, phantom)
+  assert result.returncode == 0, result.stderr
+  assert 'preparing 60 phantom' in result.stdout
+  return max(map(int, os.listdir(workdir / 'checkpoints'))), workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('where', 'number', 'status'),
+  [
+    ('step', 'SIGKILL', -signal.SIGKILL),
+    ('save', 'SIGKILL', -signal.SIGKILL),
+    ('step', 'SIGTERM', 143),
+  ],
+)
+def test_a_run_killed_at_any_moment_ends_bit_identical(
+  where, number, status, phantom, untouched, tmp_path
+):
+  last, reference = untouched
+  killed = run_main(tmp_path, phantom, where, number)
+  assert killed.returncode == status, killed.stderr
+  saved = [int(p.name) for p in (tmp_path / 'checkpoints').iterdir()
+           if p.name.isdigit()]  # fmt: skip
+  assert max(saved, default=0) < last
+  if number == 'SIGTERM':
+    assert 'saved at step' in killed.stdout and not killed.stderr.count('Trace')
+    assert max(saved) == 11  # the step after the one that was read
+  again = run_main(tmp_path, phantom)
+  assert again.returncode == 0, again.stderr
+  assert 'resumed at step' in again.stdout
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    checkpoint.read_state(tmp_path),
+    checkpoint.read_state(reference),
+  )
+  # Nothing is logged twice, nothing is missing.
+  steps = [e['step'] for e in read_log(tmp_path, 'train')]
+  assert steps == list(range(1, last + 1))
