@@ -165,7 +165,7 @@ def test_a_finished_run_started_again_changes_nothing(finished, capsys):
 
 def test_a_workdir_of_another_config_is_refused_by_field(finished):
   config = make_config(mgacr__eps=0.5)
-  with pytest.raises(ValueError, match=r'mgacr\.eps: 0\.01 -> 0\.5'):
+  with pytest.raises(ValueError, match=r'mgacr\.eps: 0\.1 -> 0\.5'):
     train.train(config, 'retrain', finished[1])
 
 
