@@ -54,11 +54,7 @@ class Checkpoints:
         # What a kill in the middle of a save has left.
         cleanup_tmp_directories=True,
       ),
-      item_handlers={
-        'state': ocp.PyTreeCheckpointHandler(),
-        'data': ocp.JsonCheckpointHandler(),
-        'run': ocp.JsonCheckpointHandler(),
-      },
+      item_handlers=_handlers(),
     )
 
   def _score(self, metrics):
@@ -142,6 +138,15 @@ class Checkpoints:
     self._manager.close()
 
 
+def _handlers():
+  """What a checkpoint is made of."""
+  return {
+    'state': ocp.PyTreeCheckpointHandler(),
+    'data': ocp.JsonCheckpointHandler(),
+    'run': ocp.JsonCheckpointHandler(),
+  }
+
+
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:
   """Whether `workdir` holds a whole checkpoint; makes nothing."""
   folder = pathlib.Path(workdir) / 'checkpoints'
@@ -159,7 +164,7 @@ def read_state(workdir: str | pathlib.Path) -> dict[str, Any]:
   manager = ocp.CheckpointManager(
     epath.Path(pathlib.Path(workdir).resolve() / 'checkpoints'),
     options=ocp.CheckpointManagerOptions(read_only=True),
-    item_handlers={'state': ocp.PyTreeCheckpointHandler()},
+    item_handlers=_handlers(),
   )
   with contextlib.closing(manager):
     step = manager.latest_step()
