@@ -114,7 +114,7 @@ def get_config(variant=''):
     keep_lesions=True,
   )
   # An image of the rarest class can weigh a hundred times the average one.
-  c.retrain.optim = _optimizer(clip=5.0)
+  c.retrain.optim = _optimizer(learning_rate=0.03, clip=2.0)
 
   # Where stage II starts. 'auto': the recipe's own stage I, or runs/pretrain
   # if it is there. None: scratch. Else a stage I workdir, or torch-layout
@@ -140,11 +140,11 @@ def get_config(variant=''):
   c.mgacr.features = True  # Eq. 5: features against their masked selves
   c.mgacr.stages = ('stage1', 'stage2', 'stage3', 'stage4')
   # The stages' terms are summed, as in the paper, which gives no weights. With
-  # 1 for each, Eq. 5 pulls the backbone 50 times as hard as the classification
-  # does, and Eq. 2 and 3 a hundredth as hard (docs/results.md).
-  c.mgacr.weight_pos = 5.0  # of Eq. 2
-  c.mgacr.weight_neg = 5.0  # of Eq. 3
-  c.mgacr.weight_feat = 0.01  # of Eq. 5
+  # 1 for each, Eq. 5 pulls the backbone some 50 times as hard as the
+  # classification does, and Eq. 2 and 3 a hundredth as hard (docs/results.md).
+  c.mgacr.weight_pos = 10.0  # of Eq. 2
+  c.mgacr.weight_neg = 10.0  # of Eq. 3
+  c.mgacr.weight_feat = 0.05  # of Eq. 5
   # The rest is open in the paper; read literally it degenerates on images
   # without a lesion (losses.mgacr).
   c.mgacr.reduction = 'batch'  # ratio of batch means; sample: mean of ratios

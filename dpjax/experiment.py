@@ -282,11 +282,16 @@ def initial_state(
   if backbone is not None:
     variables = checkpoint.merge_backbone(variables, backbone, source)
     variables = jax.tree.map(jnp.asarray, variables)
-  return steps.TrainState(
+  state = steps.TrainState(
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],
     batch_stats=variables['batch_stats'],
     opt_state=optimizer.init(variables['params']),
+  )
+  return parallel.replicate(
+    state,
+    mode=experiment.config.parallel.mode,
+    devices=experiment.config.parallel.devices,
   )
 
 

@@ -19,7 +19,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of configs/, e.g. configs/retrain.py or :quick.'
 )
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Where the run is kept; by default runs/<config>.'
+  'workdir', None, 'Where the run is kept; by default runs/<config>[-variant].'
 )
 _TRACEBACK = flags.DEFINE_bool(
   'traceback', False, 'Show where in the code an error was raised.'
@@ -65,7 +65,8 @@ def _workdir():
   if _WORKDIR.value:
     return _WORKDIR.value
   file = config_flags.get_config_filename(flags.FLAGS['config'])
-  return f'runs/{pathlib.Path(file.partition(":")[0]).stem}'
+  file, _, variant = file.partition(':')
+  return f'runs/{pathlib.Path(file).stem}' + (f'-{variant}' if variant else '')
 
 
 def _train(config, workdir):

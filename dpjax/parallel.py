@@ -91,6 +91,17 @@ def place(batch: Any, *, mode: str, devices: int) -> Any:
   return jax.device_put(batch, NamedSharding(_mesh(devices), P(AXIS)))
 
 
+def replicate(state: Any, *, mode: str, devices: int) -> Any:
+  """Puts the state where the compiled step takes it: on every device.
+
+  jit and pmap take it from one device. jit over a mesh does not, once it is
+  bound to that device, as a state that Orbax has restored is.
+  """
+  if mode != 'shard_map':
+    return state
+  return jax.device_put(state, NamedSharding(_mesh(devices), P()))
+
+
 def _mesh(devices):
   # make_mesh's own default is Explicit axes, which jit would then enforce.
   return jax.make_mesh(
