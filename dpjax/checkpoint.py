@@ -26,14 +26,21 @@ class Checkpoints:
   """The checkpoints of one run: the newest few, and the best."""
 
   def __init__(
-    self, workdir: str | pathlib.Path, *, keep: int = 2, best: str = ''
+    self,
+    workdir: str | pathlib.Path,
+    *,
+    keep: int = 2,
+    best: str = '',
+    write: bool = True,
   ):
-    """Opens, and makes where it is missing, `workdir`/checkpoints.
+    """Opens `workdir`/checkpoints.
 
     Args:
       workdir: of the run.
       keep: how many of the newest to keep.
       best: the score whose highest checkpoint is kept too; '' for none.
+      write: make the folder, and clear it of what a kill in the middle of a
+        save has left. False to look on: that may be a save under way.
     """
     self._best = best
     policies = [checkpoint_managers.LatestN(keep)]
@@ -51,8 +58,8 @@ class Checkpoints:
         save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         best_fn=self._score if best else None,  # else no score is written
-        # What a kill in the middle of a save has left.
-        cleanup_tmp_directories=True,
+        create=write,
+        cleanup_tmp_directories=write,
       ),
       item_handlers=_handlers(),
     )
@@ -81,8 +88,10 @@ class Checkpoints:
       # Of equals the latest, as the policy keeps it.
       step = max(scored, key=lambda s: (scored[s], s), default=None)
     if step is None:
+      needs = ' with validations (eval.every)' if which == 'best' else ''
       raise ValueError(
         f'{self._manager.directory} holds no {which} checkpoint; train first'
+        + needs
       )
     return step
 

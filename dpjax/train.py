@@ -114,6 +114,7 @@ def _loop(
   every = config.eval.every * steps_per_epoch
   evaluations = {total}
   if every:
+    every = max(every, 1.0)
     count = math.ceil(total / every)
     evaluations |= {min(total, round(i * every)) for i in range(1, count + 1)}
   trained = seconds['training']
@@ -188,23 +189,27 @@ def _loop(
         {'training': trained, 'wall': time.perf_counter() - began},
         scores,
       )
-      if stop and step < total:
-        saved.wait()
-        raise Stopped(
-          f'stopped by {signals.received} and saved at step {step} of {total};'
-          ' the same command goes on from there'
-        )
+      if stop:
+        break
       interval.restart()
       clock = time.perf_counter()
   saved.wait()
+  # At the last step too: a recipe would go on with its next stage.
+  if signals.received:
+    raise Stopped(
+      f'stopped by {signals.received} and saved at step {step} of {total};'
+      ' the same command goes on from there'
+    )
 
 
 def validate(run: Any, eval_step: Any, state: Any) -> dict[str, float | None]:
-  """Scores the whole validation split; {} where it is empty.
+  """Scores the whole validation split; {} where the set has none.
 
   Stage I: the loss and accuracy among the pairs of each batch, by the running
   statistics. Stage II: the loss and evaluation.scores.summary.
   """
+  if 'validation' not in run.data.splits:
+    return {}
   split = run.data.split('validation')
   collected: dict[str, list[np.ndarray]] = {}
   for _, outputs in run.infer(
@@ -212,8 +217,6 @@ def validate(run: Any, eval_step: Any, state: Any) -> dict[str, float | None]:
   ):
     for name, value in outputs.items():
       collected.setdefault(name, []).append(value)
-  if not collected:
-    return {}
   outputs = {k: np.concatenate(v) for k, v in collected.items()}
   if run.stage == 'pretrain':
     return {name: float(value.mean()) for name, value in outputs.items()}
@@ -352,15 +355,22 @@ def _claim(workdir, config, stage):
   record = config.copy_and_resolve_references()
   record.stage = stage
   path = workdir / 'config.json'
-  if path.exists():
+  # Without a checkpoint nothing of the other config's is there yet: it was
+  # refused, or stopped at once.
+  if path.exists() and checkpoint.has_checkpoint(workdir):
     changed = config_lib.differences(config_lib.load(path), record)
     if changed:
       raise ValueError(
         f'--workdir={workdir} holds a run of another config'
         f' ({"; ".join(changed[:4])}); repeat its flags or name another workdir'
       )
-  workdir.mkdir(parents=True, exist_ok=True)
-  config_lib.save(record, path)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    config_lib.save(record, path)
+  except OSError as error:
+    raise ValueError(
+      f'--workdir={workdir} cannot be written ({error.strerror}); name another'
+    ) from error
 
 
 def _devices(config):
