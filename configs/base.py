@@ -181,7 +181,8 @@ def get_config(variant=''):
 
   # How the step runs on the devices.
   c.parallel = ConfigDict()
-  c.parallel.mode = 'auto'  # jit, pmap; auto: jit on one device, else pmap
+  # jit, pmap or shard_map; auto: jit on one device, pmap on several.
+  c.parallel.mode = 'auto'
   c.parallel.devices = 0  # how many; 0: all
 
   if variant == 'paper':

@@ -14,11 +14,11 @@ import contextlib
 import pathlib
 from typing import Any
 
-from etils import epath
-from flax import traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers
 
 
@@ -247,4 +247,3 @@ def merge_backbone(variables: Any, backbone: Any, source: str) -> Any:
       {name: given.get(name, wanted[name]) for name in wanted}, sep='/'
     )
   return merged
-

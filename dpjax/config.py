@@ -5,13 +5,15 @@ in one line that names the field, before anything is allocated.
 """
 
 import difflib
+import itertools
 import json
+import math
 import pathlib
 import runpy
 import sys
 
-from absl import flags
 import ml_collections
+from absl import flags
 
 # Where a field takes one of a few words.
 CHOICES = {
@@ -40,12 +42,13 @@ CHOICES = {
   'parallel.mode': ('auto', 'jit', 'pmap', 'shard_map'),
 }
 
-# Lowest and highest value of numbers; None: no bound.
+# Lowest and highest value of numbers; None: any finite one above.
 RANGES = {
   'seed': (0, 2**31 - 1),
   'data.store_size': (32, 4096),
   'data.image_size': (16, 4096),
   'data.split_seed': (0, None),
+  'data.mean': (0.0, 1.0),
   'data.std': (1e-6, None),
   'data.threads': (0, 1024),
   'data.prefetch': (1, 1024),
@@ -85,7 +88,7 @@ for _stage in ('pretrain', 'retrain'):
     f'{_stage}.optim.learning_rate': (0.0, None),
     f'{_stage}.optim.momentum': (0.0, 1.0),
     f'{_stage}.optim.weight_decay': (0.0, None),
-    f'{_stage}.optim.warmup': (0.0, 1.0),
+    f'{_stage}.optim.warmup': (0.0, 0.99),
     f'{_stage}.optim.step_factor': (0.0, 1.0),
     f'{_stage}.optim.clip': (0.0, None),
   }
@@ -96,7 +99,7 @@ _INTERVALS = {
   for stage in ('pretrain', 'retrain')
   for field, bounds in {
     'scale': (1e-3, 1.0),
-    'blur_sigma': (0.0, 8.0),
+    'blur_sigma': (0.0, 2.0),  # half of augment.BLUR_RADIUS
     'noise_std': (0.0, 255.0),
   }.items()
 }
@@ -120,13 +123,25 @@ def _check_fields_exist(argv):
   """Raises ValueError for an override of a field that the file lacks."""
   arguments = [a.lstrip('-') for a in argv[1:] if a.startswith('-')]
   files = [a.partition('=')[2] for a in arguments if a.startswith('config=')]
+  # absl takes `--config FILE` too.
+  files += [
+    value
+    for flag, value in itertools.pairwise(argv[1:])
+    if flag in ('--config', '-config')
+  ]
   if not files:
     return
   file, _, variant = files[-1].partition(':')
   if not pathlib.Path(file).is_file():
     raise ValueError(f'--config={file}: no such file; see configs/')
   # config_flags reads the whole command line at once, so not by it.
-  get_config = runpy.run_path(file)['get_config']
+  try:
+    get_config = runpy.run_path(file)['get_config']
+  except (SyntaxError, KeyError) as error:
+    raise ValueError(
+      f'--config={file} is no config: a Python file with get_config(), as'
+      f' those of configs/ ({error})'
+    ) from error
   config = get_config(variant) if variant else get_config()
   for argument in arguments:
     name = argument.partition('=')[0]
@@ -190,13 +205,15 @@ def resolve(config, *, num_devices, platform):
   if c.parallel.mode == 'jit' and c.parallel.devices > 1:
     _refuse('parallel.mode', 'jit', 'pmap or shard_map on several devices')
   if c.data.path is None:
-    c.data.path = f'data/{c.data.layout}-{c.data.store_size}'
+    # Where the two draws differ, so do the sets.
+    split = f'-split{c.data.split_seed}' if c.data.split_seed else ''
+    c.data.path = f'data/{c.data.layout}-{c.data.store_size}{split}'
     if c.data.layout == 'phantom':
       from dpjax.data.readers import phantom
 
       c.data.path = (
         f'data/phantom-v{phantom.VERSION}-{c.data.phantom.count}'
-        f'-{c.data.phantom.seed}-{c.data.store_size}'
+        f'-{c.data.phantom.seed}-{c.data.store_size}{split}'
       )
   _check_combinations(c)
   return c
@@ -216,10 +233,12 @@ def _check_values(c):
       _refuse(name, flat[name], f'one of {", ".join(choices)}{hint}')
   for name, (low, high) in RANGES.items():
     value = flat[name]
-    # A NaN fails both comparisons.
-    if not (low is None or value >= low) or not (high is None or value <= high):
+    # A NaN fails every comparison.
+    if not (
+      low <= value <= high if high is not None else low <= value < math.inf
+    ):
       bound = f'at least {low}' if high is None else f'from {low} to {high}'
-      _refuse(name, value, bound)
+      _refuse(name, value, f'a number, {bound}')
   for name, (low, high) in _INTERVALS.items():
     value = flat[name]
     if (
@@ -257,10 +276,9 @@ def _check_combinations(c):
     )
   for name in ('pretrain.batch_size', 'retrain.batch_size'):
     section, field = name.split('.')
-    if c[section][field] % c.parallel.devices:
-      _refuse(
-        name, c[section][field], f'a multiple of the {c.parallel.devices} devices'
-      )
+    size, devices = c[section][field], c.parallel.devices
+    if size % devices:
+      _refuse(name, size, f'a multiple of the {devices} devices')
   for field, allowed in (
     ('stages', stages),
     ('lesions_only', ('att_pos', 'att_neg', 'feat')),
@@ -268,12 +286,17 @@ def _check_combinations(c):
     value = c.mgacr[field]
     if not isinstance(value, tuple) or not set(value) <= set(allowed):
       _refuse(f'mgacr.{field}', value, f'a tuple of words among {allowed}')
+  for name in ('pretrain', 'retrain'):
+    optim = c[name].optim
+    if optim.schedule == 'onecycle' and not optim.warmup:
+      _refuse(f'{name}.optim.warmup', 0, 'above 0 for a onecycle schedule')
+    if optim.schedule == 'step' and not optim.step_fractions:
+      _refuse(f'{name}.optim.step_fractions', (), 'one share or more')
   if (c.mgacr.attention or c.mgacr.features) and not c.mgacr.stages:
     _refuse('mgacr.stages', (), 'at least one stage, or attention and features'
             ' both False')  # fmt: skip
-  if (
-    c.mgacr.features and not c.mgacr.attention and not c.mgacr.stop_gradient_maps
-  ):
+  alone = c.mgacr.features and not c.mgacr.attention
+  if alone and not c.mgacr.stop_gradient_maps:
     _refuse(
       'mgacr.features', True, 'with mgacr.attention, or with '
       'mgacr.stop_gradient_maps: Eq. 5 alone drives map+ to 1 and map- to 0',

@@ -4,24 +4,21 @@ Training and evaluation build the same networks, losses and batches from the
 same config here, so that neither can drift from the other.
 """
 
-from collections.abc import Callable, Iterator
 import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpjax import losses
-from dpjax import parallel
-from dpjax import steps
-from dpjax.data import augment
-from dpjax.data import pipeline
-from dpjax.data import store
-from dpjax.models import heads
-from dpjax.models import resnet
+from dpjax import losses, parallel, steps
+from dpjax.data import augment, pipeline, store
+from dpjax.models import heads, resnet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +59,42 @@ class Experiment:
         for name in ('train', 'unlabelled')
         if name in other.splits
       ]
+      self._check_none_held_out(splits[1:], extra)
     return pipeline.Records(tuple(splits))
+
+  def _check_none_held_out(self, splits, path):
+    """Raises ValueError where an image is held out from training."""
+    for name in ('validation', 'test'):
+      if name not in self.data.splits:
+        continue
+      held_out = self.data.split(name).digests
+      for split in splits:
+        found = np.flatnonzero(np.isin(split.digests, held_out))
+        if len(found):
+          raise ValueError(
+            f'config.data.pretrain_extra: {split.ids[found[0]]} of {path} is'
+            f' an image of the {name} split of data.path ({len(found)} are);'
+            ' training must not see it'
+          )
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Of the training records: the same set, wherever it stands."""
+    records = self.training_records
+    columns = (records.column(c).tolist() for c in ('ids', 'labels', 'digests'))
+    return hashlib.sha256(json.dumps([*columns]).encode()).hexdigest()
+
+  def check_trained_on(self, record: dict[str, Any]) -> None:
+    """Raises ValueError if a checkpoint's `record` names other training data.
+
+    `data.path` may change in a run, the set may not: the iterator's state would
+    mean other images, and what is held out might have been trained on.
+    """
+    if record.get('trained_on', self.fingerprint) != self.fingerprint:
+      raise ValueError(
+        f'config.data.path: {self.data.path} is not the set that the run was'
+        ' trained on; name that one, or another workdir'
+      )
 
   def training_stream(self) -> Any:
     """The endless stream of augmented batches (data.pipeline.training)."""

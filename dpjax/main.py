@@ -1,16 +1,14 @@
 """The one door of dpjax: flags, command, config. No logic.
 
-    python -m dpjax.main [train|prepare|evaluate] --config=configs/NAME.py
-        [--workdir=DIR] [--config.section.field=value ...]
+python -m dpjax.main [train|prepare|evaluate] --config=configs/NAME.py
+    [--workdir=DIR] [--config.section.field=value ...]
 """
 
 import os
 import pathlib
 import sys
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from dpjax import config as config_lib
@@ -24,6 +22,7 @@ _WORKDIR = flags.DEFINE_string(
 _TRACEBACK = flags.DEFINE_bool(
   'traceback', False, 'Show where in the code an error was raised.'
 )
+
 
 def main(argv: list[str]) -> int:
   """Runs one command; returns its exit status."""
@@ -70,8 +69,7 @@ def _workdir():
 
 
 def _train(config, workdir):
-  from dpjax import recipe
-  from dpjax import train
+  from dpjax import recipe, train
 
   try:
     recipe.run(config, workdir)
@@ -85,8 +83,7 @@ def _train(config, workdir):
 
 
 def _prepare(config, workdir):
-  from dpjax.data import prepare
-  from dpjax.data import store
+  from dpjax.data import prepare, store
 
   del workdir
   print(store.format_summary(prepare.prepare(config)))
@@ -94,12 +91,12 @@ def _prepare(config, workdir):
 
 
 def _evaluate(config, workdir):
-  from dpjax.evaluation import evaluate
-  from dpjax.evaluation import scores
+  from dpjax.evaluation import evaluate, scores
 
   result = evaluate.evaluate(config, workdir)
   print(scores.format_table(result, result['intervals']))
-  print(f'written: {workdir}/evaluation.json, {workdir}/predictions.csv')
+  written = result['workdir']
+  print(f'written: {written}/evaluation.json, {written}/predictions.csv')
   return 0
 
 

@@ -5,14 +5,13 @@ replicated, the batch is cut along its first axis, and what the step returns is
 replicated (training) or put together again along its first axis (evaluation).
 """
 
-from collections.abc import Callable
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = 'data'

@@ -3,9 +3,8 @@
 import pathlib
 from typing import Any
 
-from dpjax import checkpoint
+from dpjax import checkpoint, train
 from dpjax import config as config_lib
-from dpjax import train
 
 PRETRAINED = pathlib.Path('runs/pretrain')  # where configs/pretrain.py trains
 
@@ -41,8 +40,7 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
     config.init.backbone = str(workdir / 'pretrain')
   train.train(config, 'retrain', workdir / 'retrain')
 
-  from dpjax.evaluation import evaluate
-  from dpjax.evaluation import scores
+  from dpjax.evaluation import evaluate, scores
 
   result = evaluate.evaluate(config, workdir / 'retrain')
   print(scores.format_table(result, result['intervals']))
@@ -51,7 +49,7 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
 def _found_backbone(workdir):
   """What 'auto' stands for: as when the run began, or what is there now."""
   record = workdir / 'config.json'
-  if record.is_file():
+  if record.is_file() and checkpoint.has_checkpoint(workdir):
     return config_lib.load(record).init.backbone
   if checkpoint.has_checkpoint(PRETRAINED):
     return str(PRETRAINED)

@@ -10,8 +10,8 @@ global number on every device (losses.mgacr with its psums): the transpose of
 psum adds the devices' cotangents, and the mean takes the factor off again.
 """
 
-from collections.abc import Callable, Mapping
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -58,9 +58,7 @@ class Pixels:
     if 'views' in batch:
       grey = batch['views'].astype(jnp.float32)
     else:
-      grey = render.render(
-        batch['images'], batch['decisions'], self.image_size
-      )
+      grey = render.render(batch['images'], batch['decisions'], self.image_size)
     return ((grey / 255.0 - self.mean) / self.std)[..., None]
 
   def masks(self, batch: Batch) -> dict[str, jax.Array]:

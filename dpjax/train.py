@@ -19,11 +19,9 @@ import jax
 import numpy as np
 import tqdm
 
-from dpjax import checkpoint
+from dpjax import checkpoint, optim, steps
 from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
-from dpjax import optim
-from dpjax import steps
 from dpjax.data import prepare
 from dpjax.evaluation import scores as scores_lib
 
@@ -75,10 +73,11 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
     if newest is None and stage == 'retrain' and source:
       backbone = experiment_lib.read_backbone(source, run)
     state = experiment_lib.initial_state(run, optimizer, backbone, source)
-    seconds = {'training': 0.0, 'wall': 0.0}
+    record = {'training': 0.0, 'wall': 0.0}  # seconds
     start = 'from scratch' if backbone is None else f'from {source}'
     if newest is not None:
-      state, data_state, seconds = saved.restore(newest, state)
+      state, data_state, record = saved.restore(newest, state)
+      run.check_trained_on(record)
       stream.set_state(data_state)
       start = f'resumed at step {newest}'
     done = newest or 0
@@ -93,13 +92,13 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
       _loop(
         run, optimizer, schedule, stream, state, saved, log, signals,
         done=done, total=total, steps_per_epoch=steps_per_epoch,
-        seconds=seconds, began=began - seconds['wall'],
+        trained=record['training'], began=began - record['wall'],
       )  # fmt: skip
 
 
 def _loop(
   run, optimizer, schedule, stream, state, saved, log, signals, *,
-  done, total, steps_per_epoch, seconds, began,
+  done, total, steps_per_epoch, trained, began,
 ):  # fmt: skip
   config = run.config
   train_step = run.compile(
@@ -117,7 +116,6 @@ def _loop(
     every = max(every, 1.0)
     count = math.ceil(total / every)
     evaluations |= {min(total, round(i * every)) for i in range(1, count + 1)}
-  trained = seconds['training']
   interval = Interval(run.settings.batch_size)
   pending = None  # (step, metrics still on the device)
   clock = time.perf_counter()
@@ -173,6 +171,9 @@ def _loop(
       scores = None
       if evaluate and config.eval.every:
         scores = validate(run, eval_step, state)
+        # The one look at the state itself: step's loss is of the one before.
+        if not math.isfinite(scores.get('loss', 0.0)):
+          raise _non_finite(step, {'validation loss': scores['loss']}, saved)
         log.write(
           step,
           epoch=step / steps_per_epoch,
@@ -186,7 +187,11 @@ def _loop(
         step,
         state,
         stream.get_state(),
-        {'training': trained, 'wall': time.perf_counter() - began},
+        {
+          'training': trained,
+          'wall': time.perf_counter() - began,
+          'trained_on': run.fingerprint,
+        },
         scores,
       )
       if stop:
@@ -212,18 +217,18 @@ def validate(run: Any, eval_step: Any, state: Any) -> dict[str, float | None]:
     return {}
   split = run.data.split('validation')
   collected: dict[str, list[np.ndarray]] = {}
-  for _, outputs in run.infer(
-    eval_step, state, split, run.settings.batch_size
-  ):
+  for _, outputs in run.infer(eval_step, state, split, run.settings.batch_size):
     for name, value in outputs.items():
       collected.setdefault(name, []).append(value)
   outputs = {k: np.concatenate(v) for k, v in collected.items()}
+  loss = float(outputs['loss'].mean())
   if run.stage == 'pretrain':
-    return {name: float(value.mean()) for name, value in outputs.items()}
-  summary = scores_lib.summary(
-    split.labels, probabilities(outputs['logits'])
-  )
-  return {'loss': float(outputs['loss'].mean()), **summary}
+    accuracy = float(outputs['contrastive_accuracy'].mean())
+    return {'loss': loss, 'contrastive_accuracy': accuracy}
+  if not math.isfinite(loss):
+    return {'loss': loss}  # Nothing else is defined, and the loop stops.
+  summary = scores_lib.summary(split.labels, probabilities(outputs['logits']))
+  return {'loss': loss, **summary}
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -288,7 +293,7 @@ class MetricsLog:
         import tensorboardX
       except ImportError as error:
         raise ValueError(
-          "config.train.tensorboard needs the extra: pip install -e"
+          'config.train.tensorboard needs the extra: pip install -e'
           " '.[tensorboard]'"
         ) from error
       self._events = tensorboardX.SummaryWriter(
@@ -336,16 +341,21 @@ class _Signals:
 
 
 def _check_finite(step, metrics, saved):
-  bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-  if not bad:
-    return
+  bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
+  if bad:
+    raise _non_finite(step, bad, saved)
+
+
+def _non_finite(step, bad, saved):
   # A term names the culprit better than the sum it makes non-finite.
-  bad.sort(key=lambda name: (not name.startswith('loss/'), name))
+  first, *others = sorted(
+    bad, key=lambda name: (not name.startswith('loss/'), name)
+  )
   newest = saved.newest()
   kept = 'no checkpoint yet' if newest is None else f'step {newest} is kept'
-  raise NonFinite(
-    f'step {step}: {bad[0]} is {metrics[bad[0]]}'
-    + (f' (also {", ".join(bad[1:])})' if bad[1:] else '')
+  return NonFinite(
+    f'step {step}: {first} is {bad[first]}'
+    + (f' (also {", ".join(others)})' if others else '')
     + f'; the last good checkpoint: {kept}. Try a lower learning rate, or clip'
   )
 

@@ -1,6 +1,7 @@
 """A prepared set in memory, for tests that are not about the store."""
 
 import dataclasses
+import hashlib
 import pathlib
 import runpy
 
@@ -18,6 +19,10 @@ class Split:
   boxes: np.ndarray
   num_boxes: np.ndarray
   pixels: np.ndarray
+
+  @property
+  def digests(self):
+    return np.array([hashlib.sha256(p).hexdigest() for p in self.pixels])
 
   def __len__(self):
     return len(self.ids)

@@ -64,7 +64,9 @@ class Records:
     images = [None] * len(indices)
     for i, split in enumerate(self.splits):
       rows = np.flatnonzero(which == i)
-      for row, image in zip(rows, split.images(indices[rows] - starts[i])):
+      for row, image in zip(
+        rows, split.images(indices[rows] - starts[i]), strict=True
+      ):
         images[row] = image
     return np.stack(images)
 

@@ -1,5 +1,6 @@
 """The evaluate command: a trained run against a labelled split, whole."""
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -9,14 +10,10 @@ import jax
 import numpy as np
 import tqdm
 
-from dpjax import checkpoint
+from dpjax import checkpoint, optim, steps, train
 from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
-from dpjax import optim
-from dpjax import steps
-from dpjax import train
-from dpjax.data import prepare
-from dpjax.data import store
+from dpjax.data import prepare, store
 from dpjax.evaluation import scores as scores_lib
 
 
@@ -28,7 +25,7 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
 
   Args:
     config: as resolved (dpjax.config.resolve).
-    workdir: of a finished or unfinished stage II.
+    workdir: of a finished or unfinished stage II, or of a recipe.
 
   Returns:
     What evaluation.json holds: evaluation.scores.scores, 'intervals' of
@@ -38,10 +35,12 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
     ValueError: one line: no run there, a split without labels, another set.
   """
   workdir = pathlib.Path(workdir)
+  if (workdir / 'retrain' / 'config.json').is_file():  # of a recipe
+    workdir = workdir / 'retrain'
   if not (workdir / 'config.json').is_file():
     raise ValueError(
       f'--workdir={workdir} holds no config.json; it must be the workdir of a'
-      ' stage II run'
+      ' stage II run or of a recipe'
     )
   own = config_lib.load(workdir / 'config.json')
   if own.stage != 'retrain':
@@ -49,7 +48,11 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
       f'--workdir={workdir} holds a run of {own.stage}; only retrain classifies'
     )
   own.evaluate, own.parallel = config.evaluate, config.parallel
-  own.data.render = config.data.render
+  for field in ('render', 'threads', 'prefetch'):
+    own.data[field] = config.data[field]
+  here = pathlib.Path(config.data.path)
+  if here.exists() and not pathlib.Path(own.data.path).exists():
+    own.data.path = str(here)  # It was moved.
   data = prepare.open_prepared(own)
   run = experiment_lib.build(own, 'retrain', data)
   scored = store.load(own.evaluate.path) if own.evaluate.path else data
@@ -65,13 +68,15 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
       f'config.evaluate.path: label {split.labels.max()} is not among the'
       f' {data.num_classes} classes that {workdir} was trained on'
     )
-  saved = checkpoint.Checkpoints(workdir, best=own.eval.best)
-  step = saved.find(own.evaluate.checkpoint)
   optimizer, _ = optim.make(steps=1, **run.settings.optim)
-  state, _, _ = saved.restore(
-    step, experiment_lib.initial_state(run, optimizer)
-  )
-  saved.close()
+  with contextlib.closing(
+    checkpoint.Checkpoints(workdir, best=own.eval.best, write=False)
+  ) as saved:
+    step = saved.find(own.evaluate.checkpoint)
+    state, _, record = saved.restore(
+      step, experiment_lib.initial_state(run, optimizer)
+    )
+  run.check_trained_on(record)
 
   eval_step = run.compile(
     functools.partial(steps.eval_step, stage=run.model), gather=True

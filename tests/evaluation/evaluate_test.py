@@ -1,0 +1,246 @@
+"""The evaluate command: what it scores, and what it refuses."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from dpjax import checkpoint, optim
+from dpjax import config as config_lib
+from dpjax import experiment as experiment_lib
+from dpjax.data import prepare
+from dpjax.data import store as store_lib
+from dpjax.evaluation import evaluate
+from tests import fakes
+
+STORE = fakes.make_store()
+
+
+@pytest.fixture(autouse=True)
+def data(monkeypatch):
+  """Every evaluation in this file finds a small set in memory."""
+  monkeypatch.setattr(prepare, 'open_prepared', lambda config: STORE)
+
+
+def make_config(**changes):
+  return fakes.make_config(
+    model__stage_sizes=(1,), model__width=4, mgacr__stages=('stage1',),
+    stage='retrain', init__backbone='None', evaluate__resamples=20, **changes,
+  )  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def run():
+  return experiment_lib.build(make_config(), 'retrain', STORE)
+
+
+@pytest.fixture(scope='module')
+def states(run):
+  """{step: state} of the two checkpoints of `trained`; other networks."""
+  optimizer, _ = optim.make(steps=1, **run.settings.optim)
+  first = experiment_lib.initial_state(run, optimizer)
+  classifier = {'kernel': np.float32(2), 'bias': np.float32([-1, 0.5, 0.7])}
+  params = {**first.params, 'backbone': {**first.params['backbone']}}
+  params['backbone']['fc'] = {
+    'kernel': first.params['backbone']['fc']['kernel'] * classifier['kernel'],
+    'bias': jax.numpy.asarray(classifier['bias']),
+  }
+  return {3: first, 6: first.replace(params=params)}
+
+
+@pytest.fixture(scope='module')
+def trained(run, states, tmp_path_factory):
+  """The workdir of a run of two validations, the first the better one."""
+  workdir = tmp_path_factory.mktemp('trained')
+  config_lib.save(run.config, workdir / 'config.json')
+  saved = checkpoint.Checkpoints(workdir, best='balanced_accuracy')
+  record = {'training': 1.0, 'wall': 2.0, 'trained_on': run.fingerprint}
+  for step, score in ((3, 0.9), (6, 0.1)):
+    saved.save(step, states[step], {}, record, {'balanced_accuracy': score})
+  saved.close()
+  return workdir
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+  """A copy of `trained` that a test may write to."""
+  return shutil.copytree(trained, tmp_path / 'run')
+
+
+def probabilities(workdir):
+  with open(workdir / 'predictions.csv', newline='') as file:
+    rows = list(csv.reader(file))[1:]
+  return [row[0] for row in rows], np.array(
+    [[float(p) for p in row[-3:]] for row in rows]
+  )
+
+
+def forward(run, state, split):
+  """The class probabilities, by the network alone."""
+  pixels = (split.pixels[..., None] / 255.0 - 0.5) / 0.25
+  logits, _ = run.model.backbone.apply(
+    {
+      'params': state.params['backbone'],
+      'batch_stats': state.batch_stats['backbone'],
+    },
+    pixels.astype(np.float32),
+  )
+  exp = np.exp(np.asarray(logits, np.float64))
+  return exp / exp.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+  ('which', 'split', 'step'),
+  [('last', 'test', 6), ('best', 'validation', 3)],
+)
+def test_the_named_checkpoint_meets_the_named_split_whole_and_in_order(
+  which, split, step, run, states, workdir
+):
+  config = make_config(evaluate__checkpoint=which, evaluate__split=split)
+  result = evaluate.evaluate(config, workdir)
+  assert (result['checkpoint'], result['step']) == (which, step)
+  scored = STORE.split(split)
+  ids, found = probabilities(workdir)
+  np.testing.assert_array_equal(ids, scored.ids)
+  want = forward(run, states[step], scored)
+  np.testing.assert_allclose(found, want, atol=1e-4)
+  # The two networks do not say the same.
+  assert np.abs(want - forward(run, states[9 - step], scored)).max() > 0.05
+  accuracy = (found.argmax(axis=1) == scored.labels).mean()
+  np.testing.assert_allclose(result['accuracy'], accuracy)
+  assert json.loads((workdir / 'evaluation.json').read_text()) == result
+
+
+def test_the_network_is_the_trained_one_whatever_the_config_says(workdir):
+  config = fakes.make_config(
+    model__width=16, mgacr__attention=False, mgacr__features=False,
+    data__mean=0.1, retrain__optim__clip=0.0, evaluate__resamples=20,
+  )  # fmt: skip
+  record = (workdir / 'config.json').read_text()
+  evaluate.evaluate(config, workdir)
+  _, other = probabilities(workdir)
+  evaluate.evaluate(make_config(), workdir)
+  np.testing.assert_array_equal(other, probabilities(workdir)[1])
+  assert (workdir / 'config.json').read_text() == record
+
+
+def test_a_recipes_workdir_stands_for_its_second_stage(trained, tmp_path):
+  shutil.copytree(trained, tmp_path / 'retrain')
+  result = evaluate.evaluate(make_config(), tmp_path)
+  assert result['workdir'] == str(tmp_path / 'retrain')
+  assert (tmp_path / 'retrain' / 'evaluation.json').is_file()
+
+
+def test_a_run_that_is_being_trained_is_left_alone(workdir):
+  under_way = workdir / 'checkpoints' / '9.orbax-checkpoint-tmp'
+  under_way.mkdir()
+  evaluate.evaluate(make_config(), workdir)
+  assert under_way.is_dir()
+
+
+def test_a_set_that_was_moved_is_found_where_the_config_says(
+  workdir, tmp_path, monkeypatch
+):
+  opened = []
+  monkeypatch.setattr(
+    prepare, 'open_prepared', lambda c: opened.append(c.data.path) or STORE
+  )
+  (tmp_path / 'moved').mkdir()
+  config = make_config(data__path=str(tmp_path / 'moved'))
+  evaluate.evaluate(config, workdir)
+  assert opened == [str(tmp_path / 'moved')]
+
+
+def refused(workdir, **changes):
+  """The one line that evaluate refuses with; nothing is written."""
+  with pytest.raises(ValueError) as error:
+    evaluate.evaluate(make_config(**changes), workdir)
+  assert not (workdir / 'evaluation.json').exists()
+  assert not (workdir / 'predictions.csv').exists()
+  assert '\n' not in str(error.value)
+  return str(error.value)
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_a_folder_without_a_run_is_refused_and_stays_as_it_is(there, tmp_path):
+  workdir = tmp_path / 'none'
+  if there:
+    workdir.mkdir()
+  message = refused(workdir)
+  assert f'--workdir={workdir}' in message and 'config.json' in message
+  assert workdir.exists() == there and not list(tmp_path.glob('none/*'))
+
+
+def test_a_run_of_stage_one_is_refused(workdir):
+  config = config_lib.load(workdir / 'config.json')
+  config.stage = 'pretrain'
+  config_lib.save(config, workdir / 'config.json')
+  assert 'holds a run of pretrain' in refused(workdir)
+
+
+@pytest.mark.parametrize(('which', 'left'), [('last', None), ('best', 5)])
+def test_a_run_without_that_checkpoint_is_refused(
+  which, left, run, states, workdir
+):
+  shutil.rmtree(workdir / 'checkpoints')
+  if left:  # saved between validations
+    saved = checkpoint.Checkpoints(workdir)
+    saved.save(left, states[3], {}, {'training': 1.0, 'wall': 1.0})
+    saved.close()
+  message = refused(workdir, evaluate__checkpoint=which)
+  assert f'no {which} checkpoint' in message and str(workdir) in message
+  assert (workdir / 'checkpoints').exists() == bool(left)
+
+
+@pytest.mark.parametrize('fault', ['one without a label', 'empty'])
+def test_a_split_that_is_not_labelled_is_refused(fault, workdir, monkeypatch):
+  split = fakes.make_split(0 if fault == 'empty' else 5, 48, seed=9)
+  split.labels[3:4] = -1
+  other = dataclasses.replace(STORE, splits={**STORE.splits, 'test': split})
+  monkeypatch.setattr(prepare, 'open_prepared', lambda config: other)
+  message = refused(workdir)
+  assert 'config.evaluate.split: test' in message and 'labelled' in message
+
+
+def test_another_set_may_be_scored_but_not_one_of_more_classes(
+  workdir, monkeypatch
+):
+  others = {
+    'three': fakes.make_store(test=7, seed=70),
+    'four': dataclasses.replace(
+      fakes.make_store(seed=80),
+      splits={'test': fakes.make_split(8, 48, seed=80, num_classes=4)},
+    ),
+  }
+  monkeypatch.setattr(store_lib, 'load', lambda path: others[path])
+  message = refused(workdir, evaluate__path='four')
+  assert 'config.evaluate.path: label 3' in message and '3 classes' in message
+  result = evaluate.evaluate(make_config(evaluate__path='three'), workdir)
+  assert result['num_images'] == 7
+  assert probabilities(workdir)[0][0] == '72-0'
+
+
+def test_the_set_beside_the_run_must_be_the_one_it_was_trained_on(
+  workdir, monkeypatch
+):
+  # As after another draw of the splits: what is now test was trained on.
+  splits = {**STORE.splits, 'train': fakes.make_split(48, 48, seed=90)}
+  other = dataclasses.replace(STORE, splits=splits)
+  monkeypatch.setattr(prepare, 'open_prepared', lambda config: other)
+  assert 'not the set that the run was trained on' in refused(workdir)
+
+
+def test_evaluation_on_four_devices_is_that_on_one(workdir):
+  found = []
+  for mode, devices in (('jit', 1), ('pmap', 4), ('shard_map', 4)):
+    config = make_config(
+      parallel__mode=mode, parallel__devices=devices, evaluate__batch_size=6
+    )
+    evaluate.evaluate(config, workdir)
+    found.append(probabilities(workdir)[1])
+  np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+  np.testing.assert_allclose(found[2], found[0], atol=1e-6)

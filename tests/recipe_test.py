@@ -1,0 +1,121 @@
+"""The order of the stages, and where stage II starts."""
+
+import pathlib
+
+import pytest
+
+from dpjax import config as config_lib
+from dpjax import recipe, train
+from dpjax.evaluation import evaluate, scores
+from tests import fakes
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch, tmp_path):
+  """What was called, in order, in a working directory of its own."""
+  calls = []
+
+  def fake_train(config, stage, workdir):
+    calls.append((stage, str(workdir), config.init.backbone))
+
+  def fake_evaluate(config, workdir):
+    del config
+    calls.append(('evaluate', str(workdir)))
+    return {'intervals': {}}
+
+  monkeypatch.setattr(train, 'train', fake_train)
+  monkeypatch.setattr(evaluate, 'evaluate', fake_evaluate)
+  monkeypatch.setattr(scores, 'format_table', lambda *_: 'the table')
+  monkeypatch.chdir(tmp_path)
+  return calls
+
+
+def make_config(stage, backbone='auto'):
+  return fakes.make_config(stage=stage, init__backbone=backbone)
+
+
+def checkpointed(workdir, backbone=None):
+  """Makes a folder that passes for a run that has begun, and has saved."""
+  folder = pathlib.Path(workdir)
+  (folder / 'checkpoints' / '3').mkdir(parents=True)
+  config_lib.save(make_config('retrain', backbone), folder / 'config.json')
+
+
+def test_pretraining_is_one_stage(calls):
+  recipe.run(make_config('pretrain'), 'here')
+  assert calls == [('pretrain', 'here', 'auto')]
+
+
+def test_the_recipe_pretrains_retrains_from_that_and_evaluates(calls, capsys):
+  recipe.run(make_config('recipe'), 'here')
+  assert calls == [
+    ('pretrain', 'here/pretrain', 'auto'),
+    ('retrain', 'here/retrain', 'here/pretrain'),
+    ('evaluate', 'here/retrain'),
+  ]
+  assert 'the table' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('backbone', ['None', 'weights.npz', 'runs/other'])
+def test_the_recipe_skips_a_stage_whose_backbone_nobody_would_use(
+  backbone, calls
+):
+  recipe.run(make_config('recipe', backbone), 'here')
+  want = None if backbone == 'None' else backbone
+  assert calls == [
+    ('retrain', 'here/retrain', want),
+    ('evaluate', 'here/retrain'),
+  ]
+
+
+def test_a_recipe_stopped_in_a_stage_starts_no_other(calls, monkeypatch):
+  def stopped(*_):
+    raise train.Stopped('stopped')
+
+  monkeypatch.setattr(train, 'train', stopped)
+  with pytest.raises(train.Stopped):
+    recipe.run(make_config('recipe'), 'here')
+  assert not calls
+
+
+def test_auto_is_scratch_without_a_pretrained_run_and_says_so(calls, capsys):
+  recipe.run(make_config('retrain'), 'here')
+  assert calls == [('retrain', 'here', None)]
+  assert 'runs/pretrain' in capsys.readouterr().out
+
+
+def test_auto_is_the_pretrained_run_where_there_is_one(calls):
+  checkpointed('runs/pretrain')
+  recipe.run(make_config('retrain'), 'here')
+  assert calls == [('retrain', 'here', 'runs/pretrain')]
+
+
+def test_auto_stays_what_it_was_when_the_run_began(calls):
+  checkpointed('here', backbone=None)
+  checkpointed('runs/pretrain')  # came later
+  recipe.run(make_config('retrain'), 'here')
+  assert calls == [('retrain', 'here', None)]
+
+
+def test_a_run_that_has_saved_nothing_has_not_begun(calls):
+  checkpointed('here', backbone=None)
+  (pathlib.Path('here') / 'checkpoints' / '3').rmdir()
+  checkpointed('runs/pretrain')
+  recipe.run(make_config('retrain'), 'here')
+  assert calls == [('retrain', 'here', 'runs/pretrain')]
+
+
+@pytest.mark.parametrize('backbone', ['None', 'elsewhere'])
+def test_a_named_backbone_is_taken_whatever_is_there(backbone, calls):
+  checkpointed('runs/pretrain')
+  recipe.run(make_config('retrain', backbone), 'here')
+  want = None if backbone == 'None' else backbone
+  assert calls == [('retrain', 'here', want)]
+
+
+@pytest.mark.parametrize('stage', ['pretrain', 'retrain', 'recipe'])
+def test_the_callers_config_stays_as_it_is(stage):
+  config = make_config(stage)
+  before = config.to_json()
+  recipe.run(config, 'here')
+  assert config.to_json() == before
