@@ -196,9 +196,7 @@ def test_a_backbone_comes_without_projector_and_classifier(workdir):
   backbone = checkpoint.load_backbone(workdir)
   want = make_state()
   assert set(backbone) == {'params', 'batch_stats'}
-  assert_same(
-    backbone['params'], {'conv1': want.params['backbone']['conv1']}
-  )
+  assert_same(backbone['params'], {'conv1': want.params['backbone']['conv1']})
   assert_same(backbone['batch_stats'], want.batch_stats['backbone'])
 
 

@@ -16,8 +16,8 @@ FILES = ('base', 'pretrain', 'retrain', 'recipe')
 
 
 def make(file='retrain', variant='', **changes):
-  get_config = runpy.run_path(str(ROOT / 'configs' / f'{file}.py'))['get_config']
-  config = get_config(variant)
+  path = ROOT / 'configs' / f'{file}.py'
+  config = runpy.run_path(str(path))['get_config'](variant)
   config.update_from_flattened_dict(changes)
   return config
 

@@ -68,7 +68,9 @@ def test_an_extra_set_of_other_squares_is_refused_by_field(extra, monkeypatch):
   smaller = dataclasses.replace(extra, size=32)
   monkeypatch.setattr(store_lib, 'load', lambda path: smaller)
   run = build('pretrain', data__pretrain_extra='extra')
-  with pytest.raises(ValueError, match=r'data\.pretrain_extra.*32.*48') as error:
+  with pytest.raises(
+    ValueError, match=r'data\.pretrain_extra.*32.*48'
+  ) as error:
     _ = run.training_records
   assert '\n' not in str(error.value)
 

@@ -8,9 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from dpjax import experiment
-from dpjax import parallel
-from dpjax import steps
+from dpjax import experiment, parallel, steps
 from tests import fakes
 
 # Float32 sums of another order; gradients here are of the order of 0.1 to 1.

@@ -12,10 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from dpjax import checkpoint
+from dpjax import checkpoint, recipe, train
 from dpjax import experiment as experiment_lib
-from dpjax import recipe
-from dpjax import train
 from dpjax.data import prepare
 from dpjax.evaluation import evaluate
 from tests import fakes
@@ -105,9 +103,7 @@ def test_stage_two_takes_backbone_and_statistics_and_drops_the_projector(
 
 
 def test_a_backbone_of_another_shape_is_refused_by_name(finished, tmp_path):
-  config = make_config(
-    init__backbone=str(finished[0]), model__width=16
-  )
+  config = make_config(init__backbone=str(finished[0]), model__width=16)
   with pytest.raises(ValueError, match=r'init\.backbone.*another network'):
     train.train(config, 'retrain', tmp_path)
   assert not checkpoint.has_checkpoint(tmp_path)
@@ -199,9 +195,7 @@ def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
 
 
 def test_a_learning_rate_out_of_hand_is_caught_in_the_real_loss(tmp_path):
-  config = make_config(
-    retrain__optim__learning_rate=1e30, retrain__epochs=4.0
-  )
+  config = make_config(retrain__optim__learning_rate=1e30, retrain__epochs=4.0)
   with pytest.raises(train.NonFinite, match=r'step \d+: (loss|gradient_norm)'):
     train.train(config, 'retrain', tmp_path)
   if checkpoint.has_checkpoint(tmp_path):
@@ -216,6 +210,17 @@ def test_lines_of_undone_steps_and_a_torn_line_leave_the_log(tmp_path):
   train.MetricsLog(tmp_path, done=2, tensorboard=False).close()
   text = (tmp_path / 'metrics.jsonl').read_text()
   assert text == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_tensorboard_gets_every_finite_number(tmp_path):
+  events = pytest.importorskip('tensorboardX')
+  del events
+  log = train.MetricsLog(tmp_path, done=0, tensorboard=True)
+  log.write(1, split='train', loss=0.5, auroc=None)
+  log.close()
+  (file,) = (tmp_path / 'tensorboard').iterdir()
+  assert b'train/loss' in file.read_bytes()
+  assert b'auroc' not in file.read_bytes()
 
 
 def test_a_batch_larger_than_the_set_is_refused_by_field(tmp_path):
@@ -275,9 +280,15 @@ def run_main(workdir, phantom, where='never', number='SIGKILL'):
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   return subprocess.run(
     [
-      sys.executable, '-c', DRIVER, where, number, *FLAGS,
-      f'--config.data.path={phantom}', f'--workdir={workdir}',
-    ],  # fmt: skip
+      sys.executable,
+      '-c',
+      DRIVER,
+      where,
+      number,
+      *FLAGS,
+      f'--config.data.path={phantom}',
+      f'--workdir={workdir}',
+    ],
     cwd=ROOT,
     env={**environment, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
     capture_output=True,

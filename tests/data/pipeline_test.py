@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dpjax.data import augment
-from dpjax.data import pipeline
+from dpjax.data import augment, pipeline
 from tests import fakes
 
 SIDES = (('stage1', 8), ('stage2', 4))
@@ -159,7 +158,8 @@ def test_once_gives_every_record_once_in_order_and_marks_the_filling():
 
 
 def test_several_sets_are_one_row_of_records():
-  a, b = fakes.make_split(5, 32, seed=0), fakes.make_split(7, 32, seed=1, num_classes=4)  # fmt: skip
+  a = fakes.make_split(5, 32, seed=0)
+  b = fakes.make_split(7, 32, seed=1, num_classes=4)
   both = pipeline.Records((a, b))
   order = np.array([11, 0, 5, 4, 6])
   np.testing.assert_array_equal(

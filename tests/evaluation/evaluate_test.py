@@ -79,80 +79,100 @@ def probabilities(workdir):
   )
 
 
-def forward(run, state, split):
-  """The class probabilities, by the network alone."""
-  pixels = (split.pixels[..., None] / 255.0 - 0.5) / 0.25
-  logits, _ = run.model.backbone.apply(
-    {
+@pytest.fixture(scope='module')
+def expected(run, states):
+  """{(step, split): class probabilities}, by the network alone."""
+
+  @jax.jit
+  def forward(state, grey):
+    variables = {
       'params': state.params['backbone'],
       'batch_stats': state.batch_stats['backbone'],
-    },
-    pixels.astype(np.float32),
-  )
-  exp = np.exp(np.asarray(logits, np.float64))
-  return exp / exp.sum(axis=1, keepdims=True)
+    }
+    pixels = (grey[..., None] / 255.0 - 0.5) / 0.25
+    logits, _ = run.model.backbone.apply(variables, pixels)
+    return jax.nn.softmax(logits)
+
+  names = ('validation', 'test')
+  grey = np.concatenate([STORE.split(name).pixels for name in names])
+  found = {}
+  for step, state in states.items():
+    rows = np.asarray(forward(state, grey.astype(np.float32)))
+    parts = np.split(rows, [len(STORE.split('validation'))])
+    found |= {
+      (step, name): rows for name, rows in zip(names, parts, strict=True)
+    }
+  # Else a test of which checkpoint was taken could not fail.
+  assert np.abs(found[3, 'test'] - found[6, 'test']).max() > 0.05
+  return found
 
 
 @pytest.mark.parametrize(
-  ('which', 'split', 'step'),
-  [('last', 'test', 6), ('best', 'validation', 3)],
+  ('which', 'split', 'step', 'mode', 'devices'),
+  [
+    ('last', 'test', 6, 'jit', 1),
+    ('best', 'validation', 3, 'pmap', 4),
+    ('best', 'test', 3, 'shard_map', 4),
+  ],
 )
 def test_the_named_checkpoint_meets_the_named_split_whole_and_in_order(
-  which, split, step, run, states, workdir
+  which, split, step, mode, devices, expected, workdir
 ):
-  config = make_config(evaluate__checkpoint=which, evaluate__split=split)
+  config = make_config(
+    evaluate__checkpoint=which,
+    evaluate__split=split,
+    evaluate__batch_size=6,  # no multiple of the devices, nor the split of it
+    parallel__mode=mode,
+    parallel__devices=devices,
+  )
   result = evaluate.evaluate(config, workdir)
   assert (result['checkpoint'], result['step']) == (which, step)
   scored = STORE.split(split)
   ids, found = probabilities(workdir)
   np.testing.assert_array_equal(ids, scored.ids)
-  want = forward(run, states[step], scored)
-  np.testing.assert_allclose(found, want, atol=1e-4)
-  # The two networks do not say the same.
-  assert np.abs(want - forward(run, states[9 - step], scored)).max() > 0.05
+  np.testing.assert_allclose(found, expected[step, split], atol=1e-4)
   accuracy = (found.argmax(axis=1) == scored.labels).mean()
   np.testing.assert_allclose(result['accuracy'], accuracy)
   assert json.loads((workdir / 'evaluation.json').read_text()) == result
 
 
-def test_the_network_is_the_trained_one_whatever_the_config_says(workdir):
+def test_the_network_is_the_trained_one_whatever_the_config_says(
+  workdir, expected
+):
   config = fakes.make_config(
     model__width=16, mgacr__attention=False, mgacr__features=False,
     data__mean=0.1, retrain__optim__clip=0.0, evaluate__resamples=20,
   )  # fmt: skip
   record = (workdir / 'config.json').read_text()
   evaluate.evaluate(config, workdir)
-  _, other = probabilities(workdir)
-  evaluate.evaluate(make_config(), workdir)
-  np.testing.assert_array_equal(other, probabilities(workdir)[1])
+  _, found = probabilities(workdir)
+  np.testing.assert_allclose(found, expected[6, 'test'], atol=1e-4)
   assert (workdir / 'config.json').read_text() == record
 
 
-def test_a_recipes_workdir_stands_for_its_second_stage(trained, tmp_path):
+def test_a_recipe_is_scored_by_its_second_stage_and_a_save_there_left_alone(
+  trained, tmp_path
+):
   shutil.copytree(trained, tmp_path / 'retrain')
+  under_way = tmp_path / 'retrain' / 'checkpoints' / '9.orbax-checkpoint-tmp'
+  under_way.mkdir()
   result = evaluate.evaluate(make_config(), tmp_path)
   assert result['workdir'] == str(tmp_path / 'retrain')
   assert (tmp_path / 'retrain' / 'evaluation.json').is_file()
-
-
-def test_a_run_that_is_being_trained_is_left_alone(workdir):
-  under_way = workdir / 'checkpoints' / '9.orbax-checkpoint-tmp'
-  under_way.mkdir()
-  evaluate.evaluate(make_config(), workdir)
   assert under_way.is_dir()
 
 
 def test_a_set_that_was_moved_is_found_where_the_config_says(
   workdir, tmp_path, monkeypatch
 ):
-  opened = []
-  monkeypatch.setattr(
-    prepare, 'open_prepared', lambda c: opened.append(c.data.path) or STORE
-  )
-  (tmp_path / 'moved').mkdir()
-  config = make_config(data__path=str(tmp_path / 'moved'))
-  evaluate.evaluate(config, workdir)
-  assert opened == [str(tmp_path / 'moved')]
+  def opened(config):
+    raise ValueError(config.data.path)
+
+  monkeypatch.setattr(prepare, 'open_prepared', opened)
+  moved = tmp_path / 'moved'
+  assert refused(workdir, data__path=str(moved)) == 'memory'
+  moved.mkdir()
+  assert refused(workdir, data__path=str(moved)) == str(moved)
 
 
 def refused(workdir, **changes):
@@ -232,15 +252,3 @@ def test_the_set_beside_the_run_must_be_the_one_it_was_trained_on(
   other = dataclasses.replace(STORE, splits=splits)
   monkeypatch.setattr(prepare, 'open_prepared', lambda config: other)
   assert 'not the set that the run was trained on' in refused(workdir)
-
-
-def test_evaluation_on_four_devices_is_that_on_one(workdir):
-  found = []
-  for mode, devices in (('jit', 1), ('pmap', 4), ('shard_map', 4)):
-    config = make_config(
-      parallel__mode=mode, parallel__devices=devices, evaluate__batch_size=6
-    )
-    evaluate.evaluate(config, workdir)
-    found.append(probabilities(workdir)[1])
-  np.testing.assert_allclose(found[1], found[0], atol=1e-6)
-  np.testing.assert_allclose(found[2], found[0], atol=1e-6)

@@ -1,0 +1,138 @@
+"""The one door: what a command needs, and where it writes."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from dpjax.data import store
+from dpjax.data.readers import phantom
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+FLAGS = (
+  '--config.data.phantom.count=50',
+  '--config.data.store_size=64',
+  '--config.data.image_size=32',
+  '--config.data.render=device',
+  '--config.model.stage_sizes=(1,)',
+  '--config.model.width=4',
+  "--config.mgacr.stages=('stage1',)",
+  '--config.retrain.batch_size=8',
+  '--config.retrain.epochs=0.5',
+  '--config.train.progress=False',
+)
+
+# `python -m dpjax.main`, and then what it has imported. Neither JAX nor what
+# stands on it imports these of itself (scipy once was a part of JAX's own
+# import), so whoever brings one in is our module.
+DRIVER = """
+import runpy, sys
+sys.argv[0] = 'dpjax.main'
+try:
+  runpy.run_module('dpjax.main', run_name='__main__')
+except SystemExit as end:
+  roots = {name.partition('.')[0] for name in sys.modules}
+  print('imported', *sorted(roots))
+  raise
+"""
+
+
+def run(cwd, *arguments, driver=('-c', DRIVER)):
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  return subprocess.run(
+    [sys.executable, *driver, *arguments],
+    cwd=cwd,
+    env={**environment, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=600,
+  )
+
+
+@pytest.fixture(scope='module')
+def checkout(tmp_path_factory):
+  """A fresh folder with configs/ and the prepared phantom, as a user's."""
+  folder = tmp_path_factory.mktemp('checkout')
+  (folder / 'configs').symlink_to(ROOT / 'configs')
+  (folder / 'data').mkdir()
+  store.prepare(
+    phantom.read(50, 0, size=256),
+    folder / 'data' / f'phantom-v{phantom.VERSION}-50-0-64',
+    name='phantom',
+    provenance={},
+    size=64,
+    workers=1,
+    progress=False,
+  )
+  return folder
+
+
+@pytest.fixture(scope='module')
+def trained(checkout):
+  return run(checkout, '--config=configs/retrain.py', *FLAGS)
+
+
+def test_training_needs_neither_opencv_nor_scipy_where_the_device_renders(
+  trained,
+):
+  assert trained.returncode == 0, trained.stderr
+  imported = trained.stdout.splitlines()[-1].split()
+  assert imported[0] == 'imported' and 'dpjax' in imported
+  assert not {
+    'cv2',
+    'matplotlib',
+    'scipy',
+    'sklearn',
+    'tensorflow',
+    'tensorflow_datasets',
+  } & set(imported)
+
+
+def test_the_workdir_is_named_after_the_config_and_the_set_after_its_settings(
+  trained, checkout
+):
+  assert trained.returncode == 0, trained.stderr
+  workdir = checkout / 'runs' / 'retrain'
+  names = {path.name for path in workdir.iterdir()}
+  assert names == {'config.json', 'metrics.jsonl', 'checkpoints'}
+  config = json.loads((workdir / 'config.json').read_text())
+  assert config['stage'] == 'retrain'
+  assert config['init']['backbone'] is None  # there is no runs/pretrain
+  data = {path.name for path in (checkout / 'data').iterdir()}
+  assert data == {pathlib.Path(config['data']['path']).name}
+
+
+def test_a_workdir_without_a_run_is_one_line_and_exit_status_2(checkout):
+  result = run(
+    checkout,
+    'evaluate',
+    '--config=configs/retrain.py',
+    '--workdir=elsewhere',
+    *FLAGS,
+    driver=('-m', 'dpjax.main'),
+  )
+  assert result.returncode == 2
+  lines = result.stderr.strip().splitlines()
+  assert len(lines) == 1, result.stderr
+  assert lines[0].startswith('error: --workdir=elsewhere holds no config.json')
+  assert not (checkout / 'elsewhere').exists()
+
+
+def test_a_workdir_that_is_a_file_is_one_line_and_exit_status_2(checkout):
+  (checkout / 'file').touch()
+  result = run(
+    checkout,
+    '--config=configs/retrain.py',
+    '--workdir=file',
+    *FLAGS,
+    driver=('-m', 'dpjax.main'),
+  )
+  assert result.returncode == 2
+  lines = result.stderr.strip().splitlines()
+  assert len(lines) == 1, result.stderr
+  assert lines[0].startswith('error: --workdir=file cannot be written')
