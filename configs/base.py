@@ -38,9 +38,9 @@ def _optimizer(**changes):
   """One stage's optimizer: the arguments of optim.make."""
   c = ConfigDict()
   c.learning_rate = 0.05  # peak; the paper names SGD and no more
-  c.momentum = 0.9
-  c.nesterov = False
-  c.weight_decay = 5e-4
+  c.momentum = 0.9  # share of the last update's direction that stays
+  c.nesterov = False  # look one step of momentum ahead
+  c.weight_decay = 5e-4  # added to the gradient before the momentum
   c.decay_norm_and_bias = False  # torch's SGD decays them too
   c.schedule = 'onecycle'  # constant, cosine, onecycle or step
   c.warmup = 0.1  # share of the steps that rise linearly
@@ -78,7 +78,7 @@ def get_config(variant=''):
   c.data.workers = 0  # processes that prepare; 0: one a CPU core
   c.data.phantom = ConfigDict()
   c.data.phantom.count = 2000  # radiographs; the paper's set has 20,012
-  c.data.phantom.seed = 0
+  c.data.phantom.seed = 0  # of the generator
 
   # The network. The paper: ResNet18.
   c.model = ConfigDict()

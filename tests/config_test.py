@@ -90,6 +90,18 @@ def test_every_table_of_checks_names_real_fields():
     ({'data__std': 0.0}, ['data.std']),
     ({'loss__gamma': float('nan')}, ['loss.gamma']),
     ({'retrain__epochs': -1.0}, ['retrain.epochs']),
+    ({'retrain__epochs': float('inf')}, ['retrain.epochs']),
+    ({'data__mean': float('nan')}, ['data.mean', '0.0 to 1.0']),
+    ({'pretrain__optim__warmup': 0.0}, ['pretrain.optim.warmup', 'onecycle']),
+    ({'retrain__optim__warmup': 1.0}, ['retrain.optim.warmup']),
+    (
+      {
+        'retrain__optim__schedule': 'step',
+        'retrain__optim__step_fractions': (),
+      },
+      ['retrain.optim.step_fractions'],
+    ),
+    ({'retrain__augment__blur_sigma': (0.1, 3.0)}, ['blur_sigma', '2.0']),
     ({'retrain__augment__scale': (0.9, 0.5)}, ['retrain.augment.scale']),
     ({'retrain__augment__scale': (0.9,)}, ['retrain.augment.scale']),
     ({'model__stage_sizes': (2, 0)}, ['model.stage_sizes']),
@@ -118,6 +130,12 @@ def test_a_bad_value_is_refused_in_one_line_that_names_the_field(
 def test_the_word_none_means_none():
   assert resolve(init__backbone='None').init.backbone is None
   assert resolve(init__backbone='').init.backbone is None
+
+
+def test_another_draw_of_the_splits_is_another_set():
+  default, drawn = resolve(), resolve(data__split_seed=3)
+  assert drawn.data.path == f'{default.data.path}-split3'
+  assert resolve(data__path='mine', data__split_seed=3).data.path == 'mine'
 
 
 def test_resolving_leaves_the_given_config_alone():
@@ -158,6 +176,11 @@ def run_main(*arguments):
   [
     ([], ['--config', 'missing']),
     (['--config=configs/nope.py'], ['configs/nope.py', 'no such file']),
+    (['--config=pyproject.toml'], ['pyproject.toml', 'get_config']),
+    (
+      ['--config', 'configs/retrain.py', '--config.mgacr.epps=1'],
+      ['config.mgacr.epps', 'mgacr.eps'],
+    ),
     (['--config=configs/retrain.py:fast'], ['fast', 'quick']),
     (
       ['--config=configs/retrain.py', '--config.mgacr.epps=1'],

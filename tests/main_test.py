@@ -121,18 +121,3 @@ def test_a_workdir_without_a_run_is_one_line_and_exit_status_2(checkout):
   assert len(lines) == 1, result.stderr
   assert lines[0].startswith('error: --workdir=elsewhere holds no config.json')
   assert not (checkout / 'elsewhere').exists()
-
-
-def test_a_workdir_that_is_a_file_is_one_line_and_exit_status_2(checkout):
-  (checkout / 'file').touch()
-  result = run(
-    checkout,
-    '--config=configs/retrain.py',
-    '--workdir=file',
-    *FLAGS,
-    driver=('-m', 'dpjax.main'),
-  )
-  assert result.returncode == 2
-  lines = result.stderr.strip().splitlines()
-  assert len(lines) == 1, result.stderr
-  assert lines[0].startswith('error: --workdir=file cannot be written')

@@ -228,6 +228,98 @@ def test_a_batch_larger_than_the_set_is_refused_by_field(tmp_path):
     train.train(make_config(retrain__batch_size=64), 'retrain', tmp_path)
 
 
+@pytest.fixture
+def uncompiled(monkeypatch):
+  """Steps that only count and validate well, for tests of the loop alone."""
+
+  def train_step(state, batch):
+    del batch
+    state = state.replace(step=state.step + 1)
+    return state, {'loss': np.float32(1), 'gradient_norm': np.float32(1)}
+
+  def eval_step(state, batch):
+    del state
+    rows = len(batch['label'])
+    return {'logits': np.zeros((rows, 3)), 'loss': np.ones(rows)}
+
+  monkeypatch.setattr(
+    experiment_lib.Experiment,
+    'compile',
+    lambda run, step, gather=False, **_: eval_step if gather else train_step,
+  )
+
+
+def steps_kept(workdir):
+  return {int(path.name) for path in (workdir / 'checkpoints').iterdir()}
+
+
+@pytest.mark.usefixtures('uncompiled')
+def test_a_signal_during_the_last_validation_stops_a_recipe_too(
+  tmp_path, monkeypatch
+):
+  def validate(*_):
+    # Twice: some schedulers repeat themselves.
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return {}
+
+  monkeypatch.setattr(train, 'validate', validate)
+  config = make_config(stage='recipe', init__backbone='auto')
+  with pytest.raises(train.Stopped, match='SIGTERM and saved at step 3 of 3'):
+    recipe.run(config, tmp_path)
+  assert steps_kept(tmp_path / 'pretrain') == {3}
+  assert not (tmp_path / 'retrain').exists()
+
+
+@pytest.mark.usefixtures('uncompiled')
+def test_a_set_without_a_validation_split_is_trained_on_all_the_same(
+  tmp_path, data, capsys
+):
+  del data.splits['validation']
+  train.train(make_config(), 'retrain', tmp_path)
+  assert steps_kept(tmp_path) == {3, 6}
+  assert 'validation: no radiographs' in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures('uncompiled')
+def test_a_state_that_validates_to_nan_is_not_saved(tmp_path, monkeypatch):
+  values = iter([0.5, np.nan])
+  monkeypatch.setattr(train, 'validate', lambda *_: {'loss': next(values)})
+  with pytest.raises(
+    train.NonFinite, match=r'step 6: validation loss is nan.*step 3 is kept'
+  ):
+    train.train(make_config(), 'retrain', tmp_path)
+  assert steps_kept(tmp_path) == {3}
+
+
+@pytest.mark.usefixtures('uncompiled')
+def test_a_workdir_in_which_nothing_was_saved_takes_the_corrected_flags(
+  tmp_path,
+):
+  wrong = make_config(init__backbone=str(tmp_path / 'nowhere'))
+  with pytest.raises(ValueError, match=r'init\.backbone'):
+    train.train(wrong, 'retrain', tmp_path / 'run')
+  train.train(make_config(), 'retrain', tmp_path / 'run')
+  assert steps_kept(tmp_path / 'run') == {3, 6}
+
+
+@pytest.mark.usefixtures('uncompiled')
+def test_a_run_does_not_go_on_with_another_set(tmp_path, monkeypatch):
+  train.train(make_config(), 'retrain', tmp_path)
+  other = fakes.make_store(seed=10)
+  monkeypatch.setattr(prepare, 'open_prepared', lambda config: other)
+  with pytest.raises(ValueError, match=r'config\.data\.path.*not the set'):
+    train.train(make_config(), 'retrain', tmp_path)
+
+
+def test_a_workdir_that_cannot_be_written_is_refused_in_one_line(tmp_path):
+  (tmp_path / 'file').touch()
+  for workdir in (tmp_path / 'file', tmp_path / 'file' / 'run'):
+    with pytest.raises(ValueError, match=f'--workdir={workdir} ') as error:
+      train.train(make_config(), 'retrain', workdir)
+    assert '\n' not in str(error.value)
+
+
 # What follows runs the real command in processes of its own.
 
 FLAGS = (
