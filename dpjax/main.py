@@ -52,10 +52,13 @@ def _run(words):
     )
   import jax
 
+  try:
+    num_devices = jax.device_count()
+  except (RuntimeError, AssertionError) as error:  # both, by the platform
+    wanted = os.environ.get('JAX_PLATFORMS')
+    raise ValueError(f'JAX finds no device; JAX_PLATFORMS={wanted}') from error
   config = config_lib.resolve(
-    _CONFIG.value,
-    num_devices=jax.device_count(),
-    platform=jax.default_backend(),
+    _CONFIG.value, num_devices=num_devices, platform=jax.default_backend()
   )
   return commands[command](config, pathlib.Path(_workdir()))
 

@@ -1,5 +1,6 @@
 """What a config may hold, and what is refused in one line."""
 
+import os
 import pathlib
 import re
 import runpy
@@ -161,10 +162,11 @@ def test_differences_name_fields_that_change_the_result_and_no_others():
   assert config_lib.differences(old, new) == ['model.width: 64 -> 32']
 
 
-def run_main(*arguments):
+def run_main(*arguments, **environment):
   return subprocess.run(
     [sys.executable, '-m', 'dpjax.main', *arguments],
     cwd=ROOT,
+    env={**os.environ, **environment},
     capture_output=True,
     text=True,
     check=False,
@@ -202,6 +204,13 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_status_2(
   lines = result.stderr.strip().splitlines()
   assert len(lines) == 1 and lines[0].startswith('error: '), result.stderr
   assert all(word in lines[0] for word in words), lines[0]
+
+
+def test_a_platform_that_is_not_here_is_one_line():
+  result = run_main('--config=configs/retrain.py', JAX_PLATFORMS='toaster')
+  assert result.returncode == 2
+  last = result.stderr.strip().splitlines()[-1]
+  assert last == 'error: JAX finds no device; JAX_PLATFORMS=toaster'
 
 
 def test_check_field_tells_a_section_from_a_field():
