@@ -153,6 +153,7 @@ def _loop(
     file=sys.stderr,
     dynamic_ncols=True,
   )
+  step = done  # a finished run has no step to make
   with contextlib.closing(bar):
     for step in range(done + 1, total + 1):
       batch = next(stream)
@@ -161,7 +162,7 @@ def _loop(
       settle()
       pending = (step, metrics)
       stop = signals.received
-      evaluate = step in evaluations and (config.eval.every or step == total)
+      evaluate = step in evaluations
       save_every = config.train.save_every
       if not (evaluate or stop or (save_every and step % save_every == 0)):
         continue
