@@ -63,11 +63,15 @@ def get_config(variant=''):
 
   # The data: where it comes from and how it reaches the step.
   c.data = ConfigDict()
-  c.data.layout = 'phantom'  # phantom or competition: who reads data.source
+  # Who reads data.source: phantom, competition, rsna, vindr, nih, coco, folder
+  # or csv (docs/datasets.md).
+  c.data.layout = 'phantom'
   c.data.source = placeholder(str)  # folder of the set as downloaded
   c.data.path = placeholder(str)  # prepared set; None: data/<layout>...
   c.data.store_size = 256  # side of the stored squares, pixels
-  c.data.split_seed = 0  # of the test and validation draws
+  # Into the square: stretch, as in the paper, or pad: black bars keep the
+  # aspect. Boxes follow.
+  c.data.fit = 'stretch'
   c.data.image_size = 224  # side of the network's input, pixels
   c.data.mean = 0.5  # of the grey levels in 0..1, taken off ...
   c.data.std = 0.25  # ... and divided by; no statistics of a set leak in
@@ -76,9 +80,57 @@ def get_config(variant=''):
   c.data.threads = 0  # reading threads; 0: one a CPU core, at most 16
   c.data.prefetch = 8  # batches made ahead
   c.data.workers = 0  # processes that prepare; 0: one a CPU core
+  # The label: count (of lesion boxes, as in the competition), any (finding at
+  # all) or class (the name the source gives). auto: class for folder and csv,
+  # any for nih, else count.
+  c.data.label = 'auto'
+  c.data.label_cap = 0  # count: more lesions count as so many; 0: no cap
+  c.data.findings = ()  # names of the lesions that count; empty: all
+  # class: the names, in the order of their labels. Images of other classes
+  # become unlabelled. Empty: all, the normal one first.
+  c.data.classes = ()
+  # folder, coco and csv: the patient is what this regular expression finds in
+  # the image's name (its first group, if it has one). Empty: the name says
+  # nothing.
+  c.data.patient_pattern = ''
+  # vindr: whose boxes count. union, majority (of an image's readers), or the
+  # one reader that it names, e.g. R8.
+  c.data.vindr_readers = 'union'
+  # coco: the json, or one a split with commas between them; empty: all there.
+  c.data.coco_annotations = ''
+  # csv: the tables in the source, and what their columns are called.
+  c.data.csv = ConfigDict()
+  c.data.csv.labels = 'labels.csv'  # a row an image
+  c.data.csv.image = 'image'  # its file
+  c.data.csv.label = 'label'  # its class
+  # Of these, auto takes the column of the name in brackets if it is there;
+  # empty: none.
+  c.data.csv.patient = 'auto'  # (patient_id)
+  c.data.csv.split = 'auto'  # (split): train, validation or test
+  c.data.csv.metadata = ()  # more columns to carry, e.g. ('age', 'sex')
+  c.data.csv.boxes = 'auto'  # (boxes.csv) a row a lesion
+  c.data.csv.box_image = 'image'
+  c.data.csv.box_columns = ('x', 'y', 'width', 'height')  # left upper corner
+  c.data.csv.box_name = 'auto'  # (finding) what it is
+  # Width and height of the frame that boxes count in; empty: the stored image's
+  # own pixels.
+  c.data.csv.frame = ()
   c.data.phantom = ConfigDict()
   c.data.phantom.count = 2000  # radiographs; the paper's set has 20,012
   c.data.phantom.seed = 0  # of the generator
+
+  # Who is in training, validation and test.
+  c.split = ConfigDict()
+  # What stays together: patient (with all copies of its images), or image, as
+  # in the paper: a patient may then be on both sides.
+  c.split.unit = 'patient'
+  c.split.seed = 0  # of the draws
+  c.split.given = True  # the source's own test or validation part is kept
+  c.split.test = 0.1  # share of each class; the paper's
+  c.split.validation = 0.1  # share of what the test split leaves
+  # Two images are copies if their perceptual hashes differ in at most so many
+  # of 256 bits; -1: only if they are equal pixel by pixel.
+  c.split.near = 16
 
   # The network. The paper: ResNet18.
   c.model = ConfigDict()
@@ -173,7 +225,7 @@ def get_config(variant=''):
   # The final evaluation.
   c.evaluate = ConfigDict()
   c.evaluate.checkpoint = 'last'  # or best, by validation
-  c.evaluate.split = 'test'  # or validation, train
+  c.evaluate.split = 'test'  # or validation; train: of another set only
   c.evaluate.path = placeholder(str)  # another prepared set to score
   c.evaluate.batch_size = 64
   c.evaluate.resamples = 2000  # bootstrap, for the intervals

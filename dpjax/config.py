@@ -18,7 +18,19 @@ from absl import flags
 # Where a field takes one of a few words.
 CHOICES = {
   'stage': ('pretrain', 'retrain', 'recipe'),
-  'data.layout': ('phantom', 'competition'),
+  'data.layout': (
+    'phantom',
+    'competition',
+    'rsna',
+    'vindr',
+    'nih',
+    'coco',
+    'folder',
+    'csv',
+  ),
+  'data.fit': ('stretch', 'pad'),
+  'data.label': ('auto', 'count', 'any', 'class'),
+  'split.unit': ('patient', 'image'),
   'data.render': ('auto', 'host', 'device'),
   'model.block': ('basic', 'bottleneck'),
   'model.dtype': ('auto', 'float32', 'bfloat16'),
@@ -47,7 +59,11 @@ RANGES = {
   'seed': (0, 2**31 - 1),
   'data.store_size': (32, 4096),
   'data.image_size': (16, 4096),
-  'data.split_seed': (0, None),
+  'data.label_cap': (0, None),
+  'split.seed': (0, None),
+  'split.test': (0.0, 0.9),
+  'split.validation': (0.0, 0.9),
+  'split.near': (-1, 64),
   'data.mean': (0.0, 1.0),
   'data.std': (1e-6, None),
   'data.threads': (0, 1024),
@@ -103,6 +119,16 @@ _INTERVALS = {
     'noise_std': (0.0, 255.0),
   }.items()
 }
+
+
+# Tuples of texts.
+_TEXTS = ('data.findings', 'data.classes', 'data.csv.metadata',
+          'data.csv.box_columns')  # fmt: skip
+
+# What a prepared set was read with; it is on record in the set.
+READING = ('data.layout', 'data.label', 'data.label_cap', 'data.findings',
+           'data.classes', 'data.patient_pattern', 'data.vindr_readers',
+           'data.coco_annotations', 'data.csv.')  # fmt: skip
 
 
 def parse_flags(argv):
@@ -204,9 +230,12 @@ def resolve(config, *, num_devices, platform):
     c.parallel.mode = 'jit' if c.parallel.devices == 1 else 'pmap'
   if c.parallel.mode == 'jit' and c.parallel.devices > 1:
     _refuse('parallel.mode', 'jit', 'pmap or shard_map on several devices')
+  if c.data.label == 'auto':
+    own = {'folder': 'class', 'csv': 'class', 'nih': 'any'}
+    c.data.label = own.get(c.data.layout, 'count')
   if c.data.path is None:
     # Where the two draws differ, so do the sets.
-    split = f'-split{c.data.split_seed}' if c.data.split_seed else ''
+    split = f'-split{c.split.seed}' if c.split.seed else ''
     c.data.path = f'data/{c.data.layout}-{c.data.store_size}{split}'
     if c.data.layout == 'phantom':
       from dpjax.data.readers import phantom
@@ -239,6 +268,12 @@ def _check_values(c):
     ):
       bound = f'at least {low}' if high is None else f'from {low} to {high}'
       _refuse(name, value, f'a number, {bound}')
+  for name in _TEXTS:
+    value = flat[name]
+    if not isinstance(value, tuple) or not all(
+      isinstance(word, str) for word in value
+    ):
+      _refuse(name, value, "a tuple of texts, e.g. ('0','1')")
   for name, (low, high) in _INTERVALS.items():
     value = flat[name]
     if (
@@ -268,6 +303,17 @@ def _numbers(value):
 
 def _check_combinations(c):
   """Fields that must fit each other."""
+  for name, default, needs, values in (
+    ('data.classes', (), 'data.label', ('class',)),
+    ('data.label_cap', 0, 'data.label', ('count',)),
+    ('data.vindr_readers', 'union', 'data.layout', ('vindr',)),
+    ('data.coco_annotations', '', 'data.layout', ('coco',)),
+    ('data.patient_pattern', '', 'data.layout', ('folder', 'coco', 'csv')),
+  ):
+    flat = flatten(c)
+    if flat[name] != default and flat[needs] not in values:
+      wanted = f'left out unless {needs} is {" or ".join(values)}'
+      _refuse(name, flat[name], wanted)
   stages = tuple(f'stage{i + 1}' for i in range(len(c.model.stage_sizes)))
   stride = 4 * 2 ** (len(stages) - 1)
   if c.data.image_size < stride:
@@ -305,8 +351,8 @@ def _check_combinations(c):
     pathlib.Path(c.data.path) / 'summary.json'
   ).is_file():  # fmt: skip
     _refuse(
-      'data.source', None, f'the folder of the {c.data.layout} set, or '
-      'data.path a prepared one',
+      'data.source', None, f'the folder of the {c.data.layout} set: there is no'
+      f' prepared one in {c.data.path}',
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 python -m dpjax.main [train|prepare|evaluate] --config=configs/NAME.py
     [--workdir=DIR] [--config.section.field=value ...]
+prepare also takes [--on_error=skip] [--preview=N] [--verify]
+    [--beam_runner=NAME] [--beam_options=--a=b,--c]
 """
 
 import os
@@ -22,13 +24,32 @@ _WORKDIR = flags.DEFINE_string(
 _TRACEBACK = flags.DEFINE_bool(
   'traceback', False, 'Show where in the code an error was raised.'
 )
+_ON_ERROR = flags.DEFINE_enum(
+  'on_error', 'fail', ['fail', 'skip'],
+  'prepare: stop at what is wrong in the source, or leave it out and list it.',
+)  # fmt: skip
+_PREVIEW = flags.DEFINE_integer(
+  'preview', None, 'prepare: draw so many radiographs with their boxes.'
+)
+_VERIFY = flags.DEFINE_bool(
+  'verify', False, 'prepare: check the set that is there against its manifest.'
+)
+_BEAM_RUNNER = flags.DEFINE_string(
+  'beam_runner', None, 'prepare: let Apache Beam do the work, by this runner.'
+)
+_BEAM_OPTIONS = flags.DEFINE_list(
+  'beam_options', [], "prepare: the runner's options, separated by commas."
+)
 
 
 def main(argv: list[str]) -> int:
   """Runs one command; returns its exit status."""
   try:
     return _run(argv[1:])
-  except (ValueError, OSError) as error:
+  except KeyboardInterrupt:
+    print('stopped; the same command goes on from there', file=sys.stderr)
+    return 130  # 128 + SIGINT
+  except (ValueError, OSError, ImportError) as error:
     if _TRACEBACK.value or '\n' in str(error).strip():
       raise
     print(f'error: {error}', file=sys.stderr)
@@ -44,6 +65,15 @@ def _run(words):
       f'command {" ".join(words)!r} is unknown; it must be one of'
       f' {", ".join(commands)}'
     )
+  own = (_ON_ERROR, _PREVIEW, _VERIFY, _BEAM_RUNNER, _BEAM_OPTIONS)
+  given = [f'--{flag.name}' for flag in own if flag.present]
+  if given and command != 'prepare':
+    raise ValueError(f'{given[0]} is for prepare, not for {command}')
+  if _VERIFY.value and set(given) - {'--verify', '--preview'}:
+    raise ValueError('--verify looks at the set that is there; it goes with'
+                     ' --preview only')  # fmt: skip
+  if _BEAM_OPTIONS.value and not _BEAM_RUNNER.value:
+    raise ValueError('--beam_options is for --beam_runner, which is missing')
   if _CONFIG.value is None:
     raise ValueError('--config is missing; e.g. --config=configs/retrain.py')
   if _CONFIG.value.train.deterministic:
@@ -86,10 +116,27 @@ def _train(config, workdir):
 
 
 def _prepare(config, workdir):
-  from dpjax.data import prepare, store
+  from dpjax.data import prepare, preview, store, summary
 
   del workdir
-  print(store.format_summary(prepare.prepare(config)))
+  path = pathlib.Path(config.data.path)
+  if _PREVIEW.present and _PREVIEW.value < 1:
+    raise ValueError(f'--preview={_PREVIEW.value}; wanted 1 or more')
+  if _VERIFY.value:
+    count = store.verify(path)
+    print(f'{path}: all {count:,} images are as its manifest has them')
+  else:
+    beam = (_BEAM_RUNNER.value, _BEAM_OPTIONS.value)
+    made = prepare.prepare(
+      config,
+      on_error=_ON_ERROR.value,
+      beam=beam if _BEAM_RUNNER.value else None,
+    )
+    print(summary.format_summary(made))
+  if _PREVIEW.present:
+    file = path.with_name(f'{path.name}-preview.png')
+    preview.write(store.load(path), file, _PREVIEW.value)
+    print(f'written: {file}')
   return 0
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from dpjax import checkpoint, train
 from dpjax import config as config_lib
+from dpjax.data import prepare
 
 PRETRAINED = pathlib.Path('runs/pretrain')  # where configs/pretrain.py trains
 
@@ -24,7 +25,7 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
     What train.train and evaluation.evaluate raise.
   """
   workdir = pathlib.Path(workdir)
-  config = config.copy_and_resolve_references()  # the caller's stays as it is
+  config = prepare.as_made(config)  # a copy: the caller's stays as it is
   if config.stage == 'pretrain':
     train.train(config, 'pretrain', workdir)
     return

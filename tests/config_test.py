@@ -87,6 +87,16 @@ def test_every_table_of_checks_names_real_fields():
   [
     ({'loss__classification': 'cbfocal'}, ['loss.classification', 'cb_focal']),
     ({'data__layout': 'rnsa'}, ['data.layout', 'phantom', 'competition']),
+    ({'data__label': 'counts'}, ['data.label', 'count']),
+    ({'data__fit': 'crop'}, ['data.fit', 'stretch, pad']),
+    ({'data__classes': (0, 1)}, ['data.classes', "('0','1')"]),
+    ({'data__findings': (1,)}, ['data.findings', 'texts']),
+    ({'data__classes': ('a',)}, ['data.classes', 'data.label is class']),
+    ({'data__vindr_readers': 'R8'}, ['vindr_readers', 'data.layout is vindr']),
+    ({'data__patient_pattern': 'p'}, ['patient_pattern', 'folder or coco']),
+    ({'split__unit': 'exam'}, ['split.unit', 'patient, image']),
+    ({'split__test': 1.0}, ['split.test', '0.9']),
+    ({'split__near': 100}, ['split.near', '64']),
     ({'data__image_size': 16}, ['data.image_size', '32']),
     ({'data__std': 0.0}, ['data.std']),
     ({'loss__gamma': float('nan')}, ['loss.gamma']),
@@ -133,10 +143,23 @@ def test_the_word_none_means_none():
   assert resolve(init__backbone='').init.backbone is None
 
 
+@pytest.mark.parametrize(
+  'layout, label',
+  [('rsna', 'count'), ('nih', 'any'), ('folder', 'class'), ('csv', 'class')],
+)
+def test_the_label_is_by_default_what_the_layout_can_tell(layout, label):
+  resolved = resolve(data__layout=layout, data__source='somewhere')
+  assert resolved.data.label == label
+  chosen = resolve(
+    data__layout=layout, data__source='somewhere', data__label='any'
+  )
+  assert chosen.data.label == 'any'
+
+
 def test_another_draw_of_the_splits_is_another_set():
-  default, drawn = resolve(), resolve(data__split_seed=3)
+  default, drawn = resolve(), resolve(split__seed=3)
   assert drawn.data.path == f'{default.data.path}-split3'
-  assert resolve(data__path='mine', data__split_seed=3).data.path == 'mine'
+  assert resolve(data__path='mine', split__seed=3).data.path == 'mine'
 
 
 def test_resolving_leaves_the_given_config_alone():

@@ -8,6 +8,7 @@ import runpy
 import numpy as np
 
 from dpjax import config as config_lib
+from dpjax.data import duplicates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,15 @@ class Split:
 
   @property
   def digests(self):
-    return np.array([hashlib.sha256(p).hexdigest() for p in self.pixels])
+    return np.array([hashlib.sha256(p).hexdigest() for p in self.pixels], str)
+
+  # The decoded images are stored as they are.
+  source_digests = digests
+
+  @property
+  def hashes(self):
+    prints = [duplicates.fingerprint(p) for p in self.pixels]
+    return np.array(prints, np.uint8).reshape(-1, 32)
 
   def __len__(self):
     return len(self.ids)
@@ -39,6 +48,10 @@ class Store:
   size: int
   num_classes: int = 3
   path: str = 'memory'
+
+  @property
+  def class_names(self):
+    return tuple(map(str, range(self.num_classes)))
 
   def split(self, name):
     return self.splits[name]
@@ -104,3 +117,23 @@ def make_config(**changes):
     }
   )
   return config_lib.resolve(config, num_devices=8, platform='cpu')
+
+
+def write_dicom(file, pixels, **header):
+  """Writes an (H, W) uint8 image as an uncompressed DICOM file."""
+  import pydicom
+
+  dataset = pydicom.Dataset()
+  dataset.file_meta = pydicom.dataset.FileMetaDataset()
+  dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+  dataset.SOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
+  dataset.SOPInstanceUID = pydicom.uid.generate_uid()
+  dataset.Rows, dataset.Columns = pixels.shape
+  dataset.SamplesPerPixel = 1
+  dataset.PhotometricInterpretation = 'MONOCHROME2'
+  dataset.BitsAllocated = dataset.BitsStored = 8
+  dataset.HighBit, dataset.PixelRepresentation = 7, 0
+  dataset.PixelData = pixels.tobytes()
+  for keyword, value in header.items():
+    setattr(dataset, keyword, value)
+  dataset.save_as(file, enforce_file_format=True)

@@ -1,63 +1,130 @@
 """The prepare command: a raw set, or the phantom, becomes a prepared set."""
 
-import os
 import pathlib
+import sys
+from collections.abc import Sequence
 from typing import Any
 
-from dpjax.data import store
+from dpjax import config as config_lib
+from dpjax.data import labels, store, summary, tables
+from dpjax.data.readers import (
+  coco,
+  competition,
+  folder,
+  nih,
+  phantom,
+  plain_csv,
+  rsna,
+  vindr,
+)
 
 
-def prepare(config: Any) -> dict[str, Any]:
+def prepare(
+  config: Any,
+  *,
+  on_error: str = 'fail',
+  beam: tuple[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
   """Prepares the set that config.data describes; returns its summary.
 
   A set that is already there, made from the same source in the same way, is
-  kept as it is.
+  kept as it is; so is any without a source to compare with.
 
   Args:
     config: as resolved (dpjax.config.resolve).
+    on_error: 'fail' at the first fault of the source, or 'skip' what is at
+      fault and list it in quarantine.csv.
+    beam: see runners.run.
 
   Raises:
     ValueError: one line that names what is wrong with the source, or that
       another set is in the way.
   """
-  data = config.data
-  readers = {'phantom': _phantom, 'competition': _competition}
-  radiographs, provenance = readers[data.layout](data)
-  return store.prepare(
-    radiographs,
+  # Training imports this module, and not what only preparing needs.
+  from dpjax.data import build
+
+  data, split = config.data, config.split
+  if data.layout != 'phantom' and data.source is None:
+    made = store.load(data.path)
+    return {**made.info, 'path': made.path, 'reused': True}
+  faults = tables.Faults(on_error)
+  records, provenance = _read(config, faults)
+  records, class_names = labels.assign(
+    records,
+    data.label,
+    cap=data.label_cap,
+    findings=data.findings,
+    classes=data.classes,
+  )
+  odd = [r for r in records if r.findings == () and r.boxes]
+  if odd:
+    _warn(
+      f'{odd[0].where} ({odd[0].id}) has boxes and is said to be without a'
+      f' finding ({len(odd)} such)'
+    )
+  if split.unit == 'image':
+    _warn(
+      'config.split.unit=image, as in the paper: images of one patient may be'
+      ' on both sides of a split, and scores then look better than they are'
+    )
+  return build.build(
+    records,
     data.path,
     name=data.layout,
     provenance=provenance,
-    size=data.store_size,
-    split_seed=data.split_seed,
-    workers=data.workers or os.cpu_count(),
+    class_names=class_names,
+    settings=build.Settings(
+      size=data.store_size,
+      fit=data.fit,
+      unit=split.unit,
+      seed=split.seed,
+      given=split.given,
+      test=split.test,
+      validation=split.validation,
+      near=split.near,
+    ),
+    faults=faults,
+    workers=data.workers,
+    beam=beam,
     progress=config.train.progress,
   )
 
 
-def _phantom(data):
-  from dpjax.data.readers import phantom
+def _warn(line):
+  print(f'warning: {line}', file=sys.stderr)
 
-  settings = {
-    'version': phantom.VERSION,
-    'count': data.phantom.count,
-    'seed': data.phantom.seed,
+
+def _read(config, faults):
+  """The records of the layout, and what they depend on."""
+  data = config.data
+  provenance = {
+    name: list(value) if isinstance(value, tuple) else value
+    for name, value in config_lib.flatten(config).items()
+    if name.startswith(config_lib.READING)
   }
-  radiographs = phantom.read(
-    data.phantom.count, data.phantom.seed, size=max(256, data.store_size)
-  )
-  return radiographs, {'layout': 'phantom', **settings}
-
-
-def _competition(data):
-  from dpjax.data.readers import competition
-
-  if data.source is None:
-    raise ValueError(
-      'config.data.source is None; it must be the folder of the competition set'
-    )
+  if data.layout == 'phantom':
+    count, seed = data.phantom.count, data.phantom.seed
+    records = phantom.read(count, seed, size=max(256, data.store_size))
+    return records, {
+      **provenance,
+      'data.phantom.version': phantom.VERSION,
+      'data.phantom.count': count,
+      'data.phantom.seed': seed,
+    }
   source = pathlib.Path(data.source)
-  return competition.read(source), {'layout': 'competition'}
+  if not source.is_dir():
+    raise ValueError(f'config.data.source: {source} is not a folder')
+  named = {'patient_pattern': data.patient_pattern}
+  read, arguments = {
+    'competition': (competition.read, {}),
+    'rsna': (rsna.read, {}),
+    'vindr': (vindr.read, {'readers': data.vindr_readers}),
+    'nih': (nih.read, {}),
+    'coco': (coco.read, {'annotations': data.coco_annotations, **named}),
+    'folder': (folder.read, named),
+    'csv': (plain_csv.read, {**data.csv, **named}),
+  }[data.layout]
+  return read(source, faults, **arguments), provenance
 
 
 def open_prepared(config: Any) -> store.Store:
@@ -70,17 +137,38 @@ def open_prepared(config: Any) -> store.Store:
   if not path.exists():
     if config.data.layout != 'phantom':
       raise ValueError(
-        f'config.data.path: {path} is not there; make it by python -m'
-        ' dpjax.main prepare --config=configs/retrain.py'
-        f' --config.data.layout={config.data.layout}'
-        f' --config.data.source={config.data.source or "FOLDER"}'
-        f' --config.data.store_size={config.data.store_size}'
-        f' --config.data.path={path}'
+        f'config.data.path: {path} is not there; make it by the same flags'
+        ' after python -m dpjax.main prepare, with --config.data.source='
+        f'{config.data.source or "FOLDER"}'
       )
     print(
       f'{path} is not there: preparing {config.data.phantom.count} phantom'
       ' radiographs',
       flush=True,
     )
-    print(store.format_summary(prepare(config)), flush=True)
+    print(summary.format_summary(prepare(config)), flush=True)
   return store.load(path)
+
+
+def as_made(config: Any) -> Any:
+  """The config with what its prepared set was made with, if it is there.
+
+  A run takes the set as it is, so this is what its record must say.
+
+  Args:
+    config: as resolved; stays as it is.
+  """
+  config = config.copy_and_resolve_references()
+  if not (pathlib.Path(config.data.path) / 'summary.json').is_file():
+    return config
+  made = store.load(config.data.path).info
+  changes = {
+    name: tuple(value) if isinstance(value, list) else value
+    for name, value in made['provenance'].items()
+    if name.startswith(config_lib.READING)
+  }
+  changes |= {'data.store_size': made['size'], 'data.fit': made['fit']}
+  for field in ('unit', 'seed', 'given', 'test', 'validation', 'near'):
+    changes[f'split.{field}'] = made[field]
+  config.update_from_flattened_dict(changes)
+  return config

@@ -4,11 +4,17 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
+from dpjax.data import image
+
 Box = tuple[float, float, float, float]
+
+UNIT = (1.0, 1.0)  # the frame of boxes in 0..1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,24 +24,41 @@ class Radiograph:
   Attributes:
     id: unique in the set.
     pixels: picklable; called in a worker process, returns (H, W) uint8.
-    label: the class, 0 and up; None where unlabelled.
     boxes: lesions, (x0, y0, x1, y1) from the left upper corner.
     group: the patient, or the exam where that is all there is; a group is
-      never on two sides of a split.
-    split: 'test' if the source brings this image as its labelled test part,
-      else None.
-    box_units: 'unit' (0..1 of width and height) or 'pixel' of `pixels`.
+      never on two sides of a split. None: the patient of `header`, else alone.
+    label: the class, 0 and up; None where unlabelled. Set by labels.assign.
+    classes: what the source calls the image, for labels by class name.
+    findings: what the source says is to be seen, boxed or not; None where it
+      says nothing, as in an unlabelled image.
+    names: what each box is, or () where the source does not say.
+    split: the side on which the source puts the image, one of 'train',
+      'validation', 'test'; None where it does not say.
+    frame: (width, height) that the boxes count in, `UNIT` for 0..1; None: the
+      frame of `pixels`.
+    metadata: column -> value, for scores of subgroups.
+    header: picklable; called in a worker process, returns more metadata, with
+      'patient' among it where the file names one.
     stamp: changes when the pixels do; part of a prepared set's fingerprint.
+    file: of the pixels, if they have one.
+    where: what names the image in an error: 'labels.csv, row 7'.
   """
 
   id: str
   pixels: Callable[[], np.ndarray]
-  label: int | None
-  boxes: tuple[Box, ...]
-  group: str
+  boxes: tuple[Box, ...] = ()
+  group: str | None = None
+  label: int | None = None
+  classes: tuple[str, ...] = ()
+  findings: tuple[str, ...] | None = None
+  names: tuple[str, ...] = ()
   split: str | None = None
-  box_units: str = 'unit'
+  frame: tuple[float, float] | None = UNIT
+  metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  header: Callable[[], Mapping[str, str]] | None = None
   stamp: str = ''
+  file: str = ''
+  where: str = ''
 
   def unit_boxes(self, height: int, width: int) -> tuple[np.ndarray, int]:
     """The boxes in 0..1, clipped to the frame.
@@ -49,59 +72,60 @@ class Radiograph:
     Raises:
       ValueError: nothing of a box lies in the frame, or it is not finite.
     """
-    frame = {'unit': (1, 1), 'pixel': (width, height)}[self.box_units]
-    boxes = np.asarray(self.boxes, np.float64).reshape(-1, 4) / (frame * 2)
+    if not self.boxes:
+      return np.zeros((0, 4), np.float32), 0
+    frame = self.frame or (width, height)
+    boxes = np.array(self.boxes, np.float64) / (*frame, *frame)
     clipped = boxes.clip(0, 1).astype(np.float32)
     # A NaN fails every comparison, so ask for what is wanted.
     good = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
     if not good.all():
       box = self.boxes[int(np.argmin(good))]
       raise ValueError(
-        f'{self.id}: nothing of box {box} lies in the {width} x {height} image'
+        f'nothing of box {box} lies in the frame of {frame[0]:g} x {frame[1]:g}'
       )
     # Rounding of the csv's decimals is not sticking out.
     out = (np.abs(clipped - boxes) > 1e-4).any(axis=1).sum()
     return clipped, int(out)
 
 
-def read_grey(path: str | pathlib.Path) -> np.ndarray:
-  """Decodes an image file to (H, W) uint8, as stored.
+def from_file(file: pathlib.Path, id: str, **fields: Any) -> Radiograph:
+  """A record of an image file; boxes in its pixels unless `frame` is given.
 
-  An orientation tag is not obeyed: boxes count the stored pixels.
-
-  Raises:
-    ValueError: the file is missing or no readable image.
+  Args:
+    file: the image.
+    id: of the record.
+    **fields: the record's other fields.
   """
-  import cv2
-
-  # Not imread, which prints its own warnings.
-  try:
-    encoded = np.fromfile(path, np.uint8)
-  except OSError as error:
-    raise ValueError(f'{path}: cannot be read: {error.strerror}') from error
-  flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
-  try:
-    image = cv2.imdecode(encoded, flags) if encoded.size else None
-  except cv2.error:  # More than 2**30 pixels.
-    image = None
-  if image is None:
-    raise ValueError(f'{path}: not a readable image')
-  return image
-
-
-def from_file(
-  path: pathlib.Path, id: str, label: int | None, boxes: tuple[Box, ...],
-  **fields: str | None,
-) -> Radiograph:  # fmt: skip
-  """A record of an image file; boxes in its pixels, group its own id."""
-  status = os.stat(path)
+  status = os.stat(file)
+  fields.setdefault('frame', None)
   return Radiograph(
     id=id,
-    pixels=functools.partial(read_grey, str(path)),
-    label=label,
-    boxes=boxes,
-    group=fields.pop('group', None) or id,
-    box_units='pixel',
+    pixels=functools.partial(image.read, str(file)),
+    # Only a DICOM file says more than its pixels.
+    header=None
+    if image.SUFFIXES.get(file.suffix.lower(), 'DICOM') != 'DICOM'
+    else functools.partial(image.header, str(file)),
     stamp=f'{status.st_size} {status.st_mtime_ns}',
+    file=str(file),
     **fields,
   )
+
+
+def age(text: str) -> str:
+  """Whole years of an age as public sets and DICOM write it.
+
+  Args:
+    text: a number of years, or one with its unit: '58', '058Y', '011M', '006W',
+      '003D'.
+
+  Returns:
+    The years; '90' for 90 to 120, as an age above 89 tells who it is; '' where
+    it is no age, or above 120, which is a slip.
+  """
+  found = re.fullmatch(r'([0-9]{1,3})([YMWD]?)', text)
+  if not found:
+    return ''
+  per_year = {'': 1, 'Y': 1, 'M': 12, 'W': 52, 'D': 365}[found[2]]
+  years = int(found[1]) // per_year
+  return str(min(years, 90)) if years <= 120 else ''

@@ -1,7 +1,8 @@
 """The prepare command and the set that a run opens."""
 
+import csv
+import json
 import pathlib
-import shlex
 import subprocess
 import sys
 
@@ -100,17 +101,9 @@ def test_a_missing_competition_set_is_told_the_command_that_makes_it(tmp_path):
   )
   with pytest.raises(ValueError) as caught:
     prepare.open_prepared(config)
-  words = shlex.split(one_line(caught).partition(' make it by ')[2])
-  assert words[:4] == ['python', '-m', 'dpjax.main', 'prepare']
-  flags = dict(word.lstrip('-').split('=', 1) for word in words[4:])
-  root = pathlib.Path(prepare.__file__).parents[2]
-  assert (root / flags.pop('config')).is_file()
-  assert flags == {
-    'config.data.layout': 'competition',
-    'config.data.source': str(tmp_path / 'raw'),
-    'config.data.store_size': '64',
-    'config.data.path': str(tmp_path / 'set'),
-  }
+  message = one_line(caught)
+  assert message.startswith(f'config.data.path: {tmp_path}/set is not there')
+  assert f'--config.data.source={tmp_path}/raw' in message
   assert not (tmp_path / 'set').exists()
 
 
@@ -143,6 +136,219 @@ def test_a_source_that_is_not_the_competition_set_is_named(tmp_path):
     prepare.prepare(config)
   message = one_line(caught)
   assert 'config.data.source' in message and f'{tmp_path}/raw' in message
+
+
+# Every layout, from files to a set.
+
+
+def write_image(file, seed, shape=(40, 50)):
+  file.parent.mkdir(parents=True, exist_ok=True)
+  image = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+  if file.suffix in ('.dcm', '.dicom'):
+    fakes.write_dicom(file, image, PatientSex='F', PatientAge='060Y')
+  else:
+    cv2.imwrite(str(file), image)
+
+
+def write_csv(file, *rows):
+  file.parent.mkdir(parents=True, exist_ok=True)
+  file.write_text(''.join(f'{row}\n' for row in rows))
+
+
+# Each writes twelve images: those of odd number have a box, over the left half
+# of the frame that boxes count in.
+
+
+def write_rsna(source):
+  labels, classes = ['patientId,x,y,width,height,Target'], ['patientId,class']
+  for i in range(12):
+    write_image(source / f'stage_2_train_images/e{i}.dcm', i)
+    labels.append(f'e{i},0,0,512,1024,1' if i % 2 else f'e{i},,,,,0')
+    classes.append(f'e{i},{"Lung Opacity" if i % 2 else "Normal"}')
+  write_csv(source / 'stage_2_train_labels.csv', *labels)
+  write_csv(source / 'stage_2_detailed_class_info.csv', *classes)
+
+
+def write_vindr(source):
+  rows = ['image_id,rad_id,class_name,x_min,y_min,x_max,y_max']
+  labels = ['image_id,rad_id,Pneumonia,No finding']
+  for i in range(12):
+    write_image(source / f'train/v{i}.dicom', i)
+    for reader in ('R1', 'R2', 'R3'):
+      rows.append(
+        f'v{i},{reader},Consolidation,0,0,25,40'
+        if i % 2
+        else f'v{i},{reader},No finding,,,,'
+      )
+      labels.append(f'v{i},{reader},{i % 2},{1 - i % 2}')
+  write_csv(source / 'annotations/annotations_train.csv', *rows)
+  write_csv(source / 'annotations/image_labels_train.csv', *labels)
+
+
+def write_nih(source):
+  entries = ['Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,'
+             'Patient Gender,View Position,OriginalImage[Width,Height],'
+             'OriginalImagePixelSpacing[x,y],']  # fmt: skip
+  boxes = ['Image Index,Finding Label,Bbox [x,y,w,h],,,']
+  for i in range(12):
+    write_image(source / f'images_00{1 + i % 2}/images/{i:08d}_000.png', i)
+    name = 'Infiltration' if i % 2 else 'No Finding'
+    entries.append(
+      f'{i:08d}_000.png,{name},0,{i},060Y,F,PA,2500,2048,0.168,0.168,'
+    )
+    if i % 2:
+      boxes.append(f'{i:08d}_000.png,Infiltrate,0,0,512,1024,,,')
+  write_csv(source / 'Data_Entry_2017.csv', *entries)
+  write_csv(source / 'BBox_List_2017.csv', *boxes)
+
+
+def write_coco(source):
+  for i in range(12):
+    write_image(source / f'images/{i}.png', i)
+  data = {
+    'images': [
+      {'id': i, 'file_name': f'{i}.png', 'width': 100, 'height': 80}
+      for i in range(12)
+    ],
+    'annotations': [
+      {'id': i, 'image_id': i, 'category_id': 1, 'bbox': [0, 0, 50, 80]}
+      for i in range(1, 12, 2)
+    ],
+    'categories': [{'id': 1, 'name': 'opacity'}],
+  }
+  (source / 'coco.json').write_text(json.dumps(data))
+
+
+def write_folder(source):
+  boxes = ['image,x,y,width,height']
+  for i in range(12):
+    write_image(source / ('ill' if i % 2 else 'normal') / f'{i}.tif', i)
+    if i % 2:
+      boxes.append(f'ill/{i}.tif,0,0,25,40')
+  write_csv(source / 'boxes.csv', *boxes)
+
+
+def write_plain(source):
+  labels, boxes = ['image,label,patient_id'], ['image,x,y,width,height']
+  for i in range(12):
+    write_image(source / f'{i}.jpg', i)
+    labels.append(f'{i}.jpg,{"ill" if i % 2 else "normal"},{i}')
+    if i % 2:
+      boxes.append(f'{i}.jpg,0,0,25,40')
+  write_csv(source / 'labels.csv', *labels)
+  write_csv(source / 'boxes.csv', *boxes)
+
+
+WRITERS = {
+  'rsna': write_rsna,
+  'vindr': write_vindr,
+  'nih': write_nih,
+  'coco': write_coco,
+  'folder': write_folder,
+  'csv': write_plain,
+}
+
+
+@pytest.mark.parametrize('fit', ['stretch', 'pad'])
+@pytest.mark.parametrize('layout', WRITERS)
+def test_every_layout_becomes_a_set_with_its_labels_and_boxes(
+  layout, fit, tmp_path
+):
+  (tmp_path / 'raw').mkdir()
+  WRITERS[layout](tmp_path / 'raw')
+  config = make_config(
+    tmp_path / 'set',
+    data__layout=layout,
+    data__source=str(tmp_path / 'raw'),
+    data__fit=fit,
+  )
+  summary = prepare.prepare(config)
+  assert summary['counts'] == {
+    name: [2, 2] for name in ('train', 'validation', 'test')
+  }
+  assert summary['skipped'] == 0
+  # The exams of the others stand for themselves.
+  named = layout in ('nih', 'csv')
+  assert summary['patients'] == (12 if named else None)
+  wanted = np.float32([0, 0, 0.5, 1])
+  if fit == 'pad':  # 40 x 50 pixels are 51 x 64 of 64 x 64
+    wanted = np.float32([0, 6 / 64, 0.5, 57 / 64])
+  for name in ('train', 'validation', 'test'):
+    split = prepare.open_prepared(config).split(name)
+    np.testing.assert_array_equal(split.num_boxes, split.labels)
+    for boxes in split.boxes[split.labels == 1]:
+      np.testing.assert_allclose(boxes[0], wanted, atol=1e-6)
+    if layout in ('rsna', 'vindr', 'nih'):
+      assert set(split.metadata['age']) == {'60'}
+      assert set(split.metadata['sex']) == {'F'}
+
+
+def test_the_labels_policy_is_a_flag(tmp_path):
+  (tmp_path / 'raw').mkdir()
+  write_nih(tmp_path / 'raw')
+
+  def prepared(name, **changes):
+    config = make_config(
+      tmp_path / name,
+      data__layout='nih',
+      data__source=str(tmp_path / 'raw'),
+      **changes,
+    )
+    return prepare.prepare(config)
+
+  assert prepared('any')['class_names'] == ['none', 'any']
+  named = prepared(
+    'class', data__label='class', data__classes=('Infiltration', 'No Finding')
+  )
+  assert named['class_names'] == ['Infiltration', 'No Finding']
+  picked = prepared('one', data__label='class', data__classes=('No Finding',))
+  assert picked['counts']['unlabelled'] == 6
+  with pytest.raises(ValueError) as caught:
+    prepared('no', data__findings=('Infiltrate',))
+  message = one_line(caught)
+  assert 'config.data.findings' in message and 'Infiltration' in message
+
+
+def test_a_split_by_image_is_warned_of(tmp_path, capsys):
+  (tmp_path / 'raw').mkdir()
+  write_plain(tmp_path / 'raw')
+  config = make_config(
+    tmp_path / 'set',
+    data__layout='csv',
+    data__source=str(tmp_path / 'raw'),
+    split__unit='image',
+  )
+  prepare.prepare(config)
+  error = capsys.readouterr().err
+  assert error.startswith('warning: config.split.unit=image')
+  assert error.count('\n') == 1
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_skip_leaves_out_what_rows_and_files_get_wrong(tmp_path, workers):
+  source = tmp_path / 'raw'
+  source.mkdir()
+  write_plain(source)
+  with open(source / 'labels.csv', 'a') as file:
+    file.write('gone.jpg,ill,90\n')
+  (source / '3.jpg').write_bytes(b'')
+  with open(source / 'boxes.csv', 'a') as file:
+    file.write('5.jpg,1,1,nan,4\n')
+  config = make_config(
+    tmp_path / 'set', data__layout='csv', data__source=str(source)
+  )
+  config.data.workers = workers
+  with pytest.raises(ValueError) as caught:
+    prepare.prepare(config)
+  assert f'{source}/labels.csv, row 14: ' in one_line(caught)
+  summary = prepare.prepare(config, on_error='skip')
+  assert summary['skipped'] == 3
+  with open(tmp_path / 'set/quarantine.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert {row['id'] for row in rows} == {'gone.jpg', '3.jpg', '5.jpg'}
+  made = prepare.open_prepared(config)
+  ids = {str(id) for split in made.splits.values() for id in split.ids}
+  assert ids == {f'{i}.jpg' for i in range(12)} - {'3.jpg', '5.jpg'}
 
 
 _NO_BACKEND = """
@@ -178,3 +384,71 @@ def test_no_process_that_prepares_starts_a_jax_backend(opened, tmp_path):
   made = store.load(tmp_path / 'set')
   for name, split in opened[1].splits.items():
     np.testing.assert_array_equal(made.split(name).digests, split.digests)
+
+
+def test_a_set_that_is_there_needs_no_source(tmp_path):
+  (tmp_path / 'raw').mkdir()
+  write_plain(tmp_path / 'raw')
+  changes = {'data__layout': 'csv', 'data__source': str(tmp_path / 'raw')}
+  made = prepare.prepare(make_config(tmp_path / 'set', **changes))
+  again = prepare.prepare(make_config(tmp_path / 'set', data__layout='csv'))
+  assert again == {**made, 'reused': True}
+
+
+def test_a_run_records_what_its_set_was_made_with(tmp_path):
+  (tmp_path / 'raw').mkdir()
+  write_plain(tmp_path / 'raw')
+  changes = {
+    'data__layout': 'csv',
+    'data__source': str(tmp_path / 'raw'),
+    'data__fit': 'pad',
+    'data__classes': ('ill', 'normal'),
+    'split__seed': 3,
+    'split__near': 4,
+  }
+  made = make_config(tmp_path / 'set', **changes)
+  prepare.prepare(made)
+  # The path alone is enough to train on it.
+  asked = make_config(tmp_path / 'set', data__label='count')
+  found = prepare.as_made(asked)
+  for field in ('layout', 'label', 'classes', 'fit', 'store_size'):
+    assert found.data[field] == made.data[field], field
+  assert found.split == made.split
+  assert asked.data.label == 'count'
+  assert found.retrain == asked.retrain
+  elsewhere = make_config(tmp_path / 'not there')
+  assert prepare.as_made(elsewhere) == elsewhere
+
+
+def test_another_set_in_the_way_is_told_by_what_differs(tmp_path):
+  (tmp_path / 'raw').mkdir()
+  write_plain(tmp_path / 'raw')
+  changes = {'data__layout': 'csv', 'data__source': str(tmp_path / 'raw')}
+  prepare.prepare(make_config(tmp_path / 'set', **changes))
+  for change, words in (
+    ({'data__label': 'any'}, "data.label 'class' there and 'any' asked for"),
+    ({'data__fit': 'pad'}, "fit 'stretch' there and 'pad' asked for"),
+    ({'split__seed': 1}, 'seed 0 there and 1 asked for'),
+  ):
+    with pytest.raises(ValueError) as caught:
+      prepare.prepare(make_config(tmp_path / 'set', **changes, **change))
+    assert words in one_line(caught)
+  write_image(tmp_path / 'raw/3.jpg', seed=99)
+  with pytest.raises(ValueError) as caught:
+    prepare.prepare(make_config(tmp_path / 'set', **changes))
+  assert 'its files have changed since' in one_line(caught)
+
+
+def test_boxes_on_an_image_without_a_finding_are_warned_of(tmp_path, capsys):
+  (tmp_path / 'raw').mkdir()
+  write_plain(tmp_path / 'raw')
+  with open(tmp_path / 'raw/boxes.csv', 'a') as file:
+    file.write('4.jpg,0,0,25,40\n')
+  prepare.prepare(
+    make_config(
+      tmp_path / 'set',
+      data__layout='csv',
+      data__source=str(tmp_path / 'raw'),
+    )
+  )
+  assert 'row 6 (4.jpg) has boxes' in capsys.readouterr().err

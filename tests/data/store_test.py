@@ -1,8 +1,5 @@
-"""The prepared set: the same bytes every time, whole or not there."""
+"""A prepared set is read exactly, and refused where it is not whole."""
 
-import csv
-import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -13,59 +10,24 @@ import subprocess
 import sys
 import threading
 
-import cv2
 import numpy as np
 import pytest
 
-from dpjax.data import radiograph, store
+from dpjax.data import build, store
+from tests.data import sources
 
-SIZE = 32
-# One shard of the default length would hold every set of these tests.
-SHARD = 8
-
-
-@pytest.fixture(autouse=True)
-def short_shards(monkeypatch):
-  monkeypatch.setattr(store, 'SHARD', SHARD)
-
-
-def make_records(folder, count=60):
-  """Image files of differing sizes; 0 to 2 boxes; two tests, two patients."""
-  folder.mkdir(parents=True, exist_ok=True)
-  rng = np.random.default_rng(0)
-  records = []
-  for i in range(count):
-    height, width = (SIZE, SIZE) if i % 5 == 0 else rng.integers(20, 90, 2)
-    image = rng.integers(0, 256, (height, width)).astype(np.uint8)
-    # PNG keeps every grey level; JPEG is what sources mostly hold.
-    file = folder / f'{i}.{"png" if i % 3 else "jpg"}'
-    cv2.imwrite(str(file), image)
-    boxes = ((1.0, 2.0, 11.0, 17.0), (12.0, 3.0, 19.0, 20.0))[: i % 3]
-    records.append(
-      radiograph.from_file(file, f'exam {i}', i % 3, boxes, group=f'p{i // 2}')
-    )
-  return records
-
-
-def prepare(records, path, **changes):
-  arguments = {
-    'name': 'tiny',
-    'provenance': {'layout': 'test'},
-    'size': SIZE,
-    'workers': 1,
-    'progress': False,
-  }
-  return store.prepare(records, path, **{**arguments, **changes})
+SIZE = sources.SIZE
 
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
   """(records, path, summary) of a set that no test may change."""
   folder = tmp_path_factory.mktemp('store')
-  records = make_records(folder / 'raw')
+  records = sources.make_records(folder / 'raw')
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(store, 'SHARD', SHARD)
-    summary = prepare(records, folder / 'set')
+    patch.setattr(build, 'BLOCK', sources.SHARD)
+    patch.setattr(build, 'SHARD', sources.SHARD)
+    summary = sources.prepare(records, folder / 'set')
   return records, folder / 'set', summary
 
 
@@ -73,11 +35,6 @@ def made(tmp_path_factory):
 def copy(made, tmp_path):
   """A copy of the set, to be broken."""
   return pathlib.Path(shutil.copytree(made[1], tmp_path / 'copy'))
-
-
-def contents(path):
-  """File name -> bytes."""
-  return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
 
 
 def one_line(caught):
@@ -88,340 +45,6 @@ def one_line(caught):
 
 def digest(image):
   return hashlib.sha256(image.tobytes()).hexdigest()
-
-
-def stored(tmp_path, *images, size=SIZE, boxes=()):
-  """`images` as one prepared set gives them back, in order."""
-  records = [
-    radiograph.Radiograph(
-      str(i), functools.partial(np.copy, image), None, boxes, str(i)
-    )
-    for i, image in enumerate(images)
-  ]
-  prepare(records, tmp_path / 'stored', size=size)
-  split = store.load(tmp_path / 'stored').split('unlabelled')
-  return split.images(np.arange(len(images)))
-
-
-# What is in a set.
-
-
-def test_every_record_comes_back_with_its_own_fields(made):
-  records, path, _ = made
-  loaded = store.load(path)
-  by_id = {r.id: r for r in records}
-  seen = []
-  for split in loaded.splits.values():
-    images = split.images(np.arange(len(split)))
-    for i, id in enumerate(split.ids):
-      record = by_id[str(id)]
-      seen.append(record.id)
-      pixels = record.pixels()
-      if pixels.shape == (SIZE, SIZE):  # kept bit by bit
-        np.testing.assert_array_equal(images[i], pixels)
-      boxes, _ = record.unit_boxes(*pixels.shape)
-      assert (split.labels[i], split.groups[i]) == (record.label, record.group)
-      assert split.num_boxes[i] == len(boxes)
-      np.testing.assert_array_equal(split.boxes[i, : len(boxes)], boxes)
-      assert not split.boxes[i, len(boxes) :].any()
-  assert sorted(seen) == sorted(by_id)
-  assert loaded.size == SIZE and loaded.num_classes == 3
-
-
-def test_the_order_of_the_source_is_kept_within_a_split(made):
-  records, path, _ = made
-  place = {r.id: i for i, r in enumerate(records)}
-  for split in store.load(path).splits.values():
-    places = [place[str(id)] for id in split.ids]
-    assert places == sorted(places)
-
-
-def test_boxes_are_padded_to_the_sets_maximum_in_every_split(made):
-  for split in store.load(made[1]).splits.values():
-    assert split.boxes.shape == (len(split), 2, 4)
-    assert split.boxes.dtype == np.float32
-    assert split.labels.dtype == split.num_boxes.dtype == np.int32
-
-
-def test_no_patient_is_in_two_splits(made):
-  sides = [set(s.groups.tolist()) for s in store.load(made[1]).splits.values()]
-  assert len(sides) == 3
-  assert len(set.union(*sides)) == sum(map(len, sides))
-
-
-def test_the_summary_counts_what_is_there(made):
-  records, path, summary = made
-  loaded = store.load(path)
-  for name, split in loaded.splits.items():
-    wanted = [int((split.labels == c).sum()) for c in range(3)]
-    assert summary['counts'][name] == wanted and min(wanted) >= 2
-  assert summary['boxes'] == sum(len(r.boxes) for r in records)
-  assert summary['boxes_clipped'] == 0
-  assert summary['num_classes'] == 3
-  assert summary['provenance'] == {'layout': 'test'}
-  returned = {k: v for k, v in summary.items() if k not in ('path', 'reused')}
-  assert loaded.info == returned
-
-
-def test_the_manifest_lists_every_image_for_people(made):
-  records, path, _ = made
-  with open(path / 'manifest.csv', newline='', encoding='utf-8') as file:
-    rows = {row['id']: row for row in csv.DictReader(file)}
-  assert len(rows) == len(records)
-  for name, split in store.load(path).splits.items():
-    for id, sha in zip(split.ids, split.digests, strict=True):
-      row = rows[str(id)]
-      assert (row['split'], row['sha256']) == (name, sha)
-  assert {r.id: str(r.label) for r in records} == {
-    id: row['label'] for id, row in rows.items()
-  }
-
-
-def test_the_printed_summary_has_the_counts_of_each_split(made):
-  lines = store.format_summary(made[2]).splitlines()
-  assert str(made[1]) in lines[0] and f'{SIZE} pixels' in lines[0]
-  rows = {line.split()[0]: line.split()[1:] for line in lines[1:-1]}
-  assert rows.pop('class') == ['0', '1', '2', 'all']
-  assert rows == {
-    name: [str(n) for n in [*counts, sum(counts)]]
-    for name, counts in made[2]['counts'].items()
-  }
-  assert f'lesion boxes {made[2]["boxes"]}' in lines[-1]
-  assert max(map(len, lines[1:])) <= 80
-
-
-def test_images_without_a_label_are_a_split_of_their_own(tmp_path):
-  records = make_records(tmp_path / 'raw', 24)
-  bare = [
-    dataclasses.replace(r, id=f'bare {r.id}', group=f'b{r.id}', label=None)
-    for r in records[:5]
-  ]
-  summary = prepare(records + bare, tmp_path / 'set')
-  loaded = store.load(tmp_path / 'set')
-  split = loaded.split('unlabelled')
-  assert len(split) == summary['counts']['unlabelled'] == 5
-  assert (split.labels == -1).all() and loaded.num_classes == 3
-  assert [digest(i) for i in split.images(range(5))] == list(split.digests)
-  assert 'unlabelled         5' in store.format_summary(summary)
-
-
-def test_boxes_that_stick_out_are_clipped_and_counted(tmp_path):
-  records = make_records(tmp_path / 'raw', 12)
-  records[1] = dataclasses.replace(records[1], boxes=((-9, 2, 11, 1e4),))
-  assert prepare(records, tmp_path / 'set')['boxes_clipped'] == 1
-  loaded = store.load(tmp_path / 'set')
-  boxes = np.concatenate([s.boxes for s in loaded.splits.values()])
-  assert boxes.min() == 0 and boxes.max() == 1
-
-
-def test_a_box_outside_of_its_image_is_named_and_nothing_is_made(tmp_path):
-  records = make_records(tmp_path / 'raw', 12)
-  records[4] = dataclasses.replace(records[4], boxes=((900, 2, 911, 12),))
-  with pytest.raises(ValueError) as caught:
-    prepare(records, tmp_path / 'set')
-  assert 'exam 4' in one_line(caught)
-  assert not (tmp_path / 'set').exists()
-
-
-# Squares.
-
-
-def test_shrinking_averages_areas(tmp_path):
-  image = np.random.default_rng(0).integers(0, 256, (SIZE * 4, SIZE * 2))
-  (square,) = stored(tmp_path, image.astype(np.uint8))
-  means = image.reshape(SIZE, 4, SIZE, 2).mean(axis=(1, 3), dtype=np.float64)
-  # One rounding for each step in OpenCV's fixed point.
-  assert np.abs(square - means).max() <= 1
-
-
-@pytest.mark.parametrize('shape', [(SIZE * 8, SIZE // 2), (SIZE * 8, SIZE)])
-def test_a_side_that_shrinks_is_averaged_though_the_other_does_not(
-  tmp_path, shape
-):
-  # Bilinear resampling would see two of these eight rows, both black.
-  image = np.zeros(shape, np.uint8)
-  image[::8] = 240
-  tall, wide = stored(tmp_path, image, image.T.copy())
-  assert (tall == 30).all() and (wide == 30).all()
-
-
-def test_growing_keeps_the_place_of_an_edge(tmp_path):
-  image = np.zeros((8, 8), np.uint8)
-  image[:, 4:] = 200
-  (square,) = stored(tmp_path, image)
-  assert (square[:, :14] == 0).all() and (square[:, 18:] == 200).all()
-  # The edge is in the middle, as much on one side as on the other.
-  np.testing.assert_array_equal(square + square[:, ::-1], 200)
-
-
-def test_one_pixel_and_one_row_are_images_too(tmp_path):
-  one, row = np.full((1, 1), 77, np.uint8), np.full((1, 500), 9, np.uint8)
-  squares = stored(tmp_path, one, row)
-  assert (squares[0] == 77).all() and (squares[1] == 9).all()
-
-
-# The same bytes every time.
-
-
-def test_the_bytes_do_not_depend_on_the_number_of_workers(made, tmp_path):
-  records, path, _ = made
-  prepare(records, tmp_path / 'set', workers=2)
-  assert contents(tmp_path / 'set') == contents(path)
-  assert len([n for n in contents(path) if 'train' in n]) > 2  # several shards
-
-
-_KILLED = """
-import dataclasses, functools, os, pickle, signal, sys
-from dpjax.data import store
-
-def die(pid):
-  os.kill(pid, signal.SIGKILL)
-
-store.SHARD = int(sys.argv[3])
-records = pickle.loads(open(sys.argv[1], 'rb').read())
-records[-2] = dataclasses.replace(
-  records[-2], pixels=functools.partial(die, os.getpid())
-)
-store.prepare(
-  records, sys.argv[2], name='tiny', provenance={'layout': 'test'}, size=32,
-  workers=1, progress=False,
-)
-"""
-
-
-def test_after_a_kill_finished_shards_stay_and_the_set_is_the_same(tmp_path):
-  # With a given test part the last records are in the last shard.
-  records = make_records(tmp_path / 'raw')
-  records = [
-    dataclasses.replace(r, split='test' if i >= 40 else None)
-    for i, r in enumerate(records)
-  ]
-  (tmp_path / 'records').write_bytes(pickle.dumps(records))
-  path, partial = tmp_path / 'set', tmp_path / 'set.partial'
-  killed = subprocess.run(
-    [sys.executable, '-c', _KILLED, tmp_path / 'records', path, str(SHARD)],
-    check=False,
-  )
-  assert killed.returncode == -9
-  assert not path.exists()
-  finished = {
-    file: (file.stat().st_ino, file.stat().st_mtime_ns)
-    for file in partial.glob('tiny-*.npz')
-  }
-  shards = {file.with_suffix('') for file in finished}
-  assert len(shards) >= 6
-  assert (partial / 'tiny-test.array_record-00002-of-00003') not in shards
-  shards = {file.name: file.stat().st_mtime_ns for file in shards}
-  prepare(records, path)
-  assert not partial.exists()
-  assert shards == {n: (path / n).stat().st_mtime_ns for n in shards}
-  prepare(records, tmp_path / 'undisturbed')
-  assert contents(path) == contents(tmp_path / 'undisturbed')
-
-
-def test_unfinished_work_of_other_settings_is_not_gone_on_with(tmp_path):
-  records = make_records(tmp_path / 'raw', 12)
-  partial = tmp_path / 'set.partial'
-  partial.mkdir()
-  (partial / 'fingerprint').write_text('of another set')
-  (partial / 'tiny-train.array_record-00000-of-00001').write_bytes(b'x')
-  (partial / 'tiny-train.array_record-00000-of-00001.npz').write_bytes(b'x')
-  prepare(records, tmp_path / 'set')
-  prepare(records, tmp_path / 'other')
-  assert contents(tmp_path / 'set') == contents(tmp_path / 'other')
-
-
-def test_a_folder_of_somebody_else_is_never_deleted(tmp_path):
-  records = make_records(tmp_path / 'raw', 12)
-  (tmp_path / 'set.partial').mkdir()
-  (tmp_path / 'set.partial/thesis.txt').write_text('ten years')
-  with pytest.raises(ValueError) as caught:
-    prepare(records, tmp_path / 'set')
-  assert 'set.partial' in one_line(caught)
-  assert (tmp_path / 'set.partial/thesis.txt').read_text() == 'ten years'
-
-
-@pytest.mark.parametrize('workers', [1, 2])
-def test_an_image_that_cannot_be_read_is_named_and_nothing_is_made(
-  tmp_path, workers
-):
-  records = make_records(tmp_path / 'raw', 20)
-  file = tmp_path / 'raw/13.png'
-  whole = file.read_bytes()
-  file.write_bytes(whole[: len(whole) // 2])
-  with pytest.raises(ValueError) as caught:
-    prepare(records, tmp_path / 'set', workers=workers)
-  assert str(file) in one_line(caught)
-  assert not (tmp_path / 'set').exists()
-  if workers == 1:  # Mended, it goes through.
-    file.write_bytes(whole)
-    prepare(make_records(tmp_path / 'raw', 20), tmp_path / 'set')
-    assert store.load(tmp_path / 'set').info['boxes'] == 19
-    assert not list((tmp_path / 'set').glob('*.tmp'))
-
-
-def test_the_same_set_again_is_kept_and_not_written(made):
-  records, path, summary = made
-  before = {f: f.stat().st_mtime_ns for f in path.iterdir()}
-  again = prepare(records, path)
-  assert again == {**summary, 'reused': True} and not summary['reused']
-  assert {f: f.stat().st_mtime_ns for f in path.iterdir()} == before
-  assert 'already prepared' in store.format_summary(again)
-
-
-@pytest.mark.parametrize(
-  'change', ['size', 'seed', 'provenance', 'label', 'pixels', 'fewer']
-)
-def test_another_set_in_the_same_folder_is_refused(made, change):
-  records, path, _ = made
-  records, settings = list(records), {}
-  if change == 'size':
-    settings = {'size': 16}
-  elif change == 'seed':
-    settings = {'split_seed': 1}
-  elif change == 'provenance':
-    settings = {'provenance': {'layout': 'other'}}
-  elif change == 'label':
-    records[7] = dataclasses.replace(records[7], label=0)
-  elif change == 'pixels':
-    records[7] = dataclasses.replace(records[7], stamp='later')
-  else:
-    records.pop()
-  before = contents(path)
-  with pytest.raises(ValueError) as caught:
-    prepare(records, path, **settings)
-  assert str(path) in one_line(caught) and 'another set' in str(caught.value)
-  assert contents(path) == before
-
-
-@pytest.mark.parametrize('there', [None, '{}', '[]', 'x'])
-def test_a_folder_that_is_no_set_is_refused_and_left_as_it_is(tmp_path, there):
-  records = make_records(tmp_path / 'raw', 12)
-  path = tmp_path / 'set'
-  path.mkdir()
-  if there is not None:
-    (path / 'summary.json').write_text(there)
-  before = contents(path)
-  with pytest.raises(ValueError) as caught:
-    prepare(records, path)
-  assert f'{path} is there and is no prepared set' in one_line(caught)
-  assert contents(path) == before
-
-
-def test_records_that_cannot_be_a_set_are_refused_in_one_line(tmp_path):
-  records = make_records(tmp_path / 'raw', 4)
-  for bad, name, reason in (
-    ([], 'tiny', 'no radiographs'),
-    ([*records, records[2]], 'tiny', 'exam 2: two radiographs'),
-    (records, 'my-set', "'my-set'"),
-  ):
-    with pytest.raises(ValueError) as caught:
-      prepare(bad, tmp_path / 'set', name=name)
-    assert reason in one_line(caught)
-  assert not (tmp_path / 'set.partial').exists()
-
-
-# Reading.
 
 
 def test_images_are_exact_in_any_order_and_number(made):
@@ -551,7 +174,7 @@ def test_a_set_of_another_format_is_refused(copy):
   (copy / 'summary.json').write_text(json.dumps({**info, 'format': 99}))
   with pytest.raises(ValueError) as caught:
     store.load(copy)
-  assert 'format 99' in one_line(caught) and '1' in str(caught.value)
+  assert f'format 99 and this is {store.FORMAT}' in one_line(caught)
 
 
 def test_a_set_that_is_not_there_is_told_how_to_be_made(tmp_path):
@@ -578,3 +201,83 @@ def test_a_split_that_the_set_lacks_is_named(made):
     store.load(made[1]).split('unlabelled')
   message = one_line(caught)
   assert 'unlabelled' in message and 'train, validation, test' in message
+
+
+# Checking a set against its manifest.
+
+
+def test_a_set_as_it_was_made_passes_and_is_counted(made):
+  assert store.verify(made[1]) == len(made[0])
+
+
+def flip_a_bit(copy):
+  file = sorted(copy.glob('tiny-train.array_record*'))[1]
+  content = bytearray(file.read_bytes())
+  # Somewhere in an image: they are most of the file, behind other fields.
+  place = content.rindex(b'image') + 400
+  content[place] ^= 1
+  file.write_bytes(content)
+
+
+def swap_two_files(copy):
+  first, second = sorted(copy.glob('tiny-train.array_record*'))[:2]
+  assert first.stat().st_size == second.stat().st_size
+  content = first.read_bytes()
+  first.write_bytes(second.read_bytes())
+  second.write_bytes(content)
+
+
+def edit_manifest(old, new):
+  def edit(copy):
+    file = copy / 'manifest.csv'
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+  return edit
+
+
+def edit_table(column, value):
+  def edit(copy):
+    table = store.read_table(copy / 'table.npz')
+    table[column][:] = value
+    np.savez(copy / 'table.npz', **table)
+
+  return edit
+
+
+def add_a_row(copy):
+  with open(copy / 'manifest.csv', 'a') as file:
+    file.write('ghost,train,0,,,\n')
+
+
+@pytest.mark.parametrize(
+  'change, reason',
+  [
+    (edit_manifest(',train,', ',test,'), "split 'train', there 'test'"),
+    (edit_manifest(',train,0,', ',train,1,'), "label '0', there '1'"),
+    (edit_manifest('exam 5,', 'exam 500,'), "id 'exam 5', there 'exam 500'"),
+    (edit_manifest('id,', 'name,'), "id 'id', there 'name'"),
+    (lambda copy: (copy / 'manifest.csv').unlink(), 'not a readable manifest'),
+    (add_a_row, "id None, there 'ghost'"),
+    (edit_table('boxes', -1), 'boxes'),
+    (edit_table('groups', 7), 'patient'),
+    (edit_table('hashes', 255), 'perceptual_hash'),
+    (edit_table('source_digests', 'x'), 'source_xxh3'),
+    (lambda copy: (copy / 'features.json').unlink(), 'features.json'),
+    (swap_two_files, 'sha256'),
+  ],
+)
+def test_a_set_that_is_not_as_its_manifest_is_named(copy, change, reason):
+  change(copy)
+  with pytest.raises(ValueError) as caught:
+    store.verify(copy)
+  message = one_line(caught)
+  assert str(copy) in message and reason in message
+
+
+def test_a_changed_bit_of_an_image_is_found(copy):
+  flip_a_bit(copy)
+  with pytest.raises(ValueError) as caught:
+    store.verify(copy)
+  assert str(copy) in one_line(caught)

@@ -115,12 +115,15 @@ def read(count: int, seed: int, size: int = 256) -> list[radiograph.Radiograph]:
   records = []
   for index in range(count):
     plan = Plan(seed, index, int(patients[index]), int(labels[index]))
+    boxes = tuple(opacity.box for opacity in opacities(plan))
+    names = ('opacity',) * len(boxes)
     records.append(
       radiograph.Radiograph(
         id=f'phantom-{index:05d}',
         pixels=functools.partial(render, plan, size),
-        label=plan.label,
-        boxes=tuple(o.box for o in opacities(plan)),
+        boxes=boxes,
+        names=names,
+        findings=names,
         group=f'phantom-patient-{plan.patient:05d}',
         stamp=f'version {VERSION} seed {seed} size {size}',
       )

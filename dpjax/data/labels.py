@@ -1,0 +1,153 @@
+"""From what a source says of an image to its class.
+
+Three policies:
+
+    count  the number of lesion boxes, capped: the paper's label, most likely;
+           none for an image whose findings are not boxed
+    any    0 without a finding, 1 with one or more, boxed or not
+    class  the name that the source gives the image
+"""
+
+import collections
+import dataclasses
+import difflib
+import math
+from collections.abc import Sequence
+
+from dpjax.data import radiograph
+
+# What sources call an image without a finding, in lower case.
+NORMAL = ('normal', 'no finding', 'no findings', 'healthy', 'negative', '0')
+
+
+def assign(
+  records: Sequence[radiograph.Radiograph],
+  policy: str,
+  *,
+  cap: int = 0,
+  findings: Sequence[str] = (),
+  classes: Sequence[str] = (),
+) -> tuple[list[radiograph.Radiograph], tuple[str, ...]]:
+  """Labels every record; one that the policy has no label for gets None.
+
+  Args:
+    records: as read.
+    policy: 'count', 'any' or 'class'.
+    cap: 'count': more boxes count as so many; 0: no cap.
+    findings: names of the findings and boxes that count; others are dropped,
+      their boxes too. Empty: all.
+    classes: 'class': the names, in the order of their labels; an image of none
+      of them, or of several, gets no label. Empty: all, the normal one first,
+      then numbers by size, then the others in alphabetical order.
+
+  Returns:
+    The records with their label, and the name of each class.
+
+  Raises:
+    ValueError: a name that no record has, or that stands twice; names that
+      differ in nothing but case; boxes without a name where names count; no
+      record with a label, or one class only; findings and no box to count.
+  """
+  if findings:
+    known = {n for r in records for n in (*(r.findings or ()), *r.names)}
+    _check(findings, known, 'config.data.findings')
+    records = [_only(record, findings) for record in records]
+  if policy == 'class':
+    known = {name for r in records for name in r.classes}
+    _check(classes, known, 'config.data.classes')
+    if not classes:
+      _check_case(known)
+    order = classes or sorted(known, key=_rank)
+    if len(known) == 1 and not classes:
+      raise ValueError(
+        f'config.data.label: class {order[0]!r} is the only one of this source;'
+        ' is config.data.layout right?'
+      )
+    place = {name: i for i, name in enumerate(order)}
+    labels = []
+    for record in records:
+      named = [place[n] for n in set(record.classes) if n in place]
+      labels.append(named[0] if len(named) == 1 else None)
+    names = tuple(order)
+  elif policy == 'any':
+    labels = [
+      None if r.findings is None else int(bool(r.findings or r.boxes))
+      for r in records
+    ]
+    names = ('none', 'any')
+  else:
+    if not any(r.boxes for r in records) and any(r.findings for r in records):
+      raise ValueError(
+        'config.data.label: count needs boxes, and no image of this source has'
+        ' one; any or class may do'
+      )
+    labels = [
+      None
+      if r.findings is None or (r.findings and not r.boxes)
+      else min(len(r.boxes), cap or len(r.boxes))
+      for r in records
+    ]
+    highest = max((n for n in labels if n is not None), default=0)
+    names = tuple(map(str, range(max(1, cap, highest) + 1)))
+  if all(label is None for label in labels) and any(
+    r.findings is not None or r.classes for r in records
+  ):
+    raise ValueError(
+      f'config.data.label: {policy} gives no image of this source a label'
+    )
+  return [
+    dataclasses.replace(record, label=label)
+    for record, label in zip(records, labels, strict=True)
+  ], names
+
+
+def is_normal(name: str) -> bool:
+  """Whether a class name says that there is no finding."""
+  return name.lower().replace('_', ' ') in NORMAL
+
+
+def _rank(name):
+  normal = is_normal(name)
+  words = -1 if normal else math.inf
+  return not normal, float(name) if name.isdecimal() else words, name
+
+
+def _only(record, findings):
+  """The record with the findings that count, and their boxes."""
+  if len(record.names) < len(record.boxes) or '' in record.names:
+    raise ValueError(
+      f'config.data.findings: {record.where or record.id} has boxes without a'
+      ' name; whether they count is unknown'
+    )
+  kept = [i for i, name in enumerate(record.names) if name in findings]
+  return dataclasses.replace(
+    record,
+    findings=record.findings
+    and tuple(name for name in record.findings if name in findings),
+    boxes=tuple(record.boxes[i] for i in kept),
+    names=tuple(record.names[i] for i in kept),
+  )
+
+
+def _check(wanted, known, field):
+  known = known - {''}  # a box without a name
+  for name, count in collections.Counter(wanted).items():
+    if count > 1:
+      raise ValueError(f'{field}: {name!r} stands there twice')
+    if name not in known:
+      near = difflib.get_close_matches(name, sorted(known), n=1)
+      names = ', '.join(map(repr, near or sorted(known)[:8]))
+      hint = f'did you mean {names}?' if known else 'the source gives no names'
+      raise ValueError(f'{field}: no image has {name!r}; {hint}')
+
+
+def _check_case(known):
+  """Refuses one class in two spellings."""
+  seen = {}
+  for name in sorted(known):
+    other = seen.setdefault(name.lower(), name)
+    if other != name:
+      raise ValueError(
+        f'config.data.classes: {other!r} and {name!r} would be two classes;'
+        ' write them alike in the source, or name the classes that you want'
+      )

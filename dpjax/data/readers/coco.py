@@ -1,0 +1,302 @@
+"""COCO annotations: a json, or one a split, and images anywhere in the source.
+
+    {"images": [{"id": 3, "file_name": "3.png", "width": 512, "height": 512}],
+     "annotations": [{"id": 17, "image_id": 3, "category_id": 1,
+                      "bbox": [X, Y, WIDTH, HEIGHT]}],
+     "categories": [{"id": 1, "name": "opacity"}]}
+
+A bbox is in pixels of the json's width and height, even where the file has
+others. A box of a category that is called normal is no lesion. Everything else
+in the json is ignored. Several files are one for each side of the split, which
+their path names: annotations/instances_train.json, valid/_annotations.json.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+import reprlib
+
+from dpjax.data import files as files_lib
+from dpjax.data import labels, radiograph, tables
+from dpjax.data.readers import folder
+
+LIMIT = 1 << 30  # bytes of a json: they take several times as many in memory
+
+
+def read(
+  source: str | pathlib.Path,
+  faults: tables.Faults,
+  *,
+  annotations: str = '',
+  patient_pattern: str = '',
+) -> list[radiograph.Radiograph]:
+  """Reads the json of the set in the folder `source`; decodes no image.
+
+  Args:
+    source: the folder.
+    faults: takes what is wrong with an image or an annotation.
+    annotations: the json in the source, or several with commas between them;
+      '': those there, in its folder annotations and in others.
+    patient_pattern: see folder.patients.
+
+  Raises:
+    ValueError: one line: no such json, or it is not of COCO's form.
+  """
+  files = files_lib.Files(source)
+  jsons = _find_jsons(files.root, annotations)
+  patient = folder.patients(files.found, patient_pattern)
+  records = []
+  for file, split in jsons.items():
+    records += _read_json(file, split, faults, files, patient)
+  files.add_unnamed(faults, ' or '.join(map(str, jsons)))
+  return records
+
+
+def _read_json(file, split, faults, files, patient):
+  data = _load(file)
+  categories = _read_categories(file, data['categories'], faults)
+  images, out = _read_images(file, data['images'], faults, files, patient)
+  boxes = _read_boxes(
+    file, data['annotations'], faults, images, out, categories
+  )
+  records = []
+  for key, found in boxes.items():
+    findings = tuple(dict.fromkeys(name for _, name in found))
+    record = images[key]
+    records.append(
+      dataclasses.replace(
+        record,
+        # Two splits may call their images alike.
+        id=record.id if split is None else f'{split}/{record.id}',
+        split=split,
+        boxes=tuple(box for box, _ in found),
+        names=tuple(name for _, name in found),
+        findings=findings,
+        classes=findings or ('normal',),
+      )
+    )
+  return records
+
+
+def _find_jsons(root, annotations):
+  """{json: its split}, the split None where there is one json only."""
+  if annotations:
+    found = [root / name.strip() for name in annotations.split(',')]
+  else:
+    found = sorted((*root.glob('*.json'), *root.glob('*/*.json')))
+  if len(found) == 1:
+    return {found[0]: None}
+  splits = {}
+  for file in found:
+    words = re.split('[^a-z]+', file.relative_to(root).as_posix().lower())
+    named = {folder.SPLITS[word] for word in words if word in folder.SPLITS}
+    splits[file] = named.pop() if len(named) == 1 else None
+  if (
+    not found
+    or None in splits.values()
+    or len(found) > len(set(splits.values()))
+  ):
+    names = ', '.join(str(file.relative_to(root)) for file in found[:8])
+    raise ValueError(
+      f'config.data.coco_annotations: {root} has '
+      + (
+        f'several: {names}; name one, or one a split, with commas between them'
+        if found
+        else 'no json; name it'
+      )
+    )
+  return splits
+
+
+def _load(file):
+  """The json, its three lists being lists."""
+
+  def refuse(literal):
+    raise ValueError(f'{literal} is no number of json')
+
+  try:
+    if file.stat().st_size > LIMIT:
+      raise ValueError(f'larger than {LIMIT >> 20} MiB')
+    data = json.loads(file.read_text('utf-8-sig'), parse_constant=refuse)
+  except FileNotFoundError as error:
+    raise ValueError(
+      f'config.data.coco_annotations: {file} is not there'
+    ) from error
+  except OSError as error:
+    raise ValueError(f'{file}: cannot be read: {error.strerror}') from error
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{file}: not UTF-8 text; save it as UTF-8') from error
+  except RecursionError as error:
+    raise ValueError(f'{file}: nested too deep for COCO annotations') from error
+  except ValueError as error:
+    raise ValueError(f'{file}: not a json file ({error})') from error
+  if not isinstance(data, dict):
+    raise ValueError(
+      f'{file}: no object; COCO has images, annotations and categories'
+    )
+  for key in ('images', 'annotations', 'categories'):
+    if not isinstance(data.get(key), list):
+      raise ValueError(
+        f'{file}: no list {key!r}; COCO has images, annotations and categories'
+      )
+  return data
+
+
+def _read_categories(file, items, faults):
+  """{id: name}, without ids that two categories have."""
+  names, seen = {}, set()
+  for i, item in enumerate(items):
+    with faults.at(_place(file, 'category', i, item)):
+      id = _id(item, 'id')
+      if id in seen:
+        names.pop(id, None)
+        raise tables.Fault('two categories have this id')
+      seen.add(id)
+      name = _text(item, 'name').strip()
+      if not (name and name.isprintable()):
+        raise tables.Fault(f'{name!r} cannot name a category')
+      names[id] = name
+  return names
+
+
+def _read_images(file, items, faults, files, patient):
+  """{id: record without boxes}, and the ids of those that are left out."""
+  if not items:
+    raise ValueError(f'{file}: no images')
+  images, out = {}, set()
+  owner, lost = {}, set()  # id of each file; files that are left out
+  for i, item in enumerate(items):
+    place = _place(file, 'image', i, item)
+    id = image = None
+    with faults.at(place, _name(item)):
+      try:
+        id = _id(item, 'id')
+      finally:  # A bad id is no reason to miss the row of the file.
+        image = files.find(_text(item, 'file_name'), file.parent)
+      if image not in lost:
+        if id in images or id in out:
+          raise tables.Fault('two images have this id')
+        if image in owner:
+          raise tables.Fault(f'two images are of {_name(item)}')
+        images[id] = radiograph.from_file(
+          image,
+          _name(item),
+          group=patient[image],
+          frame=(_length(item, 'width'), _length(item, 'height')),
+          where=place,
+        )
+        owner[image] = id
+        continue
+    out.add(id)
+    lost.add(image)
+    for other in {id, owner.get(image)} & images.keys():
+      gone = images.pop(other)
+      out.add(other)
+      if gone.file != str(image):
+        faults.add(gone.where, 'two images have this id', gone.id)
+        lost.add(pathlib.Path(gone.file))
+  return images, out
+
+
+def _read_boxes(file, items, faults, images, out, categories):
+  """{id of image: [(box, name)]}, without images that have a bad one."""
+  boxes = {id: [] for id in images}
+  out = set(out)
+  seen = set()
+  for i, item in enumerate(items):
+    id = item.get('image_id') if isinstance(item, dict) else None
+    id = id if _is_id(id) else None
+    if id in out:
+      continue
+    with faults.at(
+      _place(file, 'annotation', i, item), images[id].id if id in images else ''
+    ):
+      if _id(item, 'image_id') not in images:
+        raise tables.Fault(f'no image has its image_id {reprlib.repr(id)}')
+      if 'id' in item:
+        if _id(item, 'id') in seen:
+          raise tables.Fault('two annotations have this id')
+        seen.add(item['id'])
+      category = _id(item, 'category_id')
+      if category not in categories:
+        raise tables.Fault(
+          f'no category has its category_id {reprlib.repr(category)}'
+        )
+      box, name = _box(item), categories[category]
+      if not labels.is_normal(name):
+        boxes[id].append((box, name))
+      continue
+    if boxes.pop(id, None) is not None:
+      out.add(id)
+  return boxes
+
+
+def _box(item):
+  box = _get(item, 'bbox')
+  if not isinstance(box, list) or len(box) != 4:
+    raise tables.Fault(
+      f'bbox {reprlib.repr(box)}; wanted x, y, width and height'
+    )
+  return tables.box(*(repr(_number(value, 'of bbox')) for value in box))
+
+
+def _length(item, key):
+  value = _number(_get(item, key), key)
+  if value <= 0:
+    raise tables.Fault(f'{key} {value:g}; wanted above 0')
+  return value
+
+
+def _number(value, what):
+  if type(value) not in (int, float):
+    raise tables.Fault(f'{what}: {reprlib.repr(value)} is no number')
+  try:
+    number = float(value)
+  except OverflowError:
+    number = math.inf
+  if not math.isfinite(number):
+    raise tables.Fault(f'{what}: {reprlib.repr(value)} is not finite')
+  return number
+
+
+def _is_id(value):
+  return type(value) in (int, str)
+
+
+def _id(item, key):
+  value = _get(item, key)
+  if not _is_id(value):
+    raise tables.Fault(
+      f'{key} {reprlib.repr(value)}; wanted a whole number or a text'
+    )
+  return value
+
+
+def _text(item, key):
+  value = _get(item, key)
+  if not isinstance(value, str):
+    raise tables.Fault(f'{key} {reprlib.repr(value)}; wanted a text')
+  return value
+
+
+def _get(item, key):
+  if not isinstance(item, dict):
+    raise tables.Fault(f'{reprlib.repr(item)}; wanted an object')
+  if key not in item:
+    raise tables.Fault(f'no {key}')
+  return item[key]
+
+
+def _name(item):
+  """The file_name, for a fault: '' where there is none."""
+  name = item.get('file_name') if isinstance(item, dict) else ''
+  return name if isinstance(name, str) else ''
+
+
+def _place(file, kind, i, item):
+  id = item.get('id') if isinstance(item, dict) else None
+  if _is_id(id):
+    return f'{file}, {kind} {reprlib.repr(id)}'
+  return f'{file}, {kind} number {i + 1}'

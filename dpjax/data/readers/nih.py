@@ -1,0 +1,156 @@
+"""ChestX-ray14 of the NIH Clinical Center.
+
+    Data_Entry_2017*.csv      Image Index, Finding Labels (A|B), Patient ID, ...
+    BBox_List_2017.csv        boxes of some test images; may be left out
+    train_val_list.txt, test_list.txt     an image a line; both or neither
+    images_001/images/*.png   ... images_012, or anywhere in the folder
+
+Boxes count in the 1024 x 1024 pixels of the images as shipped. No box does not
+mean no lesion. Labels were read from the reports by a program. Wang et al.,
+ChestX-ray8: hospital-scale chest X-ray database and benchmarks, 2017.
+"""
+
+import pathlib
+
+from dpjax.data import files, radiograph, tables
+
+NORMAL = 'No Finding'
+FINDINGS = (
+  'Atelectasis',
+  'Cardiomegaly',
+  'Consolidation',
+  'Edema',
+  'Effusion',
+  'Emphysema',
+  'Fibrosis',
+  'Hernia',
+  'Infiltration',
+  'Mass',
+  'Nodule',
+  'Pleural_Thickening',
+  'Pneumonia',
+  'Pneumothorax',
+)
+FRAME = (1024.0, 1024.0)
+
+# The commas in the headers "Bbox [x,y,w,h]" split them.
+_CELLS = ('Bbox [x', 'y', 'w', 'h]')
+_LISTS = {'train': 'train_val_list.txt', 'test': 'test_list.txt'}
+
+
+def read(
+  source: str | pathlib.Path, faults: tables.Faults
+) -> list[radiograph.Radiograph]:
+  """Reads the tables of the set in the folder `source`; decodes no image.
+
+  Args:
+    source: the folder.
+    faults: takes what is wrong with an image or a row.
+
+  Raises:
+    ValueError: one line that names what is wrong with a table or the folder.
+  """
+  source = pathlib.Path(source)
+  found = sorted(source.glob('Data_Entry_2017*.csv'))
+  if len(found) != 1:
+    raise ValueError(
+      f'config.data.source: {source} has {len(found)} files'
+      ' Data_Entry_2017*.csv; wanted one'
+    )
+  table = found[0]
+  splits = _read_splits(source, faults)
+  images = files.Files(source)
+  entries = {}  # id -> (row, file, findings)
+  for row in tables.rows(
+    table, ('Image Index', 'Finding Labels', 'Patient ID'), faults, check=False
+  ):
+    id = row['Image Index']
+    with faults.at(row, id):
+      # Without its suffix: it may have been converted.
+      file = images.find(id.removesuffix('.png'))
+      row.check()
+      if id in entries:
+        raise tables.Fault(f'{id} stands in the file twice')
+      if not row['Patient ID']:
+        raise tables.Fault('no Patient ID')
+      if splits and len(splits.get(id, ())) != 1:
+        raise tables.Fault(
+          f'{id} is in {"both" if id in splits else "neither"} of'
+          f' {" and ".join(_LISTS.values())}'
+        )
+      entries[id] = row, file, _findings(row['Finding Labels'])
+
+  boxes = _read_boxes(source / 'BBox_List_2017.csv', table, entries, faults)
+  records = [
+    radiograph.from_file(
+      file,
+      id,
+      boxes=tuple(box for _, box in boxes.get(id, ())),
+      names=tuple(name for name, _ in boxes.get(id, ())),
+      frame=FRAME,
+      group=row['Patient ID'],
+      classes=findings or (NORMAL,),
+      findings=findings,
+      split=min(splits[id]) if splits else None,
+      metadata=_metadata(row),
+      where=str(row),
+    )
+    for id, (row, file, findings) in entries.items()
+  ]
+  images.add_unnamed(faults, table)
+  return [record for record in records if record.id not in faults.left_out]
+
+
+def _read_splits(source, faults):
+  """{id: the splits whose lists name it}; empty without lists."""
+  splits = {}
+  if any((source / name).exists() for name in _LISTS.values()):
+    for split, name in _LISTS.items():
+      for row in tables.rows(source / name, ('image',), faults, header=False):
+        splits.setdefault(row['image'], set()).add(split)
+  return splits
+
+
+def _findings(text):
+  """The names in 'A|B', () for 'No Finding'."""
+  names = tuple(dict.fromkeys(name.strip() for name in text.split('|')))
+  if names == (NORMAL,):
+    return ()
+  for name in names:
+    if name not in FINDINGS:
+      raise tables.Fault(
+        f'finding {name!r} in {text!r}; wanted {NORMAL}, or some of'
+        f' {", ".join(FINDINGS)}'
+      )
+  return names
+
+
+def _read_boxes(path, table, entries, faults):
+  """{id: [(name, box)]}; empty if there is no such file."""
+  boxes = {}
+  if not path.exists():
+    return boxes
+  for row in tables.rows(
+    path, ('Image Index', 'Finding Label', *_CELLS), faults, check=False
+  ):
+    id, name = row['Image Index'], row['Finding Label']
+    with faults.at(row, id):
+      if id not in entries:
+        raise tables.Fault(f'{id!r} is not in {table.name}')
+      row.check()
+      if name == 'Infiltrate':  # as this table calls it
+        name = 'Infiltration'
+      if name not in FINDINGS:
+        raise tables.Fault(f'finding {name!r} is none of {", ".join(FINDINGS)}')
+      box = tables.box(*(row[cell] for cell in _CELLS))
+      boxes.setdefault(id, []).append((name, box))
+  return boxes
+
+
+def _metadata(row):
+  values = {
+    'age': radiograph.age(row['Patient Age']),
+    'sex': row['Patient Gender'],
+    'view': row['View Position'],
+  }
+  return {name: value for name, value in values.items() if value}

@@ -1,0 +1,170 @@
+"""Who does the work of a set: a pool of processes, or Apache Beam."""
+
+import concurrent.futures
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import pathlib
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tqdm
+
+
+def run(
+  work: Callable[..., None],
+  tasks: Sequence[tuple[Any, ...]],
+  *,
+  description: str,
+  workers: int,
+  beam: tuple[str, Sequence[str]] | None = None,
+  progress: bool = True,
+) -> None:
+  """Calls `work(*task)` for every task, in any order.
+
+  A task is (items, file, ...): `work` makes `file` of `items`. The first task
+  that ends in a ValueError or an OSError stops the others.
+
+  Args:
+    work: picklable.
+    tasks: picklable.
+    description: for the progress bar.
+    workers: processes of the pool; 1 works in this one.
+    beam: name of a Beam runner and its options; None: the pool.
+    progress: show a bar on stderr (of the pool).
+
+  Raises:
+    ValueError, OSError: of the task that failed.
+  """
+  if not tasks:
+    return
+  for task in tasks:  # of an earlier run that was killed
+    _mark(task).unlink(missing_ok=True)
+  if beam:
+    _run_beam(work, tasks, *beam)
+    return
+  with tqdm.tqdm(
+    total=sum(len(task[0]) for task in tasks),
+    desc=description,
+    unit='img',
+    disable=not progress,
+    dynamic_ncols=True,
+  ) as bar:
+    if workers == 1:
+      for task in tasks:
+        work(*task)
+        bar.update(len(task[0]))
+    else:
+      _run_pool(work, tasks, workers, bar)
+
+
+def cores() -> int:
+  """How many this process may use."""
+  if hasattr(os, 'sched_getaffinity'):  # a job's share of a machine
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def _run_pool(work, tasks, workers, bar):
+  # Forked children would inherit JAX's threads without their locks' owners.
+  with concurrent.futures.ProcessPoolExecutor(
+    min(workers, len(tasks)),
+    mp_context=multiprocessing.get_context('spawn'),
+    initializer=_start_worker,
+    initargs=(os.getpid(),),
+  ) as pool:
+    futures = {pool.submit(work, *task): len(task[0]) for task in tasks}
+    try:
+      for future in concurrent.futures.as_completed(futures):
+        future.result()
+        bar.update(futures[future])
+    except concurrent.futures.process.BrokenProcessPool as error:
+      raise ValueError(_who_died(tasks)) from error
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise
+
+
+def _start_worker(parent):
+  import cv2
+
+  with contextlib.suppress(OSError, AttributeError):
+    # Linux: end with the parent, also where it is killed. 1 is
+    # PR_SET_PDEATHSIG.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+  if os.getppid() != parent:  # It ended before that.
+    os._exit(1)
+  # Ctrl-C reaches all processes of a terminal; the parent answers it.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  # A process a core is enough: OpenCV must not start a thread for each too.
+  cv2.setNumThreads(1)
+  # glibc gives the memory of every image back, and has it faulted in again for
+  # the next: 7 % of the time of decoding. -1 and -3 are M_TRIM_THRESHOLD and
+  # M_MMAP_THRESHOLD of malloc.h.
+  with contextlib.suppress(OSError, AttributeError):
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(-1, 1 << 28)
+    mallopt(-3, 1 << 25)
+
+
+def _who_died(tasks):
+  """What the workers were at when one of them was killed."""
+  at = [_mark(task).read_text(errors='replace') for task in tasks
+        if _mark(task).is_file()]  # fmt: skip
+  return (
+    'a worker process died: out of memory, killed, or an image that its'
+    f' decoder does not survive; it was at {" or ".join(at) or "its start"}'
+  )
+
+
+def _mark(task):
+  """Where a worker says what it is at (shards.decode_block)."""
+  return pathlib.Path(f'{task[1]}.at')
+
+
+def _run_beam(work, tasks, runner, options):
+  try:
+    import apache_beam as beam
+    from apache_beam.options import pipeline_options
+  except ImportError as error:
+    raise ValueError(
+      f"--beam_runner={runner} takes the extra beam: pip install -e '.[beam]'"
+    ) from error
+  try:
+    # Without these Beam would take our own command line for its options.
+    settings = pipeline_options.PipelineOptions(flags=list(options))
+    with beam.Pipeline(runner=runner, options=settings) as pipeline:
+      (
+        pipeline
+        | beam.Create(tasks)
+        | beam.Reshuffle()
+        | beam.Map(_attempt, work)
+      )
+  except (Exception, SystemExit) as error:  # Of Beam: no such runner, option.
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise ValueError(
+      f'--beam_runner={runner} --beam_options={",".join(options)}: {line}'
+    ) from error
+  for task in tasks:
+    fault = _fault_file(task)
+    if fault.is_file():
+      raise ValueError(fault.read_text())
+
+
+def _attempt(task, work):
+  """Does one task; what is wrong with it goes into a file.
+
+  Beam would try again, and hand the error on with its own around it.
+  """
+  fault = _fault_file(task)
+  fault.unlink(missing_ok=True)
+  try:
+    work(*task)
+  except (ValueError, OSError, ImportError) as error:
+    fault.write_text(str(error))
+
+
+def _fault_file(task):
+  return pathlib.Path(f'{task[1]}.fault')

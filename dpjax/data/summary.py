@@ -1,0 +1,56 @@
+"""What is in a prepared set, in a table for people."""
+
+from typing import Any
+
+
+def format_summary(summary: dict[str, Any]) -> str:
+  """The summary as a table for people."""
+  counts = {k: v for k, v in summary['counts'].items() if k != 'unlabelled'}
+  names = [f'{c} {n}' if n != str(c) else n
+           for c, n in enumerate(summary['class_names'])]  # fmt: skip
+  width = max(len(name) for name in [*names, 'unlabelled'])
+  lines = [
+    f'{summary["path"]}: {summary["name"]}, squares of {summary["size"]} pixels'
+    + (' (already prepared, kept as it is)' if summary['reused'] else ''),
+  ]
+  columns = [*counts.values()]
+  if counts:
+    lines.append(
+      f'{"class":<{width}}' + ''.join(f'{c:>12}' for c in (*counts, 'all'))
+    )
+    rows = [*zip(*columns, strict=True)]
+    rows.append(tuple(map(sum, columns)))
+    lines += [
+      f'{name:<{width}}' + ''.join(f'{n:>12,}' for n in (*row, sum(row)))
+      for name, row in zip([*names, 'all'], rows, strict=True)
+    ]
+  if 'unlabelled' in summary['counts']:
+    unlabelled = summary['counts']['unlabelled']
+    lines.append(
+      f'{"unlabelled":<{width}}' + f'{unlabelled:>{12 * (len(counts) + 1)},}'
+    )
+  patients = summary['patients']
+  lines.append(
+    ('patients not named' if patients is None else f'patients {patients:,}')
+    + f', lesion boxes {summary["boxes"]:,}'
+    + f' ({summary["boxes_clipped"]:,} clipped to the frame)'
+    * bool(summary['boxes_clipped'])
+  )
+  for field, words in (
+    ('copies', 'copies of another image {:,}: see duplicates.csv'),
+    ('left_out', 'left out of the set {:,}: see left_out.csv'),
+    ('skipped', 'faults {:,}, skipped: see quarantine.csv'),
+  ):
+    if summary[field]:
+      lines.append(words.format(summary[field]))
+  for split, row in counts.items():
+    lacking = [
+      name
+      for name, n, total in zip(
+        names, row, map(sum, zip(*columns, strict=True)), strict=True
+      )
+      if total and not n
+    ]
+    if lacking:
+      lines.append(f'warning: {split} has no image of {", ".join(lacking)}')
+  return '\n'.join(lines)

@@ -1,0 +1,243 @@
+"""Tables of a source, and what is wrong in them, row by row.
+
+A fault is one line that names file, row and reason. `Faults` decides what
+becomes of it: an error at once (`--on_error=fail`), or an entry of
+quarantine.csv (`skip`).
+"""
+
+import contextlib
+import csv
+import dataclasses
+import difflib
+import math
+import pathlib
+from collections.abc import Iterator, Sequence
+
+
+class Fault(ValueError):
+  """Something wrong with one image or one row: the reason, in one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One row of a table.
+
+  Attributes:
+    file: the table.
+    number: of the line in the file that it begins at, the first being 1.
+    cells: column -> stripped text.
+    fault: what is wrong with it, if it has another length than the header.
+  """
+
+  file: pathlib.Path
+  number: int
+  cells: dict[str, str]
+  fault: str = ''
+
+  def __getitem__(self, column: str) -> str:
+    return self.cells.get(column, '')
+
+  def __str__(self) -> str:
+    return f'{self.file}, row {self.number}'
+
+  def check(self) -> None:
+    """Raises its fault, if it has one."""
+    if self.fault:
+      raise Fault(self.fault)
+
+
+class Faults:
+  """Where faults go.
+
+  Attributes:
+    found: (place, id, reason) of each that was left out, one for an image.
+    left_out: ids of the images that were.
+  """
+
+  def __init__(self, on_error: str = 'fail'):
+    """Opens a list; `on_error` is 'fail' or 'skip'."""
+    self.on_error = on_error
+    self.found: list[tuple[str, str, str]] = []
+    self.left_out: set[str] = set()
+
+  def add(self, place: Row | pathlib.Path | str, reason: str, id: str = ''):
+    """Notes a fault, unless its image is left out already.
+
+    Args:
+      place: the row, or the file.
+      reason: in one line.
+      id: of the image that is left out for it, if there is one.
+
+    Raises:
+      ValueError: 'fail' is asked for: the line.
+    """
+    fault = tuple(map(_printable, (str(place), id, reason)))
+    if self.on_error == 'fail':
+      raise ValueError(f'{fault[0]}: {fault[2]}')
+    if id not in self.left_out:
+      self.found.append(fault)
+    if id:
+      self.left_out.add(id)
+
+  @contextlib.contextmanager
+  def at(self, place: Row | pathlib.Path | str, id: str = ''):
+    """Takes a `Fault` that the block raises for one of this place.
+
+    The rest of the block is then left out, and nothing else.
+    """
+    try:
+      yield
+    except Fault as fault:
+      self.add(place, str(fault), id)
+
+
+def _printable(text):
+  # The name of a file may hold a line end, or bytes that are no text.
+  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def rows(
+  path: pathlib.Path,
+  columns: Sequence[str],
+  faults: Faults,
+  *,
+  header: bool = True,
+  check: bool = True,
+) -> Iterator[Row]:
+  """The rows of a csv, blank ones left out.
+
+  A byte order mark, Windows line ends and blanks around cells are no faults,
+  nor are empty cells behind the last column.
+
+  Args:
+    path: the file.
+    columns: that must be there, in any order; others may be.
+    faults: takes rows of another length.
+    header: the first row names the columns. Else they are `columns`, in order.
+    check: give rows of another length to `faults`. Else they are yielded too,
+      for a reader that has to leave out their image: it calls row.check().
+
+  Raises:
+    ValueError: the file is missing, empty, no csv or not UTF-8, or a column is
+      missing: one line.
+  """
+  lines = _lines(path, columns)
+  names = list(columns)
+  if header:
+    number, names = next(lines, (1, []))
+    while names and not names[-1]:
+      names.pop()
+    _check_header(path, number, names, columns)
+  empty = True
+  for number, cells in lines:
+    empty = False
+    fault = ''
+    if len(cells) < len(names) or any(cells[len(names) :]):
+      fault = f'{len(cells)} cells; wanted {len(names)}: {",".join(names)}'
+    row = Row(path, number, dict(zip(names, cells, strict=False)), fault)
+    if fault and check:
+      faults.add(row, fault)
+    else:
+      yield row
+  if empty and not header:
+    raise ValueError(f'{path}: no rows; wanted {",".join(columns)}')
+
+
+def _lines(path, columns):
+  """Yields (line number from 1, stripped cells), blank rows left out."""
+  try:
+    # Spreadsheet programs write a byte order mark: utf-8-sig skips it.
+    with open(path, newline='', encoding='utf-8-sig') as file:
+      # strict: else a quote that is never closed swallows the rows behind it.
+      reader = csv.reader(file, strict=True)
+      number = 1
+      for cells in reader:
+        cells = [cell.strip() for cell in cells]
+        if any(cells):
+          yield number, cells
+        number = reader.line_num + 1
+  except FileNotFoundError as error:
+    raise ValueError(
+      f'{path}: no such file; wanted a csv of {",".join(columns)}'
+    ) from error
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f'{path}: not UTF-8 text ({_first_undecodable(path)}); save it as UTF-8'
+    ) from error
+  except csv.Error as error:
+    raise ValueError(f'{path}: not a csv file ({error})') from error
+  except OSError as error:
+    raise ValueError(f'{path}: cannot be read: {error.strerror}') from error
+
+
+def _first_undecodable(path):
+  with open(path, 'rb') as file:
+    for number, line in enumerate(file, 1):
+      try:
+        line.decode('utf-8-sig' if number == 1 else 'utf-8')
+      except UnicodeDecodeError:
+        return f'row {number}'
+  return 'its end'
+
+
+def _check_header(path, number, names, columns):
+  for column in columns:
+    if column not in names:
+      near = difflib.get_close_matches(column, names, n=1)
+      hint = f'; did you mean {near[0]!r}?' if near else ''
+      raise ValueError(
+        f'{path}, row {number}: no column {column!r} in the header'
+        f' {",".join(names)!r}{hint}'
+      )
+  for name in columns:
+    if names.count(name) > 1:
+      raise ValueError(f'{path}, row {number}: two columns are {name!r}')
+
+
+def number(text: str, what: str) -> float:
+  """The finite number in a cell.
+
+  Raises:
+    Fault: it is none.
+  """
+  try:
+    value = float(text)
+  except ValueError:
+    raise Fault(f'{what} {text!r} is no number') from None
+  if not math.isfinite(value):
+    raise Fault(f'{what} {text!r} is not finite')
+  return value
+
+
+def box(
+  x: str, y: str, width: str, height: str
+) -> tuple[float, float, float, float]:
+  """Cells of a box's left upper corner and sides as (x0, y0, x1, y1).
+
+  Raises:
+    Fault: no finite numbers, or a side of 0 or less.
+  """
+  left, top = number(x, 'x'), number(y, 'y')
+  right, bottom = left + number(width, 'width'), top + number(height, 'height')
+  # Two finite numbers may add up to no finite one.
+  if not (left < right < math.inf and top < bottom < math.inf):
+    raise Fault(f'a box of width {width} and height {height}; wanted above 0')
+  return left, top, right, bottom
+
+
+def corners(
+  x0: str, y0: str, x1: str, y1: str
+) -> tuple[float, float, float, float]:
+  """Cells of a box's corners as (x0, y0, x1, y1).
+
+  Raises:
+    Fault: no finite numbers, or corners the wrong way round.
+  """
+  left, top = number(x0, 'x_min'), number(y0, 'y_min')
+  right, bottom = number(x1, 'x_max'), number(y1, 'y_max')
+  if right <= left or bottom <= top:
+    raise Fault(
+      f'a box from {x0}, {y0} to {x1}, {y1}; wanted x_min below x_max and y_min'
+      ' below y_max'
+    )
+  return left, top, right, bottom

@@ -1,0 +1,416 @@
+"""A table of images and one of boxes: what is read, and what is one line."""
+
+import builtins
+import collections
+import os
+import pathlib
+import tempfile
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from dpjax.data import tables
+from dpjax.data.readers import plain_csv
+
+LABELS = """image,label,patient_id,split
+1.png,normal,p1,train
+2,pneumonia,p2,Test
+images/3.png,,,
+4.jpg,effusion | mass,p2,VAL
+"""
+BOXES = """image,x,y,width,height,finding
+2.png,1,2,3,4,opacity
+4,5,6,7,8,mass
+2.png,0,0,1.5,1,nodule
+"""
+IDS = ['1.png', '2', 'images/3.png', '4.jpg']
+
+
+def write(root, labels=LABELS, boxes=BOXES):
+  """Makes the tables, and files that are images by name only."""
+  for name in ('1.png', '2.png', '3.png', 'more/4.jpg'):
+    file = root / 'images' / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b'no image')
+  for name, text in (('labels', labels), ('boxes', boxes)):
+    if text is not None:
+      data = text if isinstance(text, bytes) else text.encode()
+      (root / f'{name}.csv').write_bytes(data)
+  return root
+
+
+def read(root, **options):
+  return plain_csv.read(root, tables.Faults(), **options)
+
+
+def refused(root, on_error='fail', **options):
+  """The one line that reading `root` ends in."""
+  with pytest.raises(ValueError) as caught:
+    plain_csv.read(root, tables.Faults(on_error), **options)
+  message = str(caught.value)
+  assert message and message.isprintable()
+  return message
+
+
+def skipped(root):
+  """Ids that are read with on_error=skip, and the faults."""
+  faults = tables.Faults('skip')
+  return [r.id for r in plain_csv.read(root, faults)], faults.found
+
+
+def test_each_row_is_an_image(tmp_path):
+  records = read(write(tmp_path))
+  assert [r.id for r in records] == IDS
+  assert [r.file for r in records] == [
+    f'{tmp_path}/images/{name}'
+    for name in ('1.png', '2.png', '3.png', 'more/4.jpg')
+  ]
+  assert [r.classes for r in records] == [
+    ('normal',),
+    ('pneumonia',),
+    (),
+    ('effusion', 'mass'),
+  ]
+  assert [r.findings for r in records] == [
+    (),
+    ('pneumonia',),
+    None,
+    ('effusion', 'mass'),
+  ]
+  assert [r.group for r in records] == ['p1', 'p2', None, 'p2']
+  assert [r.split for r in records] == ['train', 'test', None, 'validation']
+  assert [r.boxes for r in records] == [
+    (),
+    ((1, 2, 4, 6), (0, 0, 1.5, 1)),
+    (),
+    ((5, 6, 12, 14),),
+  ]
+  assert [r.names for r in records] == [
+    (),
+    ('opacity', 'nodule'),
+    (),
+    ('mass',),
+  ]
+  assert {(r.label, r.frame) for r in records} == {(None, None)}
+  assert records[1].where == f'{tmp_path}/labels.csv, row 3'
+
+
+def test_spreadsheet_files_read_alike(tmp_path):
+  plain = read(write(tmp_path / 'plain'))
+
+  def foreign(text):
+    return ('\ufeff' + text.replace(',', ' , ') + ',,\n\n').replace(
+      '\n', '\r\n'
+    )
+
+  other = read(write(tmp_path / 'other', foreign(LABELS), foreign(BOXES)))
+  for a, b in zip(plain, other, strict=True):
+    assert (a.id, a.classes, a.group, a.split) == (
+      b.id,
+      b.classes,
+      b.group,
+      b.split,
+    )
+    assert (a.boxes, a.names) == (b.boxes, b.names)
+
+
+def test_only_the_image_column_is_needed_where_the_others_are_turned_off(
+  tmp_path,
+):
+  write(tmp_path, 'image\n1\n2\n3\n4\n')
+  records = read(tmp_path, label='', boxes='')
+  assert {
+    (r.classes, r.findings, r.group, r.split, r.boxes) for r in records
+  } == {((), None, None, None, ())}
+
+
+def test_tables_and_columns_may_have_other_names(tmp_path):
+  write(tmp_path, None, None)
+  (tmp_path / 'a.csv').write_text(
+    'file,class,subject,fold,age,sex\n'
+    '1,0,s1,train,63,F\n2,1,s2,test,,M\n3,10,s3,,5,\n4,2,,,7,x\n'
+  )
+  (tmp_path / 'b.csv').write_text('f,l,t,w,h,what\n2,0.1,0.2,0.3,0.4,mass\n')
+  records = read(
+    tmp_path,
+    labels='a.csv',
+    image='file',
+    label='class',
+    patient='subject',
+    split='fold',
+    metadata=('age', 'sex'),
+    boxes='b.csv',
+    box_image='f',
+    box_columns=('l', 't', 'w', 'h'),
+    box_name='what',
+    frame=(1, 1),
+  )
+  assert [r.classes for r in records] == [('0',), ('1',), ('10',), ('2',)]
+  assert [r.group for r in records] == ['s1', 's2', 's3', None]
+  assert records[1].metadata == {'age': '', 'sex': 'M'}
+  assert records[1].boxes[0] == pytest.approx((0.1, 0.2, 0.4, 0.6))
+  assert records[1].names == ('mass',) and records[1].frame == (1, 1)
+
+
+def test_a_patient_in_the_table_goes_before_one_in_the_name(tmp_path):
+  write(tmp_path)
+  records = read(tmp_path, patient_pattern=r'[34]')
+  assert [r.group for r in records] == ['p1', 'p2', '3', 'p2']
+  assert 'config.data.patient_pattern' in refused(tmp_path, patient_pattern='(')
+
+
+@pytest.mark.parametrize('on_error', ['fail', 'skip'])
+@pytest.mark.parametrize(
+  'options, reason',
+  [
+    ({'label': 'lable'}, "no column 'lable'"),
+    ({'image': 'img'}, "no column 'img'"),
+    ({'patient': 'patient'}, "no column 'patient'"),
+    ({'split': 'fold'}, "no column 'fold'"),
+    ({'metadata': ('age',)}, "no column 'age'"),
+    ({'labels': 'other.csv'}, 'other.csv: no such file'),
+    ({'labels': ''}, 'cannot be read'),
+    ({'boxes': 'other.csv'}, 'other.csv: no such file'),
+    ({'box_image': 'img'}, "no column 'img'"),
+    ({'box_name': 'what'}, "no column 'what'"),
+    ({'box_columns': ('x', 'y', 'w', 'h')}, "no column 'w'"),
+    ({'box_columns': ('x', 'y')}, 'config.data.csv.box_columns'),
+    ({'frame': (1024,)}, 'config.data.csv.frame'),
+    ({'frame': (1024, 0)}, 'config.data.csv.frame'),
+    ({'frame': (1024, float('nan'))}, 'config.data.csv.frame'),
+    ({'frame': ('1', '2')}, 'config.data.csv.frame'),
+  ],
+)
+def test_a_setting_that_does_not_fit_the_tables_is_refused(
+  tmp_path, options, reason, on_error
+):
+  assert reason in refused(write(tmp_path), on_error, **options)
+
+
+@pytest.mark.parametrize('on_error', ['fail', 'skip'])
+@pytest.mark.parametrize(
+  'labels, reason',
+  [
+    (None, 'labels.csv: no such file'),
+    ('', "no column 'image'"),
+    ('image,label\n', 'labels.csv: no rows'),
+    ('1.png,normal\n', "no column 'image'"),
+    ('image,label,label\n1,normal,mass\n', "two columns are 'label'"),
+    ('image,label,split,split\n1,normal,test,\n', "two columns are 'split'"),
+    ('image,label\n1,gr\xfcn\n'.encode('latin-1'), 'not UTF-8 text (row 2)'),
+    ('image,label\n1,"' + 'x' * 200_000 + '"\n', 'not a csv file'),
+  ],
+)
+def test_a_broken_table_of_labels_is_refused(
+  tmp_path, labels, reason, on_error
+):
+  message = refused(write(tmp_path, labels), on_error)
+  assert message.startswith(f'{tmp_path}/labels.csv') and reason in message
+
+
+@pytest.mark.parametrize(
+  'row, reason',
+  [
+    ('2,pneumonia', '2 cells'),
+    ('2,pneumonia,p2,train,more', '5 cells'),
+    ('2,pneumonia,p2,holdout', "split 'holdout'"),
+    ('2,a||b,p2,train', "label 'a||b'"),
+    ('2,|,p2,train', "label '|'"),
+    ('2,"two\nlines",p2,train', r"label 'two\nlines'"),
+    ('2,mass\x00,p2,train', r"label 'mass\x00'"),
+  ],
+)
+def test_a_bad_row_leaves_out_its_image_and_no_other(tmp_path, row, reason):
+  # The image's box is fine, and its second row is not looked at.
+  labels = LABELS.replace('2,pneumonia,p2,Test', row) + '2.png,normal,,\n'
+  write(tmp_path, labels)
+  place = f'{tmp_path}/labels.csv, row 3'
+  message = refused(tmp_path)
+  assert message.startswith(f'{place}: ') and reason in message
+  ids, faults = skipped(tmp_path)
+  assert ids == [IDS[0], *IDS[2:]]
+  assert [f[:2] for f in faults] == [(place, '2')] and reason in faults[0][2]
+
+
+@pytest.mark.parametrize(
+  'label, reason',
+  [
+    *(
+      (number, 'wanted a whole number of 0 or more, or a name')
+      for number in ('1.0', '-1', '+1', 'inf', '-Infinity', '1e3', '1_000')
+    ),
+    *(
+      (nothing, 'an empty cell leaves it unlabelled')
+      for nothing in ('NaN', 'nan', 'NA', 'n/a', 'null')
+    ),
+  ],
+)
+def test_a_label_that_only_looks_like_a_number_is_a_fault_of_its_row(
+  tmp_path, label, reason
+):
+  place = f'{tmp_path}/labels.csv, row 3'
+  for cell in (label, f'mass | {label}'):
+    write(tmp_path, LABELS.replace('2,pneumonia', f'2,{cell}'))
+    assert refused(tmp_path) == f'{place}: label {label!r}; {reason}'
+    ids, faults = skipped(tmp_path)
+    assert ids == [IDS[0], *IDS[2:]] and [f[1] for f in faults] == ['2']
+
+
+@pytest.mark.parametrize('label', ['0', '12', 'none', 'T1', '1st', 'nano'])
+def test_whole_numbers_and_names_are_labels(tmp_path, label):
+  records = read(write(tmp_path, LABELS.replace('pneumonia', label)))
+  assert records[1].classes == (label,)
+
+
+def test_an_image_with_two_rows_is_left_out_since_either_may_be_wrong(tmp_path):
+  write(tmp_path, LABELS + '2.png,normal,,\nimages/2.png,normal,,\n')
+  place = f'{tmp_path}/labels.csv, row 6'
+  assert refused(tmp_path) == f'{place}: 2 stands in the table twice'
+  ids, faults = skipped(tmp_path)
+  assert ids == [IDS[0], *IDS[2:]]
+  assert [f[:2] for f in faults] == [(place, '2')]
+
+
+@pytest.mark.parametrize(
+  'cell',
+  [
+    '9.png',
+    '../labels.csv',
+    '../secret.png',
+    '/etc/passwd',
+    'images/../images/1.png',
+    '..',
+    'images',
+    'images\\1.png',
+    'labels.csv',
+    '1.jpg',
+    '',
+  ],
+)
+def test_a_row_without_a_file_is_a_fault(tmp_path, cell):
+  source = write(tmp_path / 'set', LABELS + f'{cell},normal,p9,\n')
+  (tmp_path / 'secret.png').write_bytes(b'secret')
+  assert f'{source}/labels.csv, row 6: ' in refused(source)
+  ids, faults = skipped(source)
+  assert ids == IDS and [f[1] for f in faults] == [cell]
+
+
+def test_a_file_without_a_row_is_a_fault(tmp_path):
+  write(tmp_path, LABELS.replace('1.png,normal,p1,train\n', ''))
+  assert f'{tmp_path}/images/1.png: no row' in refused(tmp_path)
+  ids, faults = skipped(tmp_path)
+  assert ids == IDS[1:]
+  assert [f[0] for f in faults] == [f'{tmp_path}/images/1.png']
+
+
+def test_two_files_of_one_name_are_told_apart_by_path_only(tmp_path):
+  write(tmp_path)
+  (tmp_path / 'images/more/1.png').write_bytes(b'no image')
+  assert 'two files are 1.png' in refused(tmp_path)
+  ids, faults = skipped(tmp_path)
+  assert ids == IDS[1:] and [f[1] for f in faults] == ['1.png']
+  write(
+    tmp_path,
+    LABELS.replace('1.png', 'images/1.png') + 'images/more/1.png,normal,,\n',
+  )
+  assert len(read(tmp_path)) == 5
+
+
+def test_a_link_that_leads_out_of_the_source_is_not_followed(tmp_path):
+  source = write(tmp_path / 'set')
+  (tmp_path / 'secret.png').write_bytes(b'secret')
+  (source / 'images/1.png').unlink()
+  (source / 'images/1.png').symlink_to(tmp_path / 'secret.png')
+  assert 'leads out' in refused(source)
+  ids, faults = skipped(source)
+  assert ids == IDS[1:] and [f[1] for f in faults] == ['1.png']
+
+
+@pytest.mark.parametrize(
+  'row, reason',
+  [
+    ('2,1,2,3', '4 cells'),
+    ('2,1,2,3,4,mass,more', '7 cells'),
+    ('2,,2,3,4,mass', "x ''"),
+    ('2,1,NaN,3,4,mass', "y 'NaN'"),
+    ('2,1,2,-3,4,mass', 'width -3'),
+    ('2,1,2,3,-inf,mass', "height '-inf'"),
+  ],
+)
+def test_one_bad_box_leaves_out_its_image_and_no_other(tmp_path, row, reason):
+  write(tmp_path, boxes=f'{BOXES}{row}\n2,x,x,x,x,mass\n')
+  place = f'{tmp_path}/boxes.csv, row 5'
+  message = refused(tmp_path)
+  assert message.startswith(f'{place}: ') and reason in message
+  ids, faults = skipped(tmp_path)
+  assert ids == [IDS[0], *IDS[2:]]
+  assert [f[:2] for f in faults] == [(place, '2')] and reason in faults[0][2]
+
+
+def test_no_image_is_opened(tmp_path, monkeypatch):
+  write(tmp_path)
+  opened = []
+  real = builtins.open
+
+  def spy(file, *args, **options):
+    opened.append(pathlib.Path(file).suffix)
+    return real(file, *args, **options)
+
+  monkeypatch.setattr(builtins, 'open', spy)
+  read(tmp_path)
+  assert set(opened) == {'.csv'}
+
+
+CELLS = st.text(st.characters(exclude_categories=['Cs']), max_size=6) | (
+  st.sampled_from(
+    '1 1.png 2 images/3.png 4 ../1.png normal a|b test nan -1 1e999 5'.split()
+  )
+)
+
+
+@st.composite
+def _rows(draw, length):
+  cells = st.lists(CELLS, min_size=length, max_size=length)
+  rows = draw(st.lists(cells | st.lists(CELLS, max_size=8), max_size=6))
+  return '\n'.join(','.join(map(_quoted, row)) for row in rows) + '\n'
+
+
+def _quoted(cell):
+  return '"' + cell.replace('"', '""') + '"'
+
+
+@hypothesis.settings(max_examples=120, deadline=None)
+@hypothesis.given(_rows(4), _rows(6))
+def test_whatever_the_cells_hold_nothing_but_lines_comes_out(labels, boxes):
+  with tempfile.TemporaryDirectory() as root:
+    root = pathlib.Path(root).resolve()
+    write(root, LABELS + labels, BOXES.splitlines()[0] + '\n' + boxes)
+    ids, faults = skipped(root)
+    left_out = {id for _, id, _ in faults}
+    assert set(IDS) - left_out == set(ids) & set(IDS)
+    assert not left_out & set(ids)
+    assert len(ids) == len(set(ids))
+    if faults:
+      place, _, reason = faults[0]
+      assert refused(root) == f'{place}: {reason}'
+
+
+@pytest.mark.skipif(
+  'DPJAX_NIH' not in os.environ,
+  reason='DPJAX_NIH names no folder of the real set',
+)
+def test_the_real_set_has_its_known_counts_and_no_patient_on_two_sides():
+  records = read(os.environ['DPJAX_NIH'])
+  assert collections.Counter(r.classes for r in records) == {
+    ('normal',): 503,
+    ('pneumonia',): 505,
+    ('abnormal_no_opacity',): 7,
+  }
+  assert sum(len(r.boxes) for r in records) == 190
+  assert sum(bool(r.boxes) for r in records) == 119
+  sides = collections.defaultdict(set)
+  for record in records:
+    sides[record.group].add(record.split)
+  assert None not in sides and len(sides) == 698
+  assert all(len(side) == 1 for side in sides.values())

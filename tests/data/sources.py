@@ -1,0 +1,47 @@
+"""A small source of image files, and the set that is made of it."""
+
+import cv2
+import numpy as np
+
+from dpjax.data import build, radiograph
+
+SIZE = 32
+# One shard of the default length would hold every set of these tests.
+SHARD = 8
+
+
+def make_records(folder, count=60):
+  """Image files of differing sizes; 0 to 2 boxes; two exams a patient."""
+  folder.mkdir(parents=True, exist_ok=True)
+  rng = np.random.default_rng(0)
+  records = []
+  for i in range(count):
+    height, width = (SIZE, SIZE) if i % 5 == 0 else rng.integers(20, 90, 2)
+    image = rng.integers(0, 256, (height, width)).astype(np.uint8)
+    # PNG keeps every grey level; JPEG is what sources mostly hold.
+    file = folder / f'{i}.{"png" if i % 3 else "jpg"}'
+    cv2.imwrite(str(file), image)
+    boxes = ((1.0, 2.0, 11.0, 17.0), (12.0, 3.0, 19.0, 20.0))[: i % 3]
+    records.append(
+      radiograph.from_file(
+        file, f'exam {i}', boxes=boxes, group=f'p{i // 2}', label=i % 3
+      )
+    )
+  return records
+
+
+def prepare(records, path, *, settings=None, **changes):
+  """build.build of `records`, at SIZE; `settings` are those of it."""
+  arguments = {
+    'name': 'tiny',
+    'provenance': {'layout': 'test'},
+    'class_names': ('0', '1', '2'),
+    'workers': 1,
+    'progress': False,
+  }
+  return build.build(
+    records,
+    path,
+    settings=build.Settings(**{'size': SIZE, **(settings or {})}),
+    **{**arguments, **changes},
+  )
