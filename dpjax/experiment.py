@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpjax import losses, parallel, steps
-from dpjax.data import augment, pipeline, store
+from dpjax.data import augment, duplicates, pipeline, store
 from dpjax.models import heads, resnet
 
 
@@ -44,37 +44,41 @@ class Experiment:
 
   @functools.cached_property
   def training_records(self) -> pipeline.Records:
-    """The training split; in stage I with the unlabelled set, if any."""
-    splits = [self.data.split('train')]
-    extra = self.config.data.pretrain_extra
-    if self.stage == 'pretrain' and extra:
+    """The training split; in stage I all that needs no label, too."""
+    if self.stage != 'pretrain':
+      return pipeline.Records((self.data.split('train'),))
+    splits = _for_pretraining(self.data)
+    if extra := self.config.data.pretrain_extra:
       other = store.load(extra)
       if other.size != self.data.size:
         raise ValueError(
           f'config.data.pretrain_extra: {extra} holds squares of {other.size}'
           f' pixels and data.path of {self.data.size}; prepare both alike'
         )
-      splits += [
-        other.split(name)
-        for name in ('train', 'unlabelled')
-        if name in other.splits
-      ]
-      self._check_none_held_out(splits[1:], extra)
+      added = _for_pretraining(other)
+      self._check_none_held_out(added, extra)
+      splits += added
     return pipeline.Records(tuple(splits))
 
   def _check_none_held_out(self, splits, path):
-    """Raises ValueError where an image is held out from training."""
+    """Raises ValueError where an image, or a copy of it, is held out."""
     for name in ('validation', 'test'):
       if name not in self.data.splits:
         continue
-      held_out = self.data.split(name).digests
+      held_out = self.data.split(name)
       for split in splits:
-        found = np.flatnonzero(np.isin(split.digests, held_out))
-        if len(found):
+        found = duplicates.between(
+          split.source_digests.tolist(),
+          split.hashes,
+          held_out.source_digests.tolist(),
+          held_out.hashes,
+          self.config.split.near,
+        )
+        if found:
           raise ValueError(
-            f'config.data.pretrain_extra: {split.ids[found[0]]} of {path} is'
-            f' an image of the {name} split of data.path ({len(found)} are);'
-            ' training must not see it'
+            f'config.data.pretrain_extra: {split.ids[found[0].first]} of {path}'
+            f' is an image of the {name} split of data.path, or a copy of one'
+            f' ({len(found)} are); training must not see it'
           )
 
   @functools.cached_property
@@ -181,6 +185,12 @@ class Experiment:
       inputs = {k: v for k, v in batch.items() if k not in ('index', 'valid')}
       outputs = jax.device_get(eval_step(state, self.place(inputs)))
       yield rows, {name: value[:rows] for name, value in outputs.items()}
+
+
+def _for_pretraining(data):
+  """The splits that stage I may see."""
+  names = [name for name in ('train', 'unlabelled') if name in data.splits]
+  return [data.split(name) for name in names]
 
 
 def build(config: Any, stage: str, data: store.Store) -> Experiment:

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import math
+import os
 import pathlib
 import signal
 import sys
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 import tqdm
 
-from dpjax import checkpoint, optim, steps
+from dpjax import checkpoint, manifest, optim, steps
 from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
 from dpjax.data import prepare
@@ -72,6 +73,14 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
     source = config.init.backbone
     if newest is None and stage == 'retrain' and source:
       backbone = experiment_lib.read_backbone(source, run)
+    if newest is None:
+      manifest.write(
+        workdir,
+        stage,
+        run.training_records,
+        source if backbone is not None and os.path.isdir(source) else None,
+      )
+      _warn_of_seen(run, workdir)
     state = experiment_lib.initial_state(run, optimizer, backbone, source)
     record = {'training': 0.0, 'wall': 0.0}  # seconds
     start = 'from scratch' if backbone is None else f'from {source}'
@@ -94,6 +103,21 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
         done=done, total=total, steps_per_epoch=steps_per_epoch,
         trained=record['training'], began=began - record['wall'],
       )  # fmt: skip
+
+
+def _warn_of_seen(run, workdir):
+  """Says now what evaluation will refuse when the training is done."""
+  for name in ('validation', 'test'):
+    if name in run.data.splits:
+      try:
+        manifest.check_unseen(
+          workdir,
+          run.data.split(name),
+          f'{name} of {run.data.path}',
+          run.config.split.near,
+        )
+      except ValueError as error:
+        print(f'warning: {error}', file=sys.stderr, flush=True)
 
 
 def _loop(

@@ -58,9 +58,22 @@ def test_stage_one_reads_train_and_the_extra_sets_train_and_unlabelled(extra):
   )
 
 
+def test_stage_one_reads_the_unlabelled_images_of_the_set_too():
+  data = fakes.make_store()
+  data.splits['unlabelled'] = unlabelled(fakes.make_split(7, 48, seed=60))
+  run = build('pretrain', data=data)
+  assert run.training_records.splits == (
+    data.split('train'),
+    data.split('unlabelled'),
+  )
+  del data.splits['train']  # A set without any label.
+  run = build('pretrain', data=data)
+  assert run.training_records.splits == (data.split('unlabelled'),)
+
+
 def test_stage_two_reads_train_and_nothing_else(extra):
-  del extra
   run = build('retrain', data__pretrain_extra='extra')
+  run.data.splits['unlabelled'] = extra.split('unlabelled')
   assert run.training_records.splits == (run.data.split('train'),)
 
 

@@ -8,9 +8,6 @@ import sys
 
 import pytest
 
-from dpjax.data import store
-from dpjax.data.readers import phantom
-
 ROOT = pathlib.Path(__file__).parents[1]
 
 FLAGS = (
@@ -59,16 +56,8 @@ def checkout(tmp_path_factory):
   """A fresh folder with configs/ and the prepared phantom, as a user's."""
   folder = tmp_path_factory.mktemp('checkout')
   (folder / 'configs').symlink_to(ROOT / 'configs')
-  (folder / 'data').mkdir()
-  store.prepare(
-    phantom.read(50, 0, size=256),
-    folder / 'data' / f'phantom-v{phantom.VERSION}-50-0-64',
-    name='phantom',
-    provenance={},
-    size=64,
-    workers=1,
-    progress=False,
-  )
+  made = run(folder, 'prepare', '--config=configs/retrain.py', *FLAGS)
+  assert made.returncode == 0, made.stderr
   return folder
 
 
@@ -99,7 +88,12 @@ def test_the_workdir_is_named_after_the_config_and_the_set_after_its_settings(
   assert trained.returncode == 0, trained.stderr
   workdir = checkout / 'runs' / 'retrain'
   names = {path.name for path in workdir.iterdir()}
-  assert names == {'config.json', 'metrics.jsonl', 'checkpoints'}
+  assert names == {
+    'checkpoints',
+    'config.json',
+    'metrics.jsonl',
+    'training_manifest.csv',
+  }
   config = json.loads((workdir / 'config.json').read_text())
   assert config['stage'] == 'retrain'
   assert config['init']['backbone'] is None  # there is no runs/pretrain
@@ -121,3 +115,41 @@ def test_a_workdir_without_a_run_is_one_line_and_exit_status_2(checkout):
   assert len(lines) == 1, result.stderr
   assert lines[0].startswith('error: --workdir=elsewhere holds no config.json')
   assert not (checkout / 'elsewhere').exists()
+
+
+@pytest.mark.parametrize(
+  'flag', ['--on_error=skip', '--preview=3', '--verify', '--beam_runner=X']
+)
+def test_a_flag_of_prepare_is_refused_elsewhere(checkout, flag):
+  result = run(
+    checkout,
+    '--config=configs/retrain.py',
+    '--workdir=elsewhere',
+    flag,
+    *FLAGS,
+    driver=('-m', 'dpjax.main'),
+  )
+  assert result.returncode == 2
+  name = flag.partition('=')[0]
+  assert result.stderr == f'error: {name} is for prepare, not for train\n'
+  assert not (checkout / 'elsewhere').exists()
+
+
+def test_prepare_verifies_and_draws_the_set_that_is_there(checkout):
+  for flag, words in (
+    ('--verify', 'all 50 images are as its manifest has them'),
+    ('--preview=4', 'phantom-v1-50-0-64-preview.png'),
+  ):
+    result = run(
+      checkout,
+      'prepare',
+      '--config=configs/retrain.py',
+      flag,
+      *FLAGS,
+      driver=('-m', 'dpjax.main'),
+    )
+    assert result.returncode == 0, result.stderr
+    assert words in result.stdout
+  sheet = checkout / 'data' / 'phantom-v1-50-0-64-preview.png'
+  assert sheet.read_bytes().startswith(b'\x89PNG')
+  sheet.unlink()

@@ -1,5 +1,6 @@
 """The loop: what it logs, keeps, refuses and survives."""
 
+import csv
 import json
 import os
 import pathlib
@@ -100,6 +101,32 @@ def test_stage_two_takes_backbone_and_statistics_and_drops_the_projector(
   np.testing.assert_array_equal(
     kernel, source['params']['backbone']['layer2_0']['conv1']['kernel']
   )
+
+
+def test_the_manifest_holds_the_images_of_both_stages(finished):
+  splits = fakes.make_store().splits
+  for workdir, stages in (
+    (finished[0], ['pretrain']),
+    (finished[1], ['pretrain', 'retrain']),
+  ):
+    with open(workdir / 'training_manifest.csv', newline='') as file:
+      rows = list(csv.DictReader(file))
+    wanted = [(s, str(id)) for s in stages for id in splits['train'].ids]
+    assert [(row['stage'], row['id']) for row in rows] == wanted
+
+
+@pytest.mark.usefixtures('uncompiled')
+def test_a_backbone_that_saw_the_test_split_is_warned_of_at_the_start(
+  finished, tmp_path, data, capsys
+):
+  # As where stage I had another draw of the splits.
+  data.splits['test'].pixels[3] = data.splits['train'].pixels[5]
+  for row in (0, 1):
+    data.splits['train'].pixels[row] = data.splits['validation'].pixels[row]
+  train.train(make_config(init__backbone=str(finished[0])), 'retrain', tmp_path)
+  warnings = capsys.readouterr().err
+  assert 'warning: 1 of the 13 images of test of memory' in warnings
+  assert 'warning: 2 of the 12 images of validation of memory' in warnings
 
 
 def test_a_backbone_of_another_shape_is_refused_by_name(finished, tmp_path):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import tqdm
 
-from dpjax import checkpoint, optim, steps, train
+from dpjax import checkpoint, manifest, optim, steps, train
 from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
 from dpjax.data import prepare, store
@@ -32,7 +32,8 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
     evaluation.scores.bootstrap, and what was scored.
 
   Raises:
-    ValueError: one line: no run there, a split without labels, another set.
+    ValueError: one line: no run there, a split without labels, other classes,
+      another set, or one with an image that the run was trained on.
   """
   workdir = pathlib.Path(workdir)
   if (workdir / 'retrain' / 'config.json').is_file():  # of a recipe
@@ -53,6 +54,7 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
   here = pathlib.Path(config.data.path)
   if here.exists() and not pathlib.Path(own.data.path).exists():
     own.data.path = str(here)  # It was moved.
+  own = prepare.as_made(own)
   data = prepare.open_prepared(own)
   run = experiment_lib.build(own, 'retrain', data)
   scored = store.load(own.evaluate.path) if own.evaluate.path else data
@@ -63,11 +65,18 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
       f' {len(split)} radiographs, {int((split.labels < 0).sum())} without a'
       ' label; it must be a labelled split'
     )
-  if split.labels.max() >= data.num_classes:
+  if data.class_names[: scored.num_classes] != scored.class_names:
     raise ValueError(
-      f'config.evaluate.path: label {split.labels.max()} is not among the'
-      f' {data.num_classes} classes that {workdir} was trained on'
+      f'config.evaluate.path: the classes of {scored.path} are'
+      f' {", ".join(scored.class_names)} and {workdir} was trained on'
+      f' {", ".join(data.class_names)}'
     )
+  manifest.check_unseen(
+    workdir,
+    split,
+    f'{own.evaluate.split} of {scored.path}',
+    own.split.near,
+  )
   optimizer, _ = optim.make(steps=1, **run.settings.optim)
   with contextlib.closing(
     checkpoint.Checkpoints(workdir, best=own.eval.best, write=False)
@@ -95,7 +104,7 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
       logits.append(outputs['logits'])
       bar.update(rows)
   probabilities = train.probabilities(np.concatenate(logits))
-  names = [str(c) for c in range(data.num_classes)]
+  names = data.class_names
   result = {
     'workdir': str(workdir),
     'checkpoint': own.evaluate.checkpoint,

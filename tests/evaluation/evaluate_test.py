@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from dpjax import checkpoint, optim
+from dpjax import checkpoint, manifest, optim
 from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
 from dpjax.data import prepare
@@ -57,6 +57,7 @@ def trained(run, states, tmp_path_factory):
   """The workdir of a run of two validations, the first the better one."""
   workdir = tmp_path_factory.mktemp('trained')
   config_lib.save(run.config, workdir / 'config.json')
+  manifest.write(workdir, 'retrain', run.training_records)
   saved = checkpoint.Checkpoints(workdir, best='balanced_accuracy')
   record = {'training': 1.0, 'wall': 2.0, 'trained_on': run.fingerprint}
   for step, score in ((3, 0.9), (6, 0.1)):
@@ -233,12 +234,14 @@ def test_another_set_may_be_scored_but_not_one_of_more_classes(
     'three': fakes.make_store(test=7, seed=70),
     'four': dataclasses.replace(
       fakes.make_store(seed=80),
+      num_classes=4,
       splits={'test': fakes.make_split(8, 48, seed=80, num_classes=4)},
     ),
   }
   monkeypatch.setattr(store_lib, 'load', lambda path: others[path])
   message = refused(workdir, evaluate__path='four')
-  assert 'config.evaluate.path: label 3' in message and '3 classes' in message
+  assert 'config.evaluate.path: the classes of' in message
+  assert '0, 1, 2, 3' in message
   result = evaluate.evaluate(make_config(evaluate__path='three'), workdir)
   assert result['num_images'] == 7
   assert probabilities(workdir)[0][0] == '72-0'
@@ -252,3 +255,39 @@ def test_the_set_beside_the_run_must_be_the_one_it_was_trained_on(
   other = dataclasses.replace(STORE, splits=splits)
   monkeypatch.setattr(prepare, 'open_prepared', lambda config: other)
   assert 'not the set that the run was trained on' in refused(workdir)
+
+
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_images_that_were_trained_on_are_not_scored_from_any_set(
+  split, workdir, monkeypatch
+):
+  # Another set, which holds one of the training images under another name.
+  other = fakes.make_store(seed=100)
+  seen = STORE.split('train').pixels[7]
+  other.splits[split].pixels[5] = seen
+  monkeypatch.setattr(store_lib, 'load', lambda path: other)
+  changes = {'evaluate__path': 'other', 'evaluate__split': split}
+  message = refused(workdir, **changes)
+  id = other.splits[split].ids[5]
+  assert f'1 of the {len(other.splits[split])} images' in message
+  assert f'{id} is 0-7 of its retrain' in message
+  other.splits[split].pixels[5] //= 2  # A copy is no better.
+  assert f'{id} is a copy of 0-7 of its retrain' in refused(workdir, **changes)
+  other.splits[split].pixels[5] = other.splits[split].pixels[6]
+  assert evaluate.evaluate(make_config(**changes), workdir)['split'] == split
+
+
+def test_the_training_split_itself_is_not_scored(workdir):
+  message = refused(workdir, evaluate__split='train')
+  assert '48 of the 48 images of train' in message
+
+
+@pytest.mark.parametrize('content', [None, b'', b'a,b\n', b'id\n1\n', b'\xff'])
+def test_a_run_without_its_list_of_training_images_is_not_scored(
+  workdir, content
+):
+  file = workdir / manifest.FILE
+  file.unlink()
+  if content is not None:
+    file.write_bytes(content)
+  assert str(file) in refused(workdir)

@@ -1,0 +1,101 @@
+"""The training manifest: which images the weights of a run have seen.
+
+WORKDIR/training_manifest.csv has a row for each image of the training set, and
+for those of the run that the backbone came from. Evaluation refuses to score
+any of them, or a copy, from whatever file or set.
+"""
+
+import csv
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from dpjax.data import duplicates
+
+FILE = 'training_manifest.csv'
+_COLUMNS = ('stage', 'id', 'source_xxh3', 'perceptual_hash')
+
+
+def write(
+  workdir: str | pathlib.Path,
+  stage: str,
+  records: Any,
+  backbone: str | pathlib.Path | None = None,
+) -> None:
+  """Writes the manifest of a run, whole or not at all.
+
+  Args:
+    workdir: of the run.
+    stage: 'pretrain' or 'retrain'.
+    records: data.pipeline.Records that it trains on.
+    backbone: workdir of the run that it starts from, if there is one.
+
+  Raises:
+    ValueError: the backbone's run has no manifest.
+  """
+  rows = [] if backbone is None else _rows(backbone)
+  columns = [records.column(name) for name in ('ids', 'source_digests')]
+  hashes = [row.tobytes().hex() for row in records.column('hashes')]
+  rows += [(stage, *row) for row in zip(*columns, hashes, strict=True)]
+  file = pathlib.Path(workdir) / FILE
+  temporary = file.with_suffix('.tmp')
+  with open(temporary, 'w', newline='', encoding='utf-8') as stream:
+    writer = csv.writer(stream)
+    writer.writerow(_COLUMNS)
+    writer.writerows(rows)
+    stream.flush()
+    os.fsync(stream.fileno())
+  temporary.replace(file)
+
+
+def check_unseen(
+  workdir: str | pathlib.Path, split: Any, what: str, near: int
+) -> None:
+  """Refuses to score images that a run was trained on, or copies of them.
+
+  Args:
+    workdir: of the run; one without a manifest is refused.
+    split: of a prepared set, to be scored.
+    what: names the split in the error.
+    near: bits in which the hashes of copies may differ (duplicates.find).
+
+  Raises:
+    ValueError: one line: an image of `split` is in the manifest.
+  """
+  rows = _rows(workdir)
+  seen = duplicates.between(
+    split.source_digests.tolist(),
+    split.hashes,
+    [digest for _, _, digest, _ in rows],
+    np.array([[*bytes.fromhex(row[-1])] for row in rows], np.uint8),
+    near,
+  )
+  if seen:
+    stage, id, *_ = rows[seen[0].second]
+    raise ValueError(
+      f'{len(seen)} of the {len(split)} images of {what} were trained on by'
+      f' {workdir}: {split.ids[seen[0].first]} is'
+      f' {"" if seen[0].exact else "a copy of "}{id} of its {stage}'
+      f' ({pathlib.Path(workdir) / FILE}); score images that it has not seen'
+    )
+
+
+def _rows(workdir):
+  file = pathlib.Path(workdir) / FILE
+  try:
+    with open(file, newline='', encoding='utf-8') as stream:
+      header, *rows = csv.reader(stream)
+    good = tuple(header) == _COLUMNS and all(
+      len(row) == 4 and len(bytes.fromhex(row[3])) == duplicates.BITS // 8
+      for row in rows
+    )
+  except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+    raise ValueError(
+      f'{file}: no readable list of what the run was trained on ({error});'
+      ' train it again'
+    ) from error
+  if not good or not rows:
+    raise ValueError(f'{file}: wanted rows of {",".join(_COLUMNS)}')
+  return [tuple(row) for row in rows]
