@@ -157,6 +157,11 @@ def _resize(pixels, height, width):
     return pixels
   import cv2
 
+  # From 1024 to 256 two halves take a sixth of the time of a quarter. But for
+  # rounding, an eighth of a grey level up on average, they are the same.
+  while not (pixels.shape[0] % (2 * height) or pixels.shape[1] % (2 * width)):
+    half = (pixels.shape[1] // 2, pixels.shape[0] // 2)
+    pixels = cv2.resize(pixels, half, interpolation=cv2.INTER_AREA)
   # OpenCV averages areas only where no side grows: so shrink first.
   smaller = (min(pixels.shape[1], width), min(pixels.shape[0], height))
   pixels = cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)

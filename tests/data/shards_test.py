@@ -22,6 +22,28 @@ def test_shrinking_averages_areas():
   assert np.abs(found - means).max() <= 1
 
 
+@pytest.mark.parametrize('shape', [(96, 160), (250, 130), (128, 64), (32, 512)])
+def test_large_images_shrink_to_the_mean_of_the_area(shape):
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, shape).astype(np.float64)
+  image = np.kron(image, np.ones((8, 8)))  # of 8 pixels in each direction
+  size = 16
+
+  def shares(length):
+    """(size, length): how much of each pixel lies in each cell."""
+    edges = np.arange(size + 1) * length / size
+    pixels = np.arange(length)
+    low = np.maximum(edges[:-1, None], pixels)
+    high = np.minimum(edges[1:, None], pixels + 1)
+    return (high - low).clip(0) / (length / size)
+
+  means = shares(image.shape[0]) @ image @ shares(image.shape[1]).T
+  error = square(image.astype(np.uint8), size) - means
+  # Half a grey level at most for the rounding of each step, where there are
+  # several, and an eighth on average.
+  assert np.abs(error).max() <= 2 and abs(error.mean()) < 0.75
+
+
 @pytest.mark.parametrize('shape', [(SIZE * 8, SIZE // 2), (SIZE * 8, SIZE)])
 def test_a_side_that_shrinks_is_averaged_though_the_other_does_not(shape):
   # Bilinear resampling would see two of these eight rows, both black.
