@@ -123,7 +123,7 @@ def build(
     if path.exists():  # Another made it meanwhile.
       partial.rmdir()
       return _existing(path, plan, fingerprint, faults)
-    _keep_only(partial, decoding, fingerprint)
+    _keep_blocks(partial, decoding)
     summary = _make(
       partial, records, name, plan, fingerprint, settings, faults, run
     )
@@ -157,9 +157,10 @@ def _make(partial, records, name, plan, fingerprint, settings, faults, run):
     test=settings.test,
     validation=settings.validation,
   )
+  table['splits'] = sides
+  _keep_shards(partial, fingerprint, table)
   _write_copies(partial / 'duplicates.csv', table, sides, copies)
   _write_left_out(partial / 'left_out.csv', table, sides)
-  table['splits'] = sides
   files = _write_shards(partial, table, name, settings.size, class_names, run)
   named = _named(table)
   table = _in_order_of(files, table)
@@ -185,6 +186,8 @@ def _make(partial, records, name, plan, fingerprint, settings, faults, run):
   )
   np.savez(partial / 'table.npz', **table)
   _write_csv(partial / 'manifest.csv', store.manifest(table))
+  # Of an earlier try, which may have met other faults.
+  (partial / 'quarantine.csv').unlink(missing_ok=True)
   if faults.found:
     _write_csv(
       partial / 'quarantine.csv', [('place', 'id', 'reason'), *faults.found]
@@ -273,9 +276,9 @@ def _locked(partial):
     os.close(folder)
 
 
-def _keep_only(partial, decoding, fingerprint):
-  """Clears the folder of unfinished work of all that is of another set."""
-  blocks, mark = partial / 'blocks', partial / 'fingerprint'
+def _keep_blocks(partial, decoding):
+  """Clears the unfinished work of blocks that were decoded in another way."""
+  blocks = partial / 'blocks'
   if not blocks.is_dir() and any(partial.iterdir()):
     raise ValueError(
       f'{partial} is in the way and no unfinished set; move or remove it'
@@ -284,13 +287,24 @@ def _keep_only(partial, decoding, fingerprint):
     shutil.rmtree(blocks, ignore_errors=True)
     blocks.mkdir()
     (blocks / 'fingerprint').write_text(decoding)
-  if _read(mark) != fingerprint:
-    for file in partial.iterdir():
-      if file != blocks:
-        file.unlink()
-    mark.write_text(fingerprint)
   for file in partial.rglob('*.tmp'):
     file.unlink()
+
+
+def _keep_shards(partial, fingerprint, table):
+  """Clears the unfinished work of shards of other settings or other images.
+
+  What was at fault may have been mended, so the settings alone do not tell.
+  """
+  rows = zip(table['ids'], table['digests'], table['splits'], strict=True)
+  holds = hashlib.sha256(fingerprint.encode())
+  holds.update(repr([tuple(map(str, row)) for row in rows]).encode())
+  mark = partial / 'fingerprint'
+  if _read(mark) != holds.hexdigest():
+    for file in partial.iterdir():
+      if file.name != 'blocks':
+        file.unlink()
+    mark.write_text(holds.hexdigest())
 
 
 def _read(file):

@@ -625,6 +625,28 @@ def test_what_was_mended_is_read_again(tmp_path):
   assert contents(tmp_path / 'set') == wanted
 
 
+def test_shards_without_an_image_that_was_mended_are_written_again(tmp_path):
+  records = make_records(tmp_path / 'raw', 30)
+
+  def missing():
+    raise ValueError('no decoder')
+
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  faulty = [dataclasses.replace(r, pixels=missing) if i == 5 else r
+            for i, r in enumerate(records)]  # fmt: skip
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(store, 'manifest', stop)  # When all shards are written.
+    with pytest.raises(KeyboardInterrupt):
+      prepare(faulty, tmp_path / 'set', faults=tables.Faults('skip'))
+  assert len([*(tmp_path / 'set.partial').glob('tiny-*')]) >= 3
+  prepare(records, tmp_path / 'set', faults=tables.Faults('skip'))
+  prepare(records, tmp_path / 'undisturbed')
+  assert contents(tmp_path / 'set') == contents(tmp_path / 'undisturbed')
+  assert store.verify(tmp_path / 'set') == 30
+
+
 @pytest.mark.parametrize('change', [lambda b: b[:-3], lambda b: b''])
 def test_a_block_that_is_cut_short_is_made_again(tmp_path, change):
   records = make_records(tmp_path / 'raw', 30)
