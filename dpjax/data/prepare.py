@@ -45,8 +45,8 @@ def prepare(
 
   data, split = config.data, config.split
   if data.layout != 'phantom' and data.source is None:
-    made = store.load(data.path)
-    return {**made.info, 'path': made.path, 'reused': True}
+    made = store.read_summary(data.path)
+    return {**made, 'path': str(data.path), 'reused': True}
   faults = tables.Faults(on_error)
   records, provenance = _read(config, faults)
   records, class_names = labels.assign(
@@ -161,7 +161,7 @@ def as_made(config: Any) -> Any:
   config = config.copy_and_resolve_references()
   if not (pathlib.Path(config.data.path) / 'summary.json').is_file():
     return config
-  made = store.load(config.data.path).info
+  made = store.read_summary(config.data.path)
   changes = {
     name: tuple(value) if isinstance(value, list) else value
     for name, value in made['provenance'].items()

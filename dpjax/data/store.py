@@ -184,11 +184,11 @@ class Store:
     return self.splits[name]
 
 
-def load(path: str | pathlib.Path) -> Store:
-  """Opens a prepared set; reads its table and no image.
+def read_summary(path: str | pathlib.Path) -> dict[str, Any]:
+  """summary.json of a prepared set; nothing else is read.
 
   Raises:
-    ValueError: one line: no set there, or not a whole one.
+    ValueError: one line: no set there, or one of another format.
   """
   path = pathlib.Path(path)
   try:
@@ -204,6 +204,17 @@ def load(path: str | pathlib.Path) -> Store:
       f'config.data.path: {path} has format {found} and this is {FORMAT};'
       ' prepare it again'
     )
+  return info
+
+
+def load(path: str | pathlib.Path) -> Store:
+  """Opens a prepared set; reads its table and no image.
+
+  Raises:
+    ValueError: one line: no set there, or not a whole one.
+  """
+  path = pathlib.Path(path)
+  info = read_summary(path)
   try:
     table = read_table(path / 'table.npz')
     tfds_info = json.loads((path / 'dataset_info.json').read_text())
