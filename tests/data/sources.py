@@ -1,7 +1,11 @@
 """A small source of image files, and the set that is made of it."""
 
+import builtins
+import pathlib
+
 import cv2
 import numpy as np
+import pytest
 
 from dpjax.data import build, radiograph
 
@@ -45,3 +49,25 @@ def prepare(records, path, *, settings=None, **changes):
     settings=build.Settings(**{'size': SIZE, **(settings or {})}),
     **{**arguments, **changes},
   )
+
+
+def refusal(read, *arguments, **options):
+  """The one line that a call of a reader ends in."""
+  with pytest.raises(ValueError) as caught:
+    read(*arguments, **options)
+  message = str(caught.value)
+  assert message and message.isprintable()
+  return message
+
+
+def suffixes_opened(monkeypatch):
+  """A list to which every file that is opened adds its suffix."""
+  opened = []
+  real = builtins.open
+
+  def spy(file, *args, **options):
+    opened.append(pathlib.Path(file).suffix)
+    return real(file, *args, **options)
+
+  monkeypatch.setattr(builtins, 'open', spy)
+  return opened

@@ -1,6 +1,5 @@
 """A folder for each class: what is read, and what is one line."""
 
-import builtins
 import collections
 import os
 import pathlib
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from dpjax.data import tables
 from dpjax.data.readers import folder
+from tests.data import sources
 
 HEADER = 'image,x,y,width,height,finding\n'
 # What a patient is in the real set's file names.
@@ -31,11 +31,7 @@ def write(root, *names, boxes=None):
 
 def refused(root, **options):
   """The one line that reading `root` ends in."""
-  with pytest.raises(ValueError) as caught:
-    folder.read(root, tables.Faults(), **options)
-  message = str(caught.value)
-  assert message and message.isprintable()
-  return message
+  return sources.refusal(folder.read, root, tables.Faults(), **options)
 
 
 def skipped(root):
@@ -242,14 +238,7 @@ def test_hidden_files_are_no_images(tmp_path):
 
 def test_no_image_is_opened(tmp_path, monkeypatch):
   write(tmp_path, 'a/1.png', 'b/1.dcm', boxes=f'{HEADER}a/1,1,2,3,4,mass\n')
-  opened = []
-  real = builtins.open
-
-  def spy(file, *args, **options):
-    opened.append(pathlib.Path(file).suffix)
-    return real(file, *args, **options)
-
-  monkeypatch.setattr(builtins, 'open', spy)
+  opened = sources.suffixes_opened(monkeypatch)
   assert len(folder.read(tmp_path, tables.Faults())) == 2
   assert set(opened) == {'.csv'}
 

@@ -1,6 +1,5 @@
 """A table of images and one of boxes: what is read, and what is one line."""
 
-import builtins
 import collections
 import os
 import pathlib
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from dpjax.data import tables
 from dpjax.data.readers import plain_csv
+from tests.data import sources
 
 LABELS = """image,label,patient_id,split
 1.png,normal,p1,train
@@ -46,11 +46,8 @@ def read(root, **options):
 
 def refused(root, on_error='fail', **options):
   """The one line that reading `root` ends in."""
-  with pytest.raises(ValueError) as caught:
-    plain_csv.read(root, tables.Faults(on_error), **options)
-  message = str(caught.value)
-  assert message and message.isprintable()
-  return message
+  faults = tables.Faults(on_error)
+  return sources.refusal(plain_csv.read, root, faults, **options)
 
 
 def skipped(root):
@@ -350,14 +347,7 @@ def test_one_bad_box_leaves_out_its_image_and_no_other(tmp_path, row, reason):
 
 def test_no_image_is_opened(tmp_path, monkeypatch):
   write(tmp_path)
-  opened = []
-  real = builtins.open
-
-  def spy(file, *args, **options):
-    opened.append(pathlib.Path(file).suffix)
-    return real(file, *args, **options)
-
-  monkeypatch.setattr(builtins, 'open', spy)
+  opened = sources.suffixes_opened(monkeypatch)
   read(tmp_path)
   assert set(opened) == {'.csv'}
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dpjax.data import labels as labels_lib
 from dpjax.data import tables
 from dpjax.data.readers import rsna
+from tests.data import sources
 
 HEADER = 'patientId,x,y,width,height,Target\n'
 LABELS = HEADER + (
@@ -44,11 +45,7 @@ def read(folder):
 
 def refused(folder):
   """The one line that reading `folder` ends in."""
-  with pytest.raises(ValueError) as caught:
-    read(folder)
-  message = str(caught.value)
-  assert message and message.isprintable()
-  return message
+  return sources.refusal(read, folder)
 
 
 def skipped(folder):
