@@ -156,10 +156,8 @@ def one_line(path: str) -> Iterator[None]:
     raise
   except Exception as error:
     # Names of files, texts in them and libraries may say anything.
-    line = f'{path}: {_reason(error)}'
-    raise tables.Fault(
-      ''.join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-    ) from error
+    line = tables.printable(f'{path}: {_reason(error)}')
+    raise tables.Fault(line) from error
   finally:
     for logger, level in zip(loggers, levels, strict=True):
       logger.setLevel(level)

@@ -71,7 +71,7 @@ class Faults:
     Raises:
       ValueError: 'fail' is asked for: the line.
     """
-    fault = tuple(map(_printable, (str(place), id, reason)))
+    fault = tuple(map(printable, (str(place), id, reason)))
     if self.on_error == 'fail':
       raise ValueError(f'{fault[0]}: {fault[2]}')
     if id not in self.left_out:
@@ -91,8 +91,11 @@ class Faults:
       self.add(place, str(fault), id)
 
 
-def _printable(text):
-  # The name of a file may hold a line end, or bytes that are no text.
+def printable(text: str) -> str:
+  """A text with its unprintable signs escaped, so that it is one line.
+
+  The name of a file may hold a line end, or bytes that are no text.
+  """
   return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
