@@ -11,7 +11,7 @@ import runpy
 import cv2
 import numpy as np
 
-from dpjax.data import augment
+from dpjax.data import augment, labels
 from dpjax.data.readers import phantom
 from dpjax.models import resnet
 
@@ -30,6 +30,7 @@ def main():
   """Writes the picture beside this file."""
   config = runpy.run_path(str(DOCS.parent / 'configs/base.py'))['get_config']()
   records = phantom.read(200, seed=0, size=config.data.store_size)
+  records, _ = labels.assign(records, 'count')
   boxes, num_boxes = _pad(records)
   lesions = num_boxes > 0
   lenders = boxes[lesions], num_boxes[lesions]
