@@ -7,13 +7,15 @@ chose. Variants, by `--config=configs/retrain.py:NAME`:
 
     (none)  the stable setting: the default where the literal one degenerates
     paper   the equations taken literally, batches of 16
-    quick   a small phantom set, network and schedule: minutes on two CPU cores
+    small   a small network and images: the size of the tables in
+            docs/results.md that were made on a CPU
+    quick   smaller still: minutes on two CPU cores
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-VARIANTS = ('', 'paper', 'quick')
+VARIANTS = ('', 'paper', 'small', 'quick')
 
 
 def _augmentation(**changes):
@@ -134,6 +136,7 @@ def get_config(variant=''):
 
   # The network. The paper: ResNet18.
   c.model = ConfigDict()
+  c.model.network = 'resnet'  # or vgg16, which takes the width only
   c.model.stage_sizes = (2, 2, 2, 2)  # 18: 2,2,2,2; 34 and 50: 3,4,6,3
   c.model.block = 'basic'  # basic (18, 34) or bottleneck (50)
   c.model.width = 64  # channels of the first stage
@@ -145,7 +148,8 @@ def get_config(variant=''):
   c.pretrain.batch_size = 64  # radiographs (pairs), all devices together
   c.pretrain.temperature = 0.2
   # 'augmented': the pair is two augmented views. 'plain': the plain image and
-  # one augmented view. The paper's "anchor, positive" may mean either.
+  # one augmented view. 'three': the plain image and two augmented views, the
+  # mean over the three pairs. The paper's "anchor, positive" may mean each.
   c.pretrain.views = 'augmented'
   c.pretrain.hidden = 512  # projector: Dense, ReLU, Dense
   c.pretrain.projection = 128
@@ -156,6 +160,9 @@ def get_config(variant=''):
   c.retrain = ConfigDict()
   c.retrain.epochs = 8.0  # the paper does not say
   c.retrain.batch_size = 64  # all devices together; the paper: 16
+  # Train the classifier (and the attention) only: the backbone and its
+  # BatchNorm statistics stay as stage I left them. The paper re-trains all.
+  c.retrain.freeze = False
   # Milder than stage I's: here the grey levels carry the class.
   c.retrain.augment = _augmentation(
     scale=(0.6, 1.0),
@@ -229,7 +236,50 @@ def get_config(variant=''):
   c.evaluate.path = placeholder(str)  # another prepared set to score
   c.evaluate.batch_size = 64
   c.evaluate.resamples = 2000  # bootstrap, for the intervals
-  c.evaluate.seed = 0  # of the bootstrap
+  c.evaluate.seed = 0  # of the bootstrap, and of what is shown of the images
+  # Grad-CAM of what: lesion (the log-odds of any lesion), label (the logit of
+  # the true class) or prediction (of the predicted one); and at which stage.
+  c.evaluate.cam_target = 'lesion'
+  c.evaluate.cam_stage = 'last'  # or stage1, stage2, ...
+
+  # The ablate command: each row changes the config by its overrides and is run
+  # with each seed. These are the paper's Table I, each adding one technique.
+  c.ablate = ConfigDict()
+  c.ablate.rows = (
+    (
+      'ResNet18',
+      (
+        'init.backbone=None',
+        'mgacr.attention=False',
+        'mgacr.features=False',
+        'loss.classification=ce',
+      ),
+    ),
+    (
+      '+ contrastive pre-training',
+      (
+        'mgacr.attention=False',
+        'mgacr.features=False',
+        'loss.classification=ce',
+      ),
+    ),
+    (
+      '+ mask-guided attention',
+      ('mgacr.features=False', 'loss.classification=ce'),
+    ),
+    ('+ contrastive regulation', ('loss.classification=ce',)),
+    ('+ class-balanced focal loss', ()),
+  )
+  c.ablate.seeds = (0, 1, 2)  # of the weights, the order, the augmentation
+
+  # The compare command: the paper's Table II on one split.
+  c.compare = ConfigDict()
+  c.compare.methods = ('knn', 'tree', 'adaboost', 'forest', 'svm', 'vgg16',
+                       'resnet18', 'resnet50', 'recipe')  # fmt: skip
+  # scikit-learn's methods also on the features of the recipe's stage I.
+  c.compare.features = True
+  c.compare.pixels = 64  # side of the image whose pixels they see
+  c.compare.seeds = (0,)
 
   # How the step runs on the devices.
   c.parallel = ConfigDict()
@@ -247,6 +297,14 @@ def get_config(variant=''):
     c.mgacr.eps = 0.0
     c.mgacr.lesions_only = ()
     c.mgacr.stop_gradient_maps = False
+  if variant == 'small':
+    c.data.store_size = 128
+    c.data.image_size = 96
+    c.model.stage_sizes = (1, 1, 1, 1)
+    c.model.width = 32
+    c.pretrain.epochs = 12.0
+    c.retrain.epochs = 12.0
+    c.pretrain.batch_size = c.retrain.batch_size = 32
   if variant == 'quick':
     c.data.store_size = 128
     c.data.image_size = 96

@@ -1,6 +1,6 @@
 """Stage I: contrastive pre-training on unlabelled radiographs.
 
-python -m dpjax.main --config=configs/pretrain.py[:paper|:quick]
+python -m dpjax.main --config=configs/pretrain.py[:paper|:small|:quick]
 """
 
 import pathlib

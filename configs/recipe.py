@@ -1,6 +1,6 @@
 """The whole recipe: stage I, stage II, then the evaluation.
 
-python -m dpjax.main --config=configs/recipe.py[:paper|:quick]
+python -m dpjax.main --config=configs/recipe.py[:paper|:small|:quick]
 """
 
 import pathlib

@@ -1,6 +1,6 @@
 """Stage II: re-training as a classifier with taught attention (MGACR).
 
-python -m dpjax.main --config=configs/retrain.py[:paper|:quick]
+python -m dpjax.main --config=configs/retrain.py[:paper|:small|:quick]
 """
 
 import pathlib

@@ -32,9 +32,10 @@ CHOICES = {
   'data.label': ('auto', 'count', 'any', 'class'),
   'split.unit': ('patient', 'image'),
   'data.render': ('auto', 'host', 'device'),
+  'model.network': ('resnet', 'vgg16'),
   'model.block': ('basic', 'bottleneck'),
   'model.dtype': ('auto', 'float32', 'bfloat16'),
-  'pretrain.views': ('augmented', 'plain'),
+  'pretrain.views': ('augmented', 'plain', 'three'),
   'pretrain.optim.schedule': ('constant', 'cosine', 'onecycle', 'step'),
   'retrain.optim.schedule': ('constant', 'cosine', 'onecycle', 'step'),
   'loss.classification': ('ce', 'focal', 'cb_ce', 'cb_focal'),
@@ -51,6 +52,7 @@ CHOICES = {
   ),
   'evaluate.checkpoint': ('last', 'best'),
   'evaluate.split': ('train', 'validation', 'test'),
+  'evaluate.cam_target': ('lesion', 'label', 'prediction'),
   'parallel.mode': ('auto', 'jit', 'pmap', 'shard_map'),
 }
 
@@ -88,6 +90,7 @@ RANGES = {
   'evaluate.batch_size': (1, None),
   'evaluate.resamples': (1, None),
   'evaluate.seed': (0, None),
+  'compare.pixels': (4, 4096),
   'parallel.devices': (0, None),
 }
 for _stage in ('pretrain', 'retrain'):
@@ -120,6 +123,10 @@ _INTERVALS = {
   }.items()
 }
 
+
+# What compare can train.
+METHODS = ('knn', 'tree', 'adaboost', 'forest', 'svm', 'vgg16', 'resnet18',
+           'resnet50', 'recipe')  # fmt: skip
 
 # Tuples of texts.
 _TEXTS = ('data.findings', 'data.classes', 'data.csv.metadata',
@@ -289,6 +296,34 @@ def _check_values(c):
     or not all(isinstance(n, int) and n >= 1 for n in sizes)
   ):
     _refuse('model.stage_sizes', sizes, 'one to four counts, e.g. (2,2,2,2)')
+  for name in ('ablate.seeds', 'compare.seeds'):
+    seeds = flat[name]
+    if (
+      not isinstance(seeds, tuple)
+      or not seeds
+      or len(set(seeds)) < len(seeds)
+      or not all(type(n) is int and 0 <= n < 2**31 for n in seeds)
+    ):
+      _refuse(name, seeds, 'different whole numbers, e.g. (0, 1, 2)')
+  methods = flat['compare.methods']
+  if not isinstance(methods, tuple) or not set(methods) <= set(METHODS):
+    _refuse('compare.methods', methods, f'a tuple of {", ".join(METHODS)}')
+  rows = flat['ablate.rows']
+  if (
+    not isinstance(rows, tuple)
+    or not rows
+    or not all(
+      isinstance(row, tuple)
+      and len(row) == 2
+      and isinstance(row[0], str)
+      and isinstance(row[1], tuple)
+      and all(isinstance(text, str) for text in row[1])
+      for row in rows
+    )
+    or len({row[0] for row in rows}) < len(rows)
+  ):
+    _refuse('ablate.rows', rows, "rows of different names, each ('name',"
+            " ('section.field=value', ...))")  # fmt: skip
   for stage in ('pretrain', 'retrain'):
     name = f'{stage}.optim.step_fractions'
     if not _numbers(flat[name]) or not all(0 < f < 1 for f in flat[name]):
@@ -314,12 +349,17 @@ def _check_combinations(c):
     if flat[name] != default and flat[needs] not in values:
       wanted = f'left out unless {needs} is {" or ".join(values)}'
       _refuse(name, flat[name], wanted)
-  stages = tuple(f'stage{i + 1}' for i in range(len(c.model.stage_sizes)))
-  stride = 4 * 2 ** (len(stages) - 1)
+  vgg = c.model.network == 'vgg16'
+  count = 5 if vgg else len(c.model.stage_sizes)
+  stages = tuple(f'stage{i + 1}' for i in range(count))
+  stride = 32 if vgg else 4 * 2 ** (count - 1)
   if c.data.image_size < stride:
     _refuse(
       'data.image_size', c.data.image_size, f"at least the network's {stride}"
     )
+  if c.evaluate.cam_stage not in ('last', *stages):
+    _refuse('evaluate.cam_stage', c.evaluate.cam_stage, f'last or one of'
+            f' {", ".join(stages)}')  # fmt: skip
   for name in ('pretrain.batch_size', 'retrain.batch_size'):
     section, field = name.split('.')
     size, devices = c[section][field], c.parallel.devices
@@ -341,6 +381,9 @@ def _check_combinations(c):
   if (c.mgacr.attention or c.mgacr.features) and not c.mgacr.stages:
     _refuse('mgacr.stages', (), 'at least one stage, or attention and features'
             ' both False')  # fmt: skip
+  if c.retrain.freeze and c.init.backbone is None:
+    _refuse('retrain.freeze', True, 'with a backbone from somewhere:'
+            ' init.backbone is None')  # fmt: skip
   alone = c.mgacr.features and not c.mgacr.attention
   if alone and not c.mgacr.stop_gradient_maps:
     _refuse(
@@ -359,8 +402,8 @@ def _check_combinations(c):
 # Fields that may differ between two starts of one run.
 _FREE = ('data.source', 'data.path', 'data.threads', 'data.prefetch',
          'data.workers', 'train.save_every', 'train.log_every', 'train.keep',
-         'train.tensorboard', 'train.progress', 'evaluate.',
-         'parallel.')  # fmt: skip
+         'train.tensorboard', 'train.progress', 'evaluate.', 'ablate.',
+         'compare.', 'parallel.')  # fmt: skip
 
 
 def save(config, path):
@@ -377,7 +420,7 @@ def load(path):
   def tuples(value):
     if isinstance(value, dict):
       return {k: tuples(v) for k, v in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
   return ml_collections.ConfigDict(
     tuples(json.loads(pathlib.Path(path).read_text()))

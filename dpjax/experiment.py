@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpjax import losses, parallel, steps
-from dpjax.data import augment, duplicates, pipeline, store
-from dpjax.models import heads, resnet
+from dpjax import losses, optim, parallel, steps
+from dpjax.data import augment, duplicates, labels, pipeline, store
+from dpjax.models import heads, resnet, vgg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,15 @@ class Experiment:
         ' trained on; name that one, or another workdir'
       )
 
+  def optimizer(self, total: int) -> tuple[Any, Any]:
+    """The stage's optimizer and schedule over `total` steps (optim.make)."""
+    frozen = self.stage == 'retrain' and self.model.frozen
+    return optim.make(
+      steps=total,
+      frozen=self.model.frozen_parameters if frozen else None,
+      **self.settings.optim,
+    )
+
   def training_stream(self) -> Any:
     """The endless stream of augmented batches (data.pipeline.training)."""
     records = self.training_records
@@ -134,15 +144,17 @@ class Experiment:
 
   def _plan(self, augmented, masks=True):
     pair = self.stage == 'pretrain'
+    kind = self.config.pretrain.views
     return pipeline.Plan(
       image_size=self.config.data.image_size,
       augmentation=augment.Augmentation(**self.settings.augment)
       if augmented
       else None,
-      views=2 if pair else 1,
-      plain_anchor=pair and self.config.pretrain.views == 'plain',
+      views=(3 if kind == 'three' else 2) if pair else 1,
+      plain_anchor=pair and kind != 'augmented',
       mask_sides=tuple(self.model.pixels.mask_sides.items()) if masks else (),
       mask_kind=self.config.mgacr.mask,
+      normal=labels.is_normal(self.data.class_names[0]),
       host=self.config.data.render == 'host',
     )
 
@@ -207,13 +219,17 @@ def build(config: Any, stage: str, data: store.Store) -> Experiment:
   dtype = jnp.dtype(config.model.dtype)
   axis_name = None if config.parallel.mode == 'jit' else parallel.AXIS
   backbone = functools.partial(
-    resnet.ResNet,
-    stage_sizes=config.model.stage_sizes,
-    width=config.model.width,
-    block=config.model.block,
-    dtype=dtype,
-    axis_name=axis_name,
+    vgg.VGG16, width=config.model.width, dtype=dtype, axis_name=axis_name
   )
+  if config.model.network == 'resnet':
+    backbone = functools.partial(
+      resnet.ResNet,
+      stage_sizes=config.model.stage_sizes,
+      width=config.model.width,
+      block=config.model.block,
+      dtype=dtype,
+      axis_name=axis_name,
+    )
   pixels = functools.partial(
     steps.Pixels,
     image_size=config.data.image_size,
@@ -238,7 +254,20 @@ def build(config: Any, stage: str, data: store.Store) -> Experiment:
     'feat': mgacr.weight_feat if mgacr.features else 0.0,
   }
   taught = any(weights.values())
-  sides = resnet.stage_shapes(config.data.image_size, config.model.stage_sizes)
+  if taught and not data.split('train').num_boxes.any():
+    taught = False
+    weights = dict.fromkeys(weights, 0.0)
+    print(
+      'warning: config.mgacr: no image of the training split has a box, so'
+      ' there is nothing to teach attention with; it is left out',
+      file=sys.stderr,
+    )
+  if config.model.network == 'vgg16':
+    sides = vgg.stage_shapes(config.data.image_size)
+  else:
+    sides = resnet.stage_shapes(
+      config.data.image_size, config.model.stage_sizes
+    )
   model = steps.Retraining(
     backbone=backbone(num_classes=data.num_classes),
     attention=heads.AttentionHeads(
@@ -258,6 +287,7 @@ def build(config: Any, stage: str, data: store.Store) -> Experiment:
       config.loss, class_counts(data.split('train'), data.num_classes)
     ),
     weights=weights,
+    frozen=config.retrain.freeze,
     mgacr={
       'reduction': mgacr.reduction,
       'negative': mgacr.negative,
@@ -346,6 +376,11 @@ def read_backbone(source: str, experiment: Experiment) -> Any:
   from dpjax import checkpoint
 
   if pathlib.Path(source).suffix in ('.npz', '.safetensors', '.pth', '.pt'):
+    if experiment.config.model.network != 'resnet':
+      raise ValueError(
+        f'config.init.backbone: {source}: torch weights are read for'
+        ' model.network resnet only'
+      )
     try:
       return resnet.from_torch(
         resnet.load_torch_weights(source), experiment.model.backbone

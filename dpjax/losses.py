@@ -247,6 +247,7 @@ def mgacr(
   lesions_only: Sequence[str] = (),
   stop_gradient_maps: bool = False,
   negative: str = 'mse',
+  known: jax.Array | None = None,
   axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
   r"""Mask-guided attention and feature losses of one stage of the backbone.
@@ -278,6 +279,8 @@ def mgacr(
     stop_gradient_maps: let `feat` teach the features only, not the maps.
     negative: 'mse' is the att_neg above; 'ratio' divides it by MSE(A-, M+), as
       the symmetry with att_pos would have it.
+    known: (B,) 1 where the mask is known, 0 where an image has lesions that
+      nobody has drawn: att_pos and att_neg leave these out. None: all are.
     axis_name: the device axis that shares the batch, or None. Sums and counts
       are added over it before any division.
 
@@ -341,6 +344,8 @@ def mgacr(
   terms = {}
   for name, pair in pairs.items():
     keep = has_lesion if name in lesions_only else jnp.ones_like(has_lesion)
+    if known is not None and name != 'feat':  # Eq. 5 needs no mask.
+      keep = keep * known
     if name == 'att_neg' and negative == 'mse':
       (terms[name],) = batch_mean(pair[:1], keep)
     elif reduction == 'batch':

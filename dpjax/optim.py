@@ -1,6 +1,6 @@
 """SGD as torch has it, learning-rate schedules, and what is decayed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +109,7 @@ def make(
   step_fractions: Sequence[float] = (),
   step_factor: float = 0.1,
   clip: float = 0.0,
+  frozen: Callable[[optax.Params], optax.Params] | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   r"""SGD with momentum, in torch's order of operations.
 
@@ -132,6 +133,7 @@ def make(
     step_fractions: shares of the steps.
     step_factor: of the rate at each of them.
     clip: the greatest global norm of the gradient before decay; 0 is no limit.
+    frozen: parameters to True where they stay as they are; None: none does.
 
   Returns:
     The optimizer, and its learning rate as a function of the updates made.
@@ -153,4 +155,8 @@ def make(
     optax.add_decayed_weights(weight_decay, mask),
     optax.sgd(rate, momentum=momentum or None, nesterov=nesterov),
   )
+  if frozen is not None:
+    optimizer = optax.chain(
+      optimizer, optax.masked(optax.set_to_zero(), frozen)
+    )
   return optimizer, rate

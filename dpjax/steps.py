@@ -11,6 +11,7 @@ psum adds the devices' cotangents, and the mean takes the factor off again.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -90,7 +91,9 @@ def _variables(params, batch_stats, name):
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-  """Stage I: NT-Xent between the two views of each radiograph.
+  """Stage I: NT-Xent between the views of each radiograph.
+
+  Of three views, the mean over the three pairs.
 
   Attributes:
     backbone: models.resnet.ResNet without a classifier.
@@ -123,9 +126,9 @@ class Pretraining:
     }
 
   def _embed(self, params, batch_stats, batch, train):
-    views = self.pixels.views(batch)  # (b, 2, s, s, 1)
+    views = self.pixels.views(batch)  # (b, V, s, s, 1)
     b, v = views.shape[:2]
-    # Both views in one forward pass: one set of batch statistics.
+    # All views in one forward pass: one set of batch statistics.
     stacked = views.swapaxes(0, 1).reshape(v * b, *views.shape[2:])
     (pooled, _), stats = _apply(
       self.backbone,
@@ -134,17 +137,27 @@ class Pretraining:
       train=train,
     )
     z = self.projector.apply({'params': params['projector']}, pooled)
-    return z[:b], z[b:], {'backbone': stats}
+    return z.reshape(v, b, -1), {'backbone': stats}
+
+  def _contrast(self, z, axis_name):
+    """Embeddings (V, b, D) -> each radiograph's loss and accuracy (b,)."""
+    pairs = [*itertools.combinations(z, 2)]
+    losses_ = [
+      losses.nt_xent(a, b, temperature=self.temperature, axis_name=axis_name)
+      for a, b in pairs
+    ]
+    accuracies = [
+      losses.contrastive_accuracy(a, b, axis_name=axis_name) for a, b in pairs
+    ]
+    return sum(losses_) / len(pairs), sum(accuracies) / len(pairs)
 
   def loss(
     self, params: Any, batch_stats: Any, batch: Batch, axis_name: str | None
   ) -> tuple[jax.Array, tuple[Metrics, Any]]:
     """Scalar loss, (metrics, new batch statistics)."""
-    z_a, z_b, stats = self._embed(params, batch_stats, batch, train=True)
-    contrast = losses.nt_xent(
-      z_a, z_b, temperature=self.temperature, axis_name=axis_name
-    ).mean()
-    accuracy = losses.contrastive_accuracy(z_a, z_b, axis_name=axis_name)
+    z, stats = self._embed(params, batch_stats, batch, train=True)
+    contrast, accuracy = self._contrast(z, axis_name)
+    contrast = contrast.mean()
     return contrast, (
       {'loss/contrast': contrast, 'contrastive_accuracy': accuracy.mean()},
       stats,
@@ -153,16 +166,10 @@ class Pretraining:
   def outputs(
     self, params: Any, batch_stats: Any, batch: Batch, axis_name: str | None
   ) -> dict[str, jax.Array]:
-    """Each pair's loss and accuracy (b,), with the running statistics."""
-    z_a, z_b, _ = self._embed(params, batch_stats, batch, train=False)
-    return {
-      'loss': losses.nt_xent(
-        z_a, z_b, temperature=self.temperature, axis_name=axis_name
-      ),
-      'contrastive_accuracy': losses.contrastive_accuracy(
-        z_a, z_b, axis_name=axis_name
-      ),
-    }
+    """Each one's loss and accuracy (b,), with the running statistics."""
+    z, _ = self._embed(params, batch_stats, batch, train=False)
+    loss, accuracy = self._contrast(z, axis_name)
+    return {'loss': loss, 'contrastive_accuracy': accuracy}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +186,8 @@ class Retraining:
     classification: (logits (b, C), labels (b,)) -> (b,).
     weights: {'att_pos', 'att_neg', 'feat'}: weight; 0 leaves a term out.
     mgacr: keyword arguments of losses.mgacr.
+    frozen: the backbone stays as it is, its batch statistics included; only its
+      classifier and the attention learn.
   """
 
   backbone: Any
@@ -187,6 +196,7 @@ class Retraining:
   classification: Callable[[jax.Array, jax.Array], jax.Array]
   weights: Mapping[str, float]
   mgacr: Mapping[str, Any]
+  frozen: bool = False
 
   def init(self, key: jax.Array) -> dict[str, Any]:
     """{'params': ..., 'batch_stats': ...} of all modules."""
@@ -215,9 +225,9 @@ class Retraining:
       self.backbone,
       _variables(params, batch_stats, 'backbone'),
       images,
-      train=True,
+      train=not self.frozen,
     )
-    stats = {'backbone': stats}
+    stats = {'backbone': batch_stats['backbone'] if self.frozen else stats}
     total = self.classification(logits, batch['label']).mean()
     correct = jnp.argmax(logits, axis=-1) == batch['label']
     metrics = {
@@ -238,6 +248,7 @@ class Retraining:
           map_pos,
           map_neg,
           masks[stage],
+          known=batch['annotated'],
           axis_name=axis_name,
           **self.mgacr,
         )
@@ -261,6 +272,16 @@ class Retraining:
     )
     loss = self.classification(logits, jnp.maximum(batch['label'], 0))
     return {'logits': logits, 'loss': loss}
+
+  def frozen_parameters(self, params: Any) -> Any:
+    """True at what `frozen` keeps: the backbone without its classifier."""
+    return {
+      name: jax.tree.map_with_path(
+        lambda path, _, name=name: name == 'backbone' and path[0].key != 'fc',
+        tree,
+      )
+      for name, tree in params.items()
+    }
 
 
 def train_step(

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import tqdm
 
-from dpjax import checkpoint, manifest, optim, steps
+from dpjax import checkpoint, manifest, steps
 from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
 from dpjax.data import prepare
@@ -59,7 +59,7 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
   settings = run.settings
   steps_per_epoch = len(run.training_records) / settings.batch_size
   total = max(1, round(settings.epochs * steps_per_epoch))
-  optimizer, schedule = optim.make(steps=total, **settings.optim)
+  optimizer, schedule = run.optimizer(total)
   stream = iter(run.training_stream())
 
   saved = checkpoint.Checkpoints(
@@ -235,7 +235,7 @@ def _loop(
 def validate(run: Any, eval_step: Any, state: Any) -> dict[str, float | None]:
   """Scores the whole validation split; {} where the set has none.
 
-  Stage I: the loss and accuracy among the pairs of each batch, by the running
+  Stage I: the loss and accuracy among the views of each batch, by the running
   statistics. Stage II: the loss and evaluation.scores.summary.
   """
   if 'validation' not in run.data.splits:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import pathlib
 import runpy
+import types
 
 import numpy as np
 
@@ -24,6 +25,8 @@ class Split:
   @property
   def digests(self):
     return np.array([hashlib.sha256(p).hexdigest() for p in self.pixels], str)
+
+  metadata = types.MappingProxyType({})
 
   # The decoded images are stored as they are.
   source_digests = digests

@@ -484,6 +484,22 @@ def test_mgacr_is_its_equations(reduction, eps, negative, lesions_only):
 
 
 @in_float64
+@pytest.mark.parametrize('reduction', ['batch', 'sample'])
+def test_lesions_that_nobody_drew_are_left_out_of_eq_2_and_3_only(reduction):
+  f, pos, neg, mask = stage([0, 1, 2])
+  known = np.array([1, 1, 1, 1, 0, 0, 1, 1.0])
+  got = mgacr(f, pos, neg, mask, known=known, reduction=reduction, eps=0.1)
+  rows = known > 0
+  rest = (x[rows] for x in (f, pos, neg, mask))
+  want = mgacr_by_numpy(*rest, reduction, 0.1, (), 'mse')
+  every = mgacr_by_numpy(f, pos, neg, mask, reduction, 0.1, (), 'mse')
+  for name in ('att_pos', 'att_neg'):
+    np.testing.assert_allclose(got[name], want[name], rtol=1e-12)
+    assert abs(want[name] - every[name]) > 1e-3
+  np.testing.assert_allclose(got['feat'], every['feat'], rtol=1e-12)
+
+
+@in_float64
 @pytest.mark.parametrize('negative', ['mse', 'ratio'])
 @pytest.mark.parametrize('reduction', ['batch', 'sample'])
 def test_mgacr_has_the_gradient_of_finite_differences(reduction, negative):

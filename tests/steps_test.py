@@ -192,3 +192,98 @@ def test_bfloat16_computes_with_float32_parameters_statistics_and_losses():
   assert {leaf.dtype for leaf in leaves} == {np.dtype('float32')}
   (want, _), _ = loss_and_gradient(build())
   np.testing.assert_allclose(total, want, rtol=0.05)
+
+
+def test_images_with_lesions_but_no_box_teach_no_mask():
+  built = build()
+  variables = jax.jit(built.model.init)(jax.random.key(0))
+
+  def terms(batch):
+    loss = built.model.loss(
+      variables['params'], variables['batch_stats'], batch, None
+    )
+    return {k: float(v) for k, v in loss[1][0].items()}
+
+  batch = first_batch(built)
+  some = np.flatnonzero(batch['label'] > 0)[:2]
+  bare = {k: np.copy(v) for k, v in batch['masks'].items()}
+  for mask in bare.values():
+    mask[some] = 0
+  annotated = np.copy(batch['annotated'])
+  annotated[some] = 0
+  known = terms({**batch, 'masks': bare, 'annotated': annotated})
+  taught = terms({**batch, 'masks': bare})
+  left_out = terms({**batch, 'annotated': annotated})
+  for name in ('loss/att_pos', 'loss/att_neg'):
+    assert known[name] == left_out[name]  # What their mask holds is no matter.
+    assert known[name] != taught[name]
+
+
+def test_a_frozen_backbone_stays_to_the_bit_and_its_classifier_learns():
+  built = build(retrain__freeze=True, init__backbone='auto')
+  optimizer, schedule = built.optimizer(5)
+  state = experiment.initial_state(built, optimizer)
+  before = jax.tree.map(np.asarray, (state.params, state.batch_stats))
+  step = jax.jit(
+    functools.partial(
+      steps.train_step,
+      stage=built.model,
+      optimizer=optimizer,
+      schedule=schedule,
+    )
+  )
+  for _ in range(2):
+    state, _ = step(state, first_batch(built))
+  params, batch_stats = before
+  after = dict(state.params['backbone'])
+  old = dict(params['backbone'])
+  assert (after.pop('fc')['kernel'] != old.pop('fc')['kernel']).any()
+  assert (
+    state.params['attention']['stage1_pos']['conv']['kernel']
+    != params['attention']['stage1_pos']['conv']['kernel']
+  ).any()
+  jax.tree.map(np.testing.assert_array_equal, after, old)
+  jax.tree.map(np.testing.assert_array_equal, state.batch_stats, batch_stats)
+
+
+def test_three_views_are_the_mean_over_their_three_pairs():
+  built = build('pretrain', pretrain__views='three')
+  variables = jax.jit(built.model.init)(jax.random.key(0))
+  batch = first_batch(built)
+  assert batch['views'].shape[:2] == (16, 3)
+
+  def outputs(views):
+    got = built.model.outputs(
+      variables['params'], variables['batch_stats'], {'views': views}, None
+    )
+    return got['loss'], got['contrastive_accuracy']
+
+  # In evaluation rows do not depend on each other, so pairs can go apart.
+  pairs = [outputs(batch['views'][:, [*p]]) for p in ((0, 1), (0, 2), (1, 2))]
+  for got, *three in zip(outputs(batch['views']), *pairs, strict=True):
+    np.testing.assert_allclose(got, np.mean(three, axis=0), rtol=1e-4)
+
+
+def test_mgacr_is_left_out_of_a_set_without_a_box(capsys):
+  store = fakes.make_store()
+  for split in store.splits.values():
+    split.num_boxes[:] = 0
+  built = experiment.build(fakes.make_config(), 'retrain', store)
+  assert built.model.attention is None
+  assert 'no image of the training split has a box' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('stage', ['pretrain', 'retrain'])
+def test_vgg16_fits_both_stages(stage):
+  built = build(stage, model__network='vgg16')
+  variables = jax.eval_shape(built.model.init, jax.random.key(0))
+  (total, _), grads = jax.eval_shape(
+    jax.value_and_grad(
+      functools.partial(built.model.loss, axis_name=None), has_aux=True
+    ),
+    variables['params'],
+    variables['batch_stats'],
+    first_batch(built),
+  )
+  assert total.shape == ()
+  assert 'conv5_3' in grads['backbone']

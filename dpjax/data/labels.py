@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dpjax.data import radiograph
 
 # What sources call an image without a finding, in lower case.
-NORMAL = ('normal', 'no finding', 'no findings', 'healthy', 'negative', '0')
+NORMAL = ('normal', 'no finding', 'no findings', 'healthy', 'negative',
+          'none', '0')  # fmt: skip
 
 
 def assign(

@@ -16,6 +16,8 @@ A batch is a dict of arrays with b = B / processes rows:
   rendered on the host:
     views      (b, V, size, size)   uint8
     masks      {stage: (b, h, w)}   float32 in 0..1, stage II
+    annotated  (b,)        float32; 0 where there are lesions and no box, stage
+               II (with either render)
   rendered by the step (`ready`):
     images     (b, S, S)   uint8, as stored
     decisions  {name: (b, V, ...)}  of augment.draw
@@ -82,6 +84,7 @@ class Plan:
     plain_anchor: the first view is the plain image.
     mask_sides: {stage: side} of the lesion masks; empty for none.
     mask_kind: 'area' or 'binary' (augment.masks_host).
+    normal: whether label 0 says that there is no lesion.
     host: render on the host; else send what the step needs for it.
   """
 
@@ -91,6 +94,7 @@ class Plan:
   plain_anchor: bool = False
   mask_sides: tuple[tuple[str, int], ...] = ()
   mask_kind: str = 'area'
+  normal: bool = True
   host: bool = True
 
 
@@ -222,6 +226,9 @@ class _Read(grain.transforms.Map):
     images = self._records.images(index)
     plan = self._plan
     boxes, num_boxes = self._boxes[index], self._num_boxes[index]
+    if plan.mask_sides:
+      annotated = (num_boxes > 0) | ((batch['label'] == 0) & plan.normal)
+      batch['annotated'] = annotated.astype(np.float32)
     if not plan.host:
       batch |= {'images': images, 'decisions': decisions}
       if plan.mask_sides:

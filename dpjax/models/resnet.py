@@ -18,7 +18,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 # torchvision's: normal, variance 2 / fan_out (He et al., 2015, Eq. 14).
-_kaiming = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+kaiming = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 class BasicBlock(nn.Module):
@@ -98,7 +98,10 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(
-    self, images: jax.Array, train: bool = False
+    self,
+    images: jax.Array,
+    train: bool = False,
+    offsets: Mapping[str, jax.Array] | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes logits and intermediate features.
 
@@ -106,6 +109,9 @@ class ResNet(nn.Module):
       images: normalised radiographs, (B, H, W, 1).
       train: normalise by the batch's statistics and update the running ones
         (collection 'batch_stats', which must then be mutable).
+      offsets: {stage: (B, h, w, C)}, added to that stage's features before
+        they go on. The gradient at offsets of zero is that of the features,
+        which is what Grad-CAM asks for.
 
     Returns:
       logits (B, num_classes) float32, and a dict of 'stage1', 'stage2', ...:
@@ -113,14 +119,15 @@ class ResNet(nn.Module):
       'pooled': the last stage's mean over its positions, (B, C) float32.
 
     Raises:
-      ValueError: images of another rank or channel count, an unknown block.
+      ValueError: images of another rank or channel count, an unknown block,
+        an offset of no stage or of another shape than its features.
     """
     if images.ndim != 4 or images.shape[-1] != 1:
       raise ValueError(
         f'ResNet: images must be (B, H, W, 1), got {tuple(images.shape)}'
       )
     conv = partial(
-      nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=_kaiming
+      nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=kaiming
     )
     # Flax's momentum is the share that stays: torch's 0.1 is 0.9 here. Flax
     # reduces the statistics in float32 even where the features are bfloat16.
@@ -139,13 +146,17 @@ class ResNet(nn.Module):
     x = conv(self.width, (7, 7), strides=2, padding=3, name='conv1')(images)
     x = nn.relu(norm(name='bn1')(x))
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    names = [f'stage{i + 1}' for i in range(len(self.stage_sizes))]
+    offsets = check_offsets(offsets, names)
     features = {}
-    for i, size in enumerate(self.stage_sizes):
+    for i, (stage, size) in enumerate(
+      zip(names, self.stage_sizes, strict=True)
+    ):
       for j in range(size):
         stride = 2 if i > 0 and j == 0 else 1
         name = f'layer{i + 1}_{j}'
         x = block(self.width * 2**i, stride, conv, norm, name=name)(x)
-      features[f'stage{i + 1}'] = x
+      x = features[stage] = add_offset(x, stage, offsets)
     pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
     features['pooled'] = pooled
     if not self.num_classes:
@@ -157,6 +168,41 @@ class ResNet(nn.Module):
 ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2))
 ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3))
 ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block='bottleneck')
+
+
+def check_offsets(
+  offsets: Mapping[str, jax.Array] | None, stages: Sequence[str]
+) -> Mapping[str, jax.Array]:
+  """The offsets of a call, {} for None.
+
+  Raises:
+    ValueError: one is of no stage.
+  """
+  for name in offsets or {}:
+    if name not in stages:
+      raise ValueError(
+        f'offsets: {name!r} is not among the stages {", ".join(stages)}'
+      )
+  return offsets or {}
+
+
+def add_offset(
+  features: jax.Array, stage: str, offsets: Mapping[str, jax.Array]
+) -> jax.Array:
+  """Features (B, h, w, C) and the stage's offset, in the features' dtype.
+
+  Raises:
+    ValueError: the offset has another shape.
+  """
+  if stage not in offsets:
+    return features
+  offset = offsets[stage]
+  if offset.shape != features.shape:
+    raise ValueError(
+      f'offsets: that of {stage} has shape {offset.shape}, its features'
+      f' {features.shape}'
+    )
+  return features + offset.astype(features.dtype)
 
 
 def _block_class(block: str | type[nn.Module]) -> type[nn.Module]:

@@ -182,3 +182,19 @@ def test_masks_follow_the_crop_on_either_side(host):
     np.testing.assert_array_equal(covered, batch['label'] > 0)
   else:
     assert 'masks' not in batch and batch['boxes'].shape == (8, 2, 4)
+
+
+@pytest.mark.parametrize('host', [True, False])
+@pytest.mark.parametrize('normal', [True, False])
+def test_an_image_with_a_lesion_and_no_box_is_marked(host, normal):
+  split = fakes.make_split(12, 32, seed=0)  # labels 0, 1, 2, 0, 1, 2, ...
+  split.num_boxes[[1, 5]] = 0
+  plan = pipeline.Plan(
+    image_size=32, mask_sides=SIDES, host=host, normal=normal
+  )
+  (batch,) = take(
+    pipeline.once(pipeline.Records((split,)), plan, batch_size=12), 1
+  )
+  # Where label 0 is a disease, an image of it without a box is unknown too.
+  unknown = {1, 5} if normal else {0, 1, 3, 5, 6, 9}
+  assert set(np.flatnonzero(batch['annotated'] == 0)) == unknown

@@ -386,6 +386,77 @@ def test_images_of_another_shape_are_refused(shape):
     jax.eval_shape(resnet.ResNet().init, jax.random.key(0), images)
 
 
+def test_offsets_of_zero_change_nothing_and_are_added_before_the_next_stage():
+  model = resnet.ResNet(**BASIC)
+  variables, images = filled(model), pixels((2, 32, 32, 1), seed=10)
+  plain, features = evaluate(model, variables, images)
+  for value in (0.0, 0.5):
+    offset = np.full_like(features['stage1'], value)
+    apply = functools.partial(model.apply, offsets={'stage1': offset})
+    logits, moved = jax.jit(apply)(variables, images)
+    assert_close(moved['stage1'], features['stage1'] + value, rtol=1e-6)
+    if value == 0:
+      assert_close(logits, plain, rtol=1e-5)
+      assert_close(moved['stage2'], features['stage2'], rtol=1e-5)
+    else:
+      assert np.abs(moved['stage2'] - features['stage2']).max() > 0.01
+
+
+def test_the_gradient_at_offsets_of_zero_is_that_of_the_features():
+  model = resnet.ResNet(**BASIC)
+  variables, images = filled(model), pixels((2, 32, 32, 1), seed=11)
+  _, features = evaluate(model, variables, images)
+  zeros = {'stage2': jnp.zeros_like(features['stage2'])}
+
+  @jax.jit
+  def gradient(offsets):
+    apply = functools.partial(model.apply, variables, images)
+    return jax.grad(lambda o: apply(offsets=o)[0][:, 1].sum())(offsets)
+
+  # The classifier is linear in the mean over 4 x 4 positions.
+  column = variables['params']['fc']['kernel'][:, 1] / 16
+  expected = np.broadcast_to(column, zeros['stage2'].shape)
+  assert_close(gradient(zeros)['stage2'], expected, rtol=1e-6)
+
+
+def test_an_offset_keeps_the_features_dtype():
+  model = resnet.ResNet(stage_sizes=(1,), width=3, dtype=jnp.bfloat16)
+  images = jax.ShapeDtypeStruct((2, 16, 16, 1), jnp.float32)
+  offset = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
+  _, features = jax.eval_shape(
+    lambda images, offset: model.apply(
+      filled(model), images, offsets={'stage1': offset}
+    ),
+    images,
+    offset,
+  )
+  assert features['stage1'].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+  'offsets, line',
+  [
+    ({'stage3': (2, 4, 4, 8)}, "'stage3' is not among the stages stage1, sta"),
+    ({'pooled': (2, 8)}, "'pooled' is not among the stages"),
+    ({'stage2': (1, 4, 4, 8)}, r'that of stage2 has shape \(1, 4, 4, 8\), its'),
+  ],
+)
+def test_an_offset_that_fits_no_stage_is_refused(offsets, line):
+  model = resnet.ResNet(**BASIC)
+  images = jax.ShapeDtypeStruct((2, 32, 32, 1), jnp.float32)
+  offsets = {
+    k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in offsets.items()
+  }
+  with pytest.raises(ValueError, match=line):
+    jax.eval_shape(
+      lambda images, offsets: model.apply(
+        filled(model), images, offsets=offsets
+      ),
+      images,
+      offsets,
+    )
+
+
 def test_an_unknown_block_is_refused():
   images = jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32)
   with pytest.raises(ValueError, match=r"block must be .* got 'dense'"):
