@@ -1,11 +1,13 @@
 """The one door of dpjax: flags, command, config. No logic.
 
-python -m dpjax.main [train|prepare|evaluate] --config=configs/NAME.py
-    [--workdir=DIR] [--config.section.field=value ...]
-prepare also takes [--on_error=skip] [--preview=N] [--verify]
+python -m dpjax.main [train|prepare|evaluate|report|ablate|compare]
+    --config=configs/NAME.py [--workdir=DIR] [--config.section.field=value ...]
+evaluate also takes [--against=OTHER_WORKDIR]; report several workdirs, with
+commas between them; prepare [--on_error=skip] [--preview=N] [--verify]
     [--beam_runner=NAME] [--beam_options=--a=b,--c]
 """
 
+import functools
 import os
 import pathlib
 import sys
@@ -37,6 +39,9 @@ _VERIFY = flags.DEFINE_bool(
 _BEAM_RUNNER = flags.DEFINE_string(
   'beam_runner', None, 'prepare: let Apache Beam do the work, by this runner.'
 )
+_AGAINST = flags.DEFINE_string(
+  'against', None, 'evaluate: compare with the evaluated run in this workdir.'
+)
 _BEAM_OPTIONS = flags.DEFINE_list(
   'beam_options', [], "prepare: the runner's options, separated by commas."
 )
@@ -59,7 +64,14 @@ def main(argv: list[str]) -> int:
 def _run(words):
   logging.set_verbosity(logging.WARNING)
   command = words[0] if words else 'train'
-  commands = {'train': _train, 'prepare': _prepare, 'evaluate': _evaluate}
+  commands = {
+    'train': _train,
+    'prepare': _prepare,
+    'evaluate': _evaluate,
+    'report': _report,
+    'ablate': _ablate,
+    'compare': _compare,
+  }
   if command not in commands or len(words) > 1:
     raise ValueError(
       f'command {" ".join(words)!r} is unknown; it must be one of'
@@ -69,6 +81,8 @@ def _run(words):
   given = [f'--{flag.name}' for flag in own if flag.present]
   if given and command != 'prepare':
     raise ValueError(f'{given[0]} is for prepare, not for {command}')
+  if _AGAINST.present and command != 'evaluate':
+    raise ValueError(f'--against is for evaluate, not for {command}')
   if _VERIFY.value and set(given) - {'--verify', '--preview'}:
     raise ValueError('--verify looks at the set that is there; it goes with'
                      ' --preview only')  # fmt: skip
@@ -87,15 +101,20 @@ def _run(words):
   except (RuntimeError, AssertionError) as error:  # both, by the platform
     wanted = os.environ.get('JAX_PLATFORMS')
     raise ValueError(f'JAX finds no device; JAX_PLATFORMS={wanted}') from error
-  config = config_lib.resolve(
-    _CONFIG.value, num_devices=num_devices, platform=jax.default_backend()
+  resolve = functools.partial(
+    config_lib.resolve, num_devices=num_devices, platform=jax.default_backend()
   )
+  config = resolve(_CONFIG.value)
+  if command in ('ablate', 'compare'):  # They change what is not resolved yet.
+    return commands[command](resolve, pathlib.Path(_workdir(command)))
   return commands[command](config, pathlib.Path(_workdir()))
 
 
-def _workdir():
+def _workdir(command=''):
   if _WORKDIR.value:
     return _WORKDIR.value
+  if command:
+    return f'runs/{command}'
   file = config_flags.get_config_filename(flags.FLAGS['config'])
   file, _, variant = file.partition(':')
   return f'runs/{pathlib.Path(file).stem}' + (f'-{variant}' if variant else '')
@@ -141,12 +160,51 @@ def _prepare(config, workdir):
 
 
 def _evaluate(config, workdir):
-  from dpjax.evaluation import evaluate, scores
+  from dpjax.evaluation import against, evaluate, scores
 
   result = evaluate.evaluate(config, workdir)
-  print(scores.format_table(result, result['intervals']))
-  written = result['workdir']
-  print(f'written: {written}/evaluation.json, {written}/predictions.csv')
+  print(scores.format_table(result))
+  written = pathlib.Path(result['workdir'])
+  files = ['evaluation.json', 'predictions.csv']
+  if _AGAINST.value:
+    found = against.compare(
+      written, _AGAINST.value, resamples=config.evaluate.resamples,
+      seed=config.evaluate.seed,
+    )  # fmt: skip
+    print(scores.format_comparison(found))
+    files.append(against.write(found).name)
+  print(f'written: {", ".join(str(written / file) for file in files)}')
+  return 0
+
+
+def _report(config, workdir):
+  from dpjax.report import report
+
+  workdirs = [part for part in str(workdir).split(',') if part]
+  print(f'written: {report.write(workdirs, config)}')
+  return 0
+
+
+def _ablate(resolve, workdir):
+  from dpjax.studies import ablate
+
+  return _study(ablate.ablate, resolve, workdir)
+
+
+def _compare(resolve, workdir):
+  from dpjax.studies import compare
+
+  return _study(compare.compare, resolve, workdir)
+
+
+def _study(study, resolve, workdir):
+  from dpjax import train
+
+  try:
+    print(study(_CONFIG.value, workdir, resolve))
+  except train.Stopped as stopped:
+    print(stopped, flush=True)
+    return 143  # 128 + SIGTERM: a scheduler starts the job again
   return 0
 
 

@@ -44,7 +44,7 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
   from dpjax.evaluation import evaluate, scores
 
   result = evaluate.evaluate(config, workdir / 'retrain')
-  print(scores.format_table(result, result['intervals']))
+  print(scores.format_table(result))
 
 
 def _found_backbone(workdir):

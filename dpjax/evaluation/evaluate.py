@@ -1,43 +1,220 @@
 """The evaluate command: a trained run against a labelled split, whole."""
 
 import contextlib
+import csv
+import dataclasses
 import functools
 import json
+import os
 import pathlib
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 
-from dpjax import checkpoint, manifest, optim, steps, train
+from dpjax import checkpoint, manifest, steps, train
 from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
+from dpjax.data import labels as labels_lib
 from dpjax.data import prepare, store
-from dpjax.evaluation import scores as scores_lib
+from dpjax.evaluation import (
+  bootstrap,
+  calibration,
+  explain,
+  predictions,
+  scores,
+  subgroups,
+)
+
+# The files that it writes into the workdir.
+FILE = 'evaluation.json'
+PREDICTIONS = 'predictions.csv'
+VALIDATION = 'predictions_validation.csv'
+MAPS = 'maps.npz'
+LOCALISATION = 'localisation.csv'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+  """A trained run, and what it is to be scored on."""
+
+  run: experiment_lib.Experiment
+  state: steps.TrainState
+  step: int
+  split: Any
 
 
 def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
-  """Scores the run in `workdir`; writes evaluation.json and predictions.csv.
+  """Scores the run in `workdir` and looks where it looks.
 
   The network and the data are those of the run's own config.json; of `config`
-  count the sections `evaluate` and `parallel` and how data are read.
+  count the sections `evaluate` and `parallel` and how data are read. What is
+  chosen (the threshold of any lesion, the temperature, the thresholds of maps)
+  is chosen on the validation split, if the set has one and another is scored.
+
+  Writes evaluation.json, predictions.csv, predictions_validation.csv and, where
+  the split has boxes, maps.npz and localisation.csv.
 
   Args:
     config: as resolved (dpjax.config.resolve).
     workdir: of a finished or unfinished stage II, or of a recipe.
 
   Returns:
-    What evaluation.json holds: evaluation.scores.scores, 'intervals' of
-    evaluation.scores.bootstrap, and what was scored.
+    What evaluation.json holds: what was scored, 'scores' and their 'intervals',
+    'per_class', 'confusion_matrix', 'reliability', 'subgroups', 'localisation',
+    'seconds'.
 
   Raises:
     ValueError: one line: no run there, a split without labels, other classes,
       another set, or one with an image that the run was trained on.
   """
+  workdir = workdir_of(workdir)
+  opened = _open(config, workdir)
+  result = judge(
+    workdir,
+    opened.run.config.evaluate,
+    opened.run.data,
+    functools.partial(_predict, opened, config.train.progress),
+  )
+  result = {
+    **result,
+    'step': opened.step,
+    'device': jax.devices()[0].device_kind,
+    'localisation': _localise(opened, workdir),
+  }
+  write(workdir, result)
+  return result
+
+
+def judge(
+  workdir: pathlib.Path,
+  settings: Any,
+  data: store.Store,
+  predict: Callable[[Any], tuple[np.ndarray, dict[str, float]]],
+) -> dict[str, Any]:
+  """Scores any classifier; writes its predictions of the split and validation.
+
+  Args:
+    workdir: of the classifier, to write into.
+    settings: the section `evaluate` of its config.
+    data: the set that it was trained on.
+    predict: split -> probabilities (N, C), and {'inference': seconds,
+      'images_per_second': float or None}.
+
+  Returns:
+    evaluation.json without 'step', 'device' and 'localisation'.
+
+  Raises:
+    ValueError: one line, as in `evaluate`.
+  """
+  names = data.class_names
+  scored, split = split_to_score(settings, data)
+  validation = validation_to_choose_on(settings, data)
+  probabilities, seconds = predict(split)
+  predictions.write_predictions(
+    workdir / PREDICTIONS, split.ids, split.labels, probabilities, names
+  )
+  options = {
+    'any_lesion': labels_lib.is_normal(names[0]),
+    'ordinal': are_counts(names),
+    'threshold': None,
+    'temperature': None,
+  }
+  (workdir / VALIDATION).unlink(missing_ok=True)
+  if validation is not None:
+    chosen, _ = predict(validation)
+    predictions.write_predictions(
+      workdir / VALIDATION, validation.ids, validation.labels, chosen, names
+    )
+    options['temperature'] = calibration.fit_temperature(
+      validation.labels, chosen
+    )
+    if options['any_lesion']:
+      options['threshold'] = calibration.choose_threshold(
+        validation.labels, chosen
+      )
+  draws = {'resamples': settings.resamples, 'seed': settings.seed}
+  images = split.labels, probabilities, names
+  return {
+    'workdir': str(workdir),
+    'checkpoint': settings.checkpoint,
+    'data': str(scored.path),
+    'split': settings.split,
+    'class_names': list(names),
+    'chosen_on': None if validation is None else 'validation',
+    'threshold': options['threshold'],
+    'temperature': options['temperature'],
+    **scores.scores(*images, **options),
+    'intervals': bootstrap.bootstrap(*images, **draws, **options),
+    'subgroups': subgroups.subgroups(
+      split.metadata, *images, **draws, **options
+    ),
+    'seconds': {'inference': seconds['inference']},
+    'images_per_second': seconds['images_per_second'],
+  }
+
+
+def write(workdir: pathlib.Path, result: dict[str, Any]) -> None:
+  """Writes evaluation.json, whole or not at all."""
+  temporary = workdir / f'{FILE}.tmp'
+  temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + '\n')
+  temporary.replace(workdir / FILE)
+
+
+def split_to_score(settings: Any, data: store.Store) -> tuple[store.Store, Any]:
+  """The set and the split that `settings` asks for.
+
+  Args:
+    settings: the section `evaluate` of a config.
+    data: the set that was trained on.
+
+  Raises:
+    ValueError: one line: a split without labels, or of other classes.
+  """
+  scored = store.load(settings.path) if settings.path else data
+  split = scored.split(settings.split)
+  if not len(split) or (split.labels < 0).any():
+    raise ValueError(
+      f'config.evaluate.split: {settings.split} of {scored.path} has'
+      f' {len(split)} radiographs, {int((split.labels < 0).sum())} without a'
+      ' label; it must be a labelled split'
+    )
+  if data.class_names[: scored.num_classes] != scored.class_names:
+    raise ValueError(
+      f'config.evaluate.path: the classes of {scored.path} are'
+      f' {", ".join(scored.class_names)} and those of {data.path}, trained on,'
+      f' {", ".join(data.class_names)}'
+    )
+  return scored, split
+
+
+def validation_to_choose_on(settings: Any, data: store.Store) -> Any:
+  """The labelled validation split, or None; also where itself is scored."""
+  if 'validation' not in data.splits or (
+    settings.split == 'validation' and not settings.path
+  ):
+    return None
+  split = data.split('validation')
+  return split if len(split) and (split.labels >= 0).all() else None
+
+
+def workdir_of(workdir: str | pathlib.Path) -> pathlib.Path:
+  """The stage II workdir: `workdir`, or retrain/ in a recipe's."""
   workdir = pathlib.Path(workdir)
-  if (workdir / 'retrain' / 'config.json').is_file():  # of a recipe
-    workdir = workdir / 'retrain'
+  if (workdir / 'retrain' / 'config.json').is_file():
+    return workdir / 'retrain'
+  return workdir
+
+
+def are_counts(class_names: Sequence[str]) -> bool:
+  """Whether the classes are the numbers 0, 1, 2, ..., and so in an order."""
+  return list(class_names) == [*map(str, range(len(class_names)))]
+
+
+def _open(config, workdir):
   if not (workdir / 'config.json').is_file():
     raise ValueError(
       f'--workdir={workdir} holds no config.json; it must be the workdir of a'
@@ -57,27 +234,11 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
   own = prepare.as_made(own)
   data = prepare.open_prepared(own)
   run = experiment_lib.build(own, 'retrain', data)
-  scored = store.load(own.evaluate.path) if own.evaluate.path else data
-  split = scored.split(own.evaluate.split)
-  if not len(split) or (split.labels < 0).any():
-    raise ValueError(
-      f'config.evaluate.split: {own.evaluate.split} of {scored.path} has'
-      f' {len(split)} radiographs, {int((split.labels < 0).sum())} without a'
-      ' label; it must be a labelled split'
-    )
-  if data.class_names[: scored.num_classes] != scored.class_names:
-    raise ValueError(
-      f'config.evaluate.path: the classes of {scored.path} are'
-      f' {", ".join(scored.class_names)} and {workdir} was trained on'
-      f' {", ".join(data.class_names)}'
-    )
+  scored, split = split_to_score(own.evaluate, data)
   manifest.check_unseen(
-    workdir,
-    split,
-    f'{own.evaluate.split} of {scored.path}',
-    own.split.near,
+    workdir, split, f'{own.evaluate.split} of {scored.path}', own.split.near
   )
-  optimizer, _ = optim.make(steps=1, **run.settings.optim)
+  optimizer, _ = run.optimizer(1)
   with contextlib.closing(
     checkpoint.Checkpoints(workdir, best=own.eval.best, write=False)
   ) as saved:
@@ -86,44 +247,79 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
       step, experiment_lib.initial_state(run, optimizer)
     )
   run.check_trained_on(record)
+  return _Opened(run, state, step, split)
 
+
+def _predict(opened, progress, split):
+  """Probabilities (N, C) of a split, and how fast they came (judge)."""
+  run = opened.run
   eval_step = run.compile(
     functools.partial(steps.eval_step, stage=run.model), gather=True
   )
-  logits = []
+  logits, clock = [], [time.perf_counter()]
   with tqdm.tqdm(
     total=len(split),
     desc='evaluate',
     unit='img',
-    disable=not config.train.progress,
+    disable=not progress,
     dynamic_ncols=True,
   ) as bar:
     for rows, outputs in run.infer(
-      eval_step, state, split, own.evaluate.batch_size
+      eval_step, opened.state, split, run.config.evaluate.batch_size
     ):
       logits.append(outputs['logits'])
+      clock.append(time.perf_counter())
       bar.update(rows)
-  probabilities = train.probabilities(np.concatenate(logits))
-  names = data.class_names
-  result = {
-    'workdir': str(workdir),
-    'checkpoint': own.evaluate.checkpoint,
-    'step': step,
-    'data': str(scored.path),
-    'split': own.evaluate.split,
-    'device': jax.devices()[0].device_kind,
-    **scores_lib.scores(split.labels, probabilities, names),
-    'intervals': scores_lib.bootstrap(
-      split.labels,
-      probabilities,
-      resamples=own.evaluate.resamples,
-      seed=own.evaluate.seed,
-    ),
+  # The first batch waits for the compiler, so it is left out of the rate.
+  later = sum(map(len, logits[1:]))
+  return train.probabilities(np.concatenate(logits)), {
+    'inference': clock[-1] - clock[0],
+    'images_per_second': later / (clock[-1] - clock[1]) if later else None,
   }
-  scores_lib.write_predictions(
-    workdir / 'predictions.csv', split.ids, split.labels, probabilities, names
+
+
+def _localise(opened, workdir):
+  """evaluation.json's 'localisation'; writes maps.npz and localisation.csv."""
+  for name in (MAPS, LOCALISATION):
+    (workdir / name).unlink(missing_ok=True)
+  if not opened.split.num_boxes.any():
+    return {}
+  settings = opened.run.config.evaluate
+  validation = validation_to_choose_on(settings, opened.run.data)
+  shown = explain.to_explain(opened.split, settings.seed)
+  maps = explain.find_maps(opened.run, opened.state, shown, settings.batch_size)
+  if not all(np.isfinite(value).all() for value in maps.values()):
+    raise ValueError(f'{workdir}: its maps are not finite; has it diverged?')
+  temporary = workdir / f'{MAPS}.tmp.npz'
+  np.savez_compressed(
+    temporary,
+    ids=shown.ids,
+    **{name: value.astype(np.float16) for name, value in maps.items()},
   )
-  temporary = workdir / 'evaluation.tmp'
-  temporary.write_text(json.dumps(result, indent=2) + '\n')
-  temporary.replace(workdir / 'evaluation.json')
+  temporary.replace(workdir / MAPS)
+  chosen_on = None
+  if validation is not None and validation.num_boxes.any():
+    rows = explain.Rows(validation, np.flatnonzero(validation.num_boxes))
+    chosen_on = (
+      rows,
+      explain.find_maps(opened.run, opened.state, rows, settings.batch_size),
+    )
+  ids, per_image, result = explain.localise(
+    shown, maps, chosen_on, opened.run.data.split('train'),
+    size=opened.run.config.data.image_size, resamples=settings.resamples,
+    seed=settings.seed,
+  )  # fmt: skip
+  temporary = workdir / f'{LOCALISATION}.tmp'
+  with open(temporary, 'w', newline='', encoding='utf-8') as file:
+    writer = csv.writer(file, lineterminator='\n')
+    writer.writerow(['id', *per_image])
+    writer.writerows(zip(ids, *map(_cells, per_image.values()), strict=True))
+    file.flush()
+    os.fsync(file.fileno())
+  temporary.replace(workdir / LOCALISATION)
   return result
+
+
+def _cells(column):
+  """Numbers as text, an undefined one empty."""
+  return ['' if np.isnan(value) else f'{value:.6g}' for value in column]

@@ -1,35 +1,55 @@
-"""Scores of a classifier on labelled images, and how sure they are.
+"""Scores of a classifier on labelled images, and the tables of them.
 
-One argument order everywhere: `labels` (N,) whole numbers in 0..C-1, then
-`probabilities` (N, C) whose rows sum to 1. An image's prediction is its most
-probable class, the lowest one on a tie. A score that these images leave
-undefined is None: no score is made up by a convention for 0/0.
-
-The scores come from scikit-learn. The bootstrap does not call it: it computes
-the same scores for a block of resamples at once, each resample being a row of
-counts that says how often every image was drawn.
+A score that these images leave undefined is None: no score is made up by a
+convention for 0/0. The scores come from scikit-learn where it has them.
 """
 
-import csv
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-# The scores that get an interval, and their names in the table.
+from dpjax.data import tables
+from dpjax.evaluation import bootstrap, calibration, predictions
+
+# The scores of the summary, and their names in the table.
 _TITLES = {
   'accuracy': 'accuracy',
+  'majority_accuracy': 'accuracy of always the commonest class',
   'balanced_accuracy': 'balanced accuracy',
   'balanced_accuracy_0_2': 'balanced accuracy, classes 0 to 2',
   'macro_f1': 'macro F1',
-  'auroc_any_lesion': 'AUROC, any lesion',
+  'quadratic_kappa': 'quadratic kappa',
+  'auroc_any_lesion': 'any lesion: AUROC',
+  'average_precision_any_lesion': 'any lesion: average precision',
+  'sensitivity_any_lesion': 'any lesion: sensitivity',
+  'specificity_any_lesion': 'any lesion: specificity',
+  'ece': 'calibration error, 15 bins',
+  'brier': 'Brier score',
+  'nll': 'log loss, nats',
+  'ece_scaled': 'calibration error, scaled',
+  'brier_scaled': 'Brier score, scaled',
+  'nll_scaled': 'log loss, scaled',
 }
-# Count tables are made for so many (resample, image) pairs at a time: 8 MiB.
-_BLOCK = 2**20
+# The scores of a class, and their columns.
+_COLUMNS = {
+  'precision': 'precision',
+  'recall': 'recall',
+  'specificity': 'specif.',
+  'f1': 'F1',
+  'auroc': 'AUROC',
+  'average_precision': 'AP',
+}
+_LOCALISATION = {
+  'pointing_game': 'pointing game',
+  'energy_in_box': 'energy in box',
+  'iou': 'IoU',
+  'pixel_ap': 'pixel AP',
+}
 _WIDTH = 80  # columns of the printed table
-_NAME_WIDTH = 28  # columns of it that a class name may take
+_NAME_WIDTH = 22  # columns of it that a class or a value may take
+_DASH = re.compile(r'  -( |$)')  # what stands for None
 
 
 def scores(
@@ -38,13 +58,17 @@ def scores(
   class_names: Sequence[str],
   *,
   any_lesion: bool = True,
+  ordinal: bool = False,
+  threshold: float | None = None,
+  temperature: float | None = None,
 ) -> dict[str, Any]:
   """Scores the predictions of one model.
 
-  With TP_c, FP_c and FN_c counted one class against the rest,
+  With TP_c, FP_c, FN_c and TN_c counted one class against the rest,
 
       recall_c = TP_c / (TP_c + FN_c)    precision_c = TP_c / (TP_c + FP_c)
       F1_c = 2 TP_c / (2 TP_c + FP_c + FN_c)
+      specificity_c = TN_c / (TN_c + FP_c)
 
   and balanced accuracy and macro F1 are the unweighted means of recall_c and
   F1_c over the classes that occur in `labels`, where neither can be 0/0. A
@@ -54,36 +78,59 @@ def scores(
   Args:
     labels: (N,) true classes, 0..C-1.
     probabilities: (N, C), rows summing to 1.
-    class_names: C distinct names, for the keys of `per_class`.
-    any_lesion: whether class 0 means "no lesion", which `auroc_any_lesion`
-      needs.
+    class_names: C distinct names.
+    any_lesion: whether class 0 means "no lesion", which the scores of any
+      lesion need.
+    ordinal: whether the classes are counts, which quadratic kappa needs.
+    threshold: an image is called a lesion if 1 - p_0 is at least this. Chosen
+      on other images, by `calibration.choose_threshold`.
+    temperature: to scale the probabilities by. Chosen on other images, by
+      `calibration.fit_temperature`.
 
   Returns:
     A dict that `json.dump` takes as it is:
       num_images: N.
-      accuracy, balanced_accuracy, macro_f1: floats.
-      balanced_accuracy_0_2: mean recall of classes 0 to 2, steadier where
-        the rare classes hold a handful of images. None unless C > 3.
-      auroc_any_lesion: AUROC of 1 - p_0 for label > 0. None without
-        `any_lesion`, or if all images are on one side.
-      majority_accuracy: the accuracy of always answering the commonest class.
-      per_class: name -> precision (None if never predicted), recall and auroc
-        against the rest (None without both sides), f1 (None if neither true
-        nor predicted), support (the number of its images).
+      scores: flat name -> float or None:
+        accuracy, balanced_accuracy, macro_f1.
+        balanced_accuracy_0_2: mean recall of classes 0 to 2, steadier where
+          the rare classes hold a handful of images. None unless C > 3.
+        auroc_any_lesion, average_precision_any_lesion: of 1 - p_0 for
+          label > 0. None without `any_lesion`, or if all images are on one
+          side.
+        sensitivity_any_lesion, specificity_any_lesion: at `threshold`. None
+          also without one, or without images of that side.
+        quadratic_kappa: agreement beyond chance, a miss weighing the square
+          of its distance. None without `ordinal`, or if truth and predictions
+          are one and the same class.
+        ece: expected calibration error, 15 bins (`calibration`).
+        brier: mean of sum_c (p_c - [c is true])^2, 0 to 2.
+        nll: mean of -ln p of the true class, p at least `calibration.FLOOR`.
+        ece_scaled, brier_scaled, nll_scaled: of the scaled probabilities, None
+          without `temperature`.
+        precision/NAME (None if never predicted), recall/NAME (None without
+          such images), specificity/NAME (None without others), f1/NAME (None
+          if neither true nor predicted), auroc/NAME and average_precision/NAME
+          against the rest (None without both sides) of every class.
+      per_class: name -> the last six, and support (the number of its images).
       confusion_matrix: C lists of C counts, rows the true class.
+      majority_accuracy: the accuracy of always answering the commonest class.
+      reliability: `calibration.reliability`.
+      reliability_scaled: of the scaled probabilities, None without
+        `temperature`.
 
   Raises:
     ValueError: if an argument has a wrong shape or an impossible value.
 
   Source: macro F1 as the mean of the classes' F1, Opitz and Burst (2019),
-  arXiv 1911.03347, Eq. 1; balanced accuracy, Brodersen et al. (2010).
+  arXiv 1911.03347, Eq. 1; balanced accuracy, Brodersen et al. (2010); kappa,
+  Cohen (1968); calibration error, Guo et al. (2017), Eq. 3; Brier (1950).
   """
   from sklearn import metrics  # Here, so that training never imports it.
 
-  labels, probabilities = _checked(labels, probabilities)
+  labels, probabilities = predictions.check(labels, probabilities)
   num_classes = probabilities.shape[1]
-  class_names = _checked_names(class_names, num_classes)
-  predictions = probabilities.argmax(axis=1)
+  class_names = predictions.check_names(class_names, num_classes)
+  predicted = probabilities.argmax(axis=1)
   support = np.bincount(labels, minlength=num_classes)  # (C,)
   present = np.flatnonzero(support)
 
@@ -92,55 +139,88 @@ def scores(
     if not classes.size:
       return None
     return float(
-      metrics.recall_score(labels, predictions, labels=classes, average='macro')
+      metrics.recall_score(labels, predicted, labels=classes, average='macro')
     )
 
-  def auroc(positive: np.ndarray, score: np.ndarray) -> float | None:
+  def ranked(positive: np.ndarray, score: np.ndarray) -> list[float | None]:
     if positive.all() or not positive.any():
-      return None
-    return float(metrics.roc_auc_score(positive, score))
+      return [None, None]
+    auroc = metrics.roc_auc_score(positive, score)
+    return [
+      float(auroc),
+      float(metrics.average_precision_score(positive, score)),
+    ]
+
+  flat = dict.fromkeys(bootstrap.SUMMARY)
+  flat['accuracy'] = float(metrics.accuracy_score(labels, predicted))
+  flat['balanced_accuracy'] = mean_recall(present)
+  if num_classes > 3:
+    flat['balanced_accuracy_0_2'] = mean_recall(present[present <= 2])
+  flat['macro_f1'] = float(
+    metrics.f1_score(labels, predicted, labels=present, average='macro')
+  )
+  if any_lesion:
+    # -p_0 ranks as 1 - p_0 does, without the ties that rounding 1 - p_0 makes.
+    lesion = labels > 0
+    flat['auroc_any_lesion'], flat['average_precision_any_lesion'] = ranked(
+      lesion, -probabilities[:, 0]
+    )
+    if threshold is not None:
+      called = calibration.lesion_score(probabilities) >= threshold
+      flat['sensitivity_any_lesion'] = _share(called[lesion])
+      flat['specificity_any_lesion'] = _share(~called[~lesion])
+  constant = labels.max() == labels.min() == predicted.max() == predicted.min()
+  if ordinal and not constant:
+    flat['quadratic_kappa'] = float(
+      metrics.cohen_kappa_score(
+        labels, predicted, labels=np.arange(num_classes), weights='quadratic'
+      )
+    )
+  reliability = {'reliability': None, 'reliability_scaled': None}
+  for suffix, given in _variants(probabilities, temperature).items():
+    diagram = calibration.reliability(labels, given)
+    reliability[f'reliability{suffix}'] = diagram
+    flat[f'ece{suffix}'] = calibration.expected_error(diagram)
+    flat[f'brier{suffix}'] = float(
+      calibration.squared_error(labels, given).mean()
+    )
+    flat[f'nll{suffix}'] = float(calibration.log_loss(labels, given).mean())
 
   precision, recall, f1, _ = metrics.precision_recall_fscore_support(
     labels,
-    predictions,
+    predicted,
     labels=np.arange(num_classes),
     zero_division=np.nan,
   )
+  per_class = {}
+  for c, name in enumerate(class_names):
+    auroc, average_precision = ranked(labels == c, probabilities[:, c])
+    row = {
+      'precision': _number(precision[c]),
+      'recall': _number(recall[c]),
+      'specificity': _share(predicted[labels != c] != c),
+      'f1': _number(f1[c]),
+      'auroc': auroc,
+      'average_precision': average_precision,
+    }
+    flat |= {f'{key}/{name}': value for key, value in row.items()}
+    per_class[name] = {**row, 'support': int(support[c])}
   return {
     'num_images': len(labels),
-    'accuracy': float(metrics.accuracy_score(labels, predictions)),
-    'balanced_accuracy': mean_recall(present),
-    'balanced_accuracy_0_2': (
-      mean_recall(present[present <= 2]) if num_classes > 3 else None
-    ),
-    'macro_f1': float(
-      metrics.f1_score(labels, predictions, labels=present, average='macro')
-    ),
-    # -p_0 ranks as 1 - p_0 does, without the ties that rounding 1 - p_0 makes.
-    'auroc_any_lesion': (
-      auroc(labels > 0, -probabilities[:, 0]) if any_lesion else None
-    ),
-    'majority_accuracy': float(support.max() / len(labels)),
-    'per_class': {
-      name: {
-        'precision': _number(precision[c]),
-        'recall': _number(recall[c]),
-        'f1': _number(f1[c]),
-        'auroc': auroc(labels == c, probabilities[:, c]),
-        'support': int(support[c]),
-      }
-      for c, name in enumerate(class_names)
-    },
+    'scores': flat,
+    'per_class': per_class,
     'confusion_matrix': metrics.confusion_matrix(
-      labels, predictions, labels=np.arange(num_classes)
+      labels, predicted, labels=np.arange(num_classes)
     ).tolist(),
+    'majority_accuracy': float(support.max() / len(labels)),
+    **reliability,
   }
 
 
 def summary(
   labels: np.ndarray, probabilities: np.ndarray, *, any_lesion: bool = True
 ) -> dict[str, float | None]:
-  """The summary scores of `scores` alone, without scikit-learn.
+  """Five of the scores of `scores`, without scikit-learn.
 
   For validation during training, which is not to import it.
 
@@ -150,196 +230,179 @@ def summary(
     any_lesion: whether class 0 means "no lesion".
 
   Returns:
-    {score: float, or None where undefined}: accuracy, balanced_accuracy,
-    balanced_accuracy_0_2, macro_f1, auroc_any_lesion, as in `scores`.
+    {name: float, or None where undefined}: accuracy, balanced_accuracy,
+    balanced_accuracy_0_2, macro_f1, auroc_any_lesion.
 
   Raises:
     ValueError: if an argument has a wrong shape or an impossible value.
   """
-  labels, probabilities = _checked(labels, probabilities)
-  once = np.ones((1, len(labels)))
-  values = _weighted_scores(labels, probabilities, once, any_lesion)
-  return {name: _number(value[0]) for name, value in values.items()}
+  labels, probabilities = predictions.check(labels, probabilities)
+  score = bootstrap.scorer(labels, probabilities, None, any_lesion=any_lesion)
+  values = score(np.ones((1, len(labels))))
+  return {name: _number(values[name][0]) for name in bootstrap.SUMMARY[:5]}
 
 
-def bootstrap(
-  labels: np.ndarray,
-  probabilities: np.ndarray,
-  *,
-  resamples: int = 2000,
-  seed: int,
-  stratified: bool = True,
-  level: float = 0.95,
-  any_lesion: bool = True,
-) -> dict[str, list[float] | None]:
-  """Percentile bootstrap intervals of the summary scores.
-
-  Images are drawn with replacement, N of N, `resamples` times; an interval
-  runs from the (1 - level)/2 to the (1 + level)/2 quantile of a score over
-  the resamples. It holds the model fixed: the spread over training seeds is
-  not in it.
+def format_table(result: dict[str, Any], *, level: float = 0.95) -> str:
+  """Sets what evaluation.json holds as plain text, at most 80 columns wide.
 
   Args:
-    labels: (N,) true classes, 0..C-1.
-    probabilities: (N, C), rows summing to 1.
-    resamples: how many resamples are drawn.
-    seed: of the draws; equal seeds give equal intervals.
-    stratified: draw within each class, so that every resample has the class
-      sizes of `labels`. Otherwise draw over all images: a resample then scores
-      the classes that it happens to hold, and is left out of the scores that
-      it leaves undefined.
-    level: the share of the resamples that an interval covers.
-    any_lesion: as in `scores`.
-
-  Returns:
-    score -> [low, high], or None where `scores` gives None, for accuracy,
-    balanced_accuracy, balanced_accuracy_0_2, macro_f1 and auroc_any_lesion.
-    A class of one image adds no spread: its interval is too short, not wide.
-
-  Raises:
-    ValueError: if an argument has a wrong shape or an impossible value.
-
-  Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, 13.3.
-  """
-  labels, probabilities = _checked(labels, probabilities)
-  _check_resampling(resamples, level)
-  (values,) = _resampled_scores(
-    labels, [probabilities], resamples, seed, stratified, any_lesion
-  )
-  return {name: _interval(value, level) for name, value in values.items()}
-
-
-def paired_bootstrap(
-  labels: np.ndarray,
-  probabilities_a: np.ndarray,
-  probabilities_b: np.ndarray,
-  *,
-  resamples: int = 2000,
-  seed: int,
-  stratified: bool = True,
-  level: float = 0.95,
-  any_lesion: bool = True,
-) -> dict[str, dict[str, Any]]:
-  """Differences a - b of two models on the same images, with intervals.
-
-  Both models are scored on the same resamples, so what makes an image hard
-  for both cancels: these intervals are shorter than two separate ones suggest.
-
-  Args:
-    labels: (N,) true classes, 0..C-1.
-    probabilities_a: (N, C) of model a, rows in the order of `labels`.
-    probabilities_b: (N, C) of model b, likewise.
-    resamples: as in `bootstrap`.
-    seed: as in `bootstrap`; an equal seed draws the same resamples there.
-    stratified: as in `bootstrap`.
-    level: as in `bootstrap`.
-    any_lesion: as in `scores`.
-
-  Returns:
-    score -> {'difference': a - b on `labels`, 'interval': [low, high]}, both
-    None where `scores` gives None, for the scores of `bootstrap`.
-
-  Raises:
-    ValueError: if an argument has a wrong shape or an impossible value.
-
-  Source: as `bootstrap`.
-  """
-  models = []
-  for name, probabilities in ('a', probabilities_a), ('b', probabilities_b):
-    try:
-      checked_labels, probabilities = _checked(labels, probabilities)
-    except ValueError as error:
-      raise ValueError(f'model {name}: {error}') from None
-    models.append(probabilities)
-  if models[0].shape != models[1].shape:
-    raise ValueError(
-      f'probabilities of model a have the shape {models[0].shape}, of model b '
-      f'{models[1].shape}: both need the same classes'
-    )
-  _check_resampling(resamples, level)
-  once = np.ones((1, len(checked_labels)))
-  point_a, point_b = (
-    _weighted_scores(checked_labels, p, once, any_lesion) for p in models
-  )
-  values_a, values_b = _resampled_scores(
-    checked_labels, models, resamples, seed, stratified, any_lesion
-  )
-  return {
-    name: {
-      'difference': _number(point_a[name][0] - point_b[name][0]),
-      'interval': _interval(values_a[name] - values_b[name], level),
-    }
-    for name in _TITLES
-  }
-
-
-def format_table(
-  scores: dict[str, Any],
-  intervals: dict[str, list[float] | None] | None = None,
-  *,
-  level: float = 0.95,
-) -> str:
-  """Sets what `scores` returned as plain text, at most 80 columns wide.
-
-  Args:
-    scores: what `scores` returned.
-    intervals: what `bootstrap` returned, or None for no intervals.
+    result: what `scores` returned, and of evaluation.json what there is:
+      'intervals', 'threshold', 'temperature', 'chosen_on', 'localisation',
+      'subgroups'.
     level: the level that the intervals were made for, for their heading.
 
   Returns:
-    Lines without a final newline: a row per class, the summary, and the
-    confusion matrix (in several blocks where its columns need them). A dash
-    stands for None, and a line says so.
+    Lines without a final newline: a row per class, the summary, the confusion
+    matrix (in several blocks where its columns need them), and the maps and
+    the subgroups where there are any. A dash stands for None, and a line says
+    so.
   """
-  names = [
-    _shorten(name if name == str(c) else f'{c} {name}')
-    for c, name in enumerate(scores['per_class'])
-  ]
-  num_classes = len(names)
-  width = max(map(len, [*names, 'class']))
-  count = scores['num_images']
-  lines = [
-    f'{count} image{"s" * (count != 1)}, {num_classes} classes',
-    '',
-    f'{"class":<{width}}  precision  recall     F1  AUROC  images',
-  ]
-  for name, row in zip(names, scores['per_class'].values(), strict=True):
+  names = _numbered(result['per_class'])
+  intervals = result.get('intervals') or {}
+  count = result['num_images']
+  lines = [f'{count} image{"s" * (count != 1)}, {len(names)} classes', '']
+  lines += _class_rows(names, result['per_class'])
+  lines += ['', *_summary_rows(result, intervals, level)]
+  lines += ['', *_matrix_rows(names, result['confusion_matrix'])]
+  if result.get('localisation'):
+    lines += ['', *_localisation_rows(result['localisation'], level)]
+  if subgroups := result.get('subgroups'):
+    lines += ['', f'subgroups (with {100 * level:g} % intervals)']
+    for column, groups in subgroups.items():
+      lines += [*_subgroup_rows(column, groups), '']
+    lines.pop()
+  lines = [line.rstrip() for line in lines]
+  if any(_DASH.search(line) for line in lines):
+    lines += ['', '-: undefined on these images, or not for these classes']
+  return '\n'.join(lines)
+
+
+def format_comparison(
+  comparison: dict[str, Any], *, level: float = 0.95
+) -> str:
+  """Sets the comparison of two models as plain text, at most 80 columns wide.
+
+  What the models are called is not shortened.
+
+  Args:
+    comparison: 'a', 'b': what the models are called; 'scores': what
+      `bootstrap.paired_bootstrap` returned; and, where there are, 'mcnemar':
+      what `bootstrap.mcnemar` returned; 'localisation': map -> score ->
+      {'difference', 'interval'}.
+    level: the level that the intervals were made for, for their heading.
+
+  Returns:
+    Lines without a final newline. A star marks a difference whose interval
+    leaves out 0.
+  """
+  rows = comparison['scores']
+  lines = [f'a: {comparison["a"]}', f'b: {comparison["b"]}', '']
+  lines = [tables.printable(line) for line in lines]
+  titles = {
+    name: title
+    for name, title in _TITLES.items()
+    if name in rows and rows[name]['difference'] is not None
+  }
+  width = max(map(len, titles.values()))
+  lines.append(f'{"difference":<{width}}   a - b   {100 * level:g} % interval')
+  for name, title in titles.items():
     lines.append(
-      f'{name:<{width}}  {_decimal(row["precision"]):>9}  '
-      f'{_decimal(row["recall"]):>6}  {_decimal(row["f1"]):>5}  '
-      f'{_decimal(row["auroc"]):>5}  {row["support"]:>6}'
+      f'{title:<{width}}  {_signed(rows[name])} {_signed_span(rows[name])}'
     )
 
-  titles = dict(_TITLES)
-  if num_classes <= 3:
-    del titles['balanced_accuracy_0_2']
-  # Next to the accuracy, which says little unless it is well above this.
-  titles = {
-    'accuracy': titles.pop('accuracy'),
-    'majority_accuracy': 'accuracy of always the commonest class',
-    **titles,
-  }
-  summary_width = max(map(len, titles.values()))
-  heading = f'{"summary":<{summary_width}}  value'
-  lines += [
-    '',
-    heading if intervals is None else f'{heading}  {100 * level:g} % interval',
+  classes = [
+    name.partition('/')[2] for name in rows if name.startswith('recall/')
   ]
-  for key, title in titles.items():
-    line = f'{title:<{summary_width}}  {_decimal(scores[key]):>5}'
-    if intervals and intervals.get(key):
-      low, high = map(_decimal, intervals[key])
-      line += f'  {low} to {high}'
-    lines.append(line)
-  rows = [*scores['per_class'].values(), {key: scores[key] for key in titles}]
-  if any(None in row.values() for row in rows):
-    lines.append('-: undefined on these images, or not for these classes')
+  if classes:
+    names = _numbered(classes)
+    width = max(map(len, [*names, 'a - b, class'])) + 1
+    heading = ''.join(f'{title:>9}' for title in _COLUMNS.values())
+    lines += ['', f'{"a - b, class":<{width}}{heading}']
+    for name, title in zip(classes, names, strict=True):
+      cells = (_signed(rows[f'{key}/{name}']) for key in _COLUMNS)
+      lines.append(f'{title:<{width}}' + ''.join(f'{c:>9}' for c in cells))
 
-  matrix = scores['confusion_matrix']
+  if test := comparison.get('mcnemar'):
+    lines += [
+      '',
+      f'images that a alone has right: {test["only_a_right"]}, b alone:'
+      f' {test["only_b_right"]}; McNemar p = {test["p_value"]:.3g}',
+    ]
+  if maps := comparison.get('localisation'):
+    lines += ['', _columns('a - b, map', _LOCALISATION.values())]
+    for name, differences in maps.items():
+      cells = [differences.get(key) for key in _LOCALISATION]
+      lines.append(_columns(_shorten(name, 15), map(_signed, cells)))
+      spans = [_signed_span(cell) for cell in cells]
+      if any(spans):
+        # Without the 0 before the point, to keep them apart.
+        spans = [span.replace('0.', '.') for span in spans]
+        lines.append(_columns('', spans))
+  lines = [line.rstrip() for line in lines]
+  lines += ['', f'*: the {100 * level:g} % interval leaves out 0']
+  if any(_DASH.search(line) for line in lines):
+    lines.append('-: undefined for a or b')
+  lines.append('lower is better: calibration error, Brier score, log loss')
+  return '\n'.join(lines)
+
+
+def _class_rows(names, per_class):
+  width = max(map(len, [*names, 'class']))
+  heading = ''.join(f'  {title:>5}' for title in _COLUMNS.values())
+  lines = [f'{"class":<{width}}{heading}  images']
+  for name, row in zip(names, per_class.values(), strict=True):
+    cells = ''.join(
+      f'  {_decimal(row[key]):>{max(5, len(title))}}'
+      for key, title in _COLUMNS.items()
+    )
+    lines.append(f'{name:<{width}}{cells}  {row["support"]:>6}')
+  return lines
+
+
+def _summary_rows(result, intervals, level):
+  values = {
+    **result['scores'],
+    'majority_accuracy': result['majority_accuracy'],
+  }
+  left_out = set()
+  if len(result['per_class']) <= 3:
+    left_out.add('balanced_accuracy_0_2')
+  if values['quadratic_kappa'] is None:
+    left_out.add('quadratic_kappa')
+  if result.get('threshold') is None:
+    left_out |= {'sensitivity_any_lesion', 'specificity_any_lesion'}
+  if values['ece_scaled'] is None:
+    left_out |= {'ece_scaled', 'brier_scaled', 'nll_scaled'}
+  titles = {
+    name: title for name, title in _TITLES.items() if name not in left_out
+  }
+  width = max(map(len, titles.values()))
+  heading = f'{"summary":<{width}}  value'
+  lines = [f'{heading}  {100 * level:g} % interval' if intervals else heading]
+  for name, title in titles.items():
+    line = f'{title:<{width}}  {_decimal(values[name]):>5}'
+    lines.append(f'{line}  {_span(intervals.get(name))}')
+  chosen = [
+    f'{title} {result[name]:.3f}'
+    for name, title in (
+      ('threshold', 'threshold of any lesion'),
+      ('temperature', 'temperature'),
+    )
+    if result.get(name) is not None
+  ]
+  if chosen:
+    where = result.get('chosen_on')
+    lines.append(', '.join(chosen) + (f': chosen on {where}' if where else ''))
+  return lines
+
+
+def _matrix_rows(names, matrix):
+  num_classes = len(names)
+  width = max(map(len, names))
   cell = max(len(str(n)) for row in [range(num_classes), *matrix] for n in row)
   cell += 2  # the gap before it
   block = (_WIDTH - width) // cell
-  lines += ['', 'confusion matrix (row: true class, column: predicted class)']
+  lines = ['confusion matrix (row: true class, column: predicted class)']
   for start in range(0, num_classes, block):
     columns = range(start, min(start + block, num_classes))
     if start:
@@ -348,330 +411,69 @@ def format_table(
     for name, row in zip(names, matrix, strict=True):
       cells = ''.join(f'{row[c]:>{cell}}' for c in columns)
       lines.append(f'{name:<{width}}{cells}')
-  return '\n'.join(lines)
+  return lines
 
 
-def write_predictions(
-  path: str | Path,
-  ids: Sequence[str],
-  labels: np.ndarray,
-  probabilities: np.ndarray,
-  class_names: Sequence[str],
-) -> None:
-  """Writes predictions.csv: id,label,prediction,p_<class 0>,p_<class 1>,...
-
-  Classes are numbers in `label` and `prediction`. A probability is written
-  with the fewest digits that give the same number back in its own type, float64
-  or else float32. The file appears whole or not at all.
-
-  Args:
-    path: of the file; one that is there is replaced.
-    ids: N distinct image ids.
-    labels: (N,) true classes, 0..C-1.
-    probabilities: (N, C), rows summing to 1.
-    class_names: C distinct names, for the header.
-
-  Raises:
-    ValueError: if an argument has a wrong shape or an impossible value.
-  """
-  path = Path(path)
-  checked_labels, checked = _checked(labels, probabilities)
-  class_names = _checked_names(class_names, checked.shape[1])
-  ids = [str(image) for image in ids]
-  if len(ids) != len(checked_labels):
-    raise ValueError(f'{len(ids)} ids for {len(checked_labels)} labels')
-  if twice := _first_repeated(ids):
-    raise ValueError(f'ids must be distinct, but {ids[twice]!r} comes twice')
-  if np.asarray(probabilities).dtype != np.float64:
-    checked = checked.astype(np.float32)
-
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  try:
-    with temporary.open('w', newline='', encoding='utf-8') as file:
-      writer = csv.writer(file, lineterminator='\n')
-      writer.writerow(
-        ['id', 'label', 'prediction', *(f'p_{name}' for name in class_names)]
-      )
-      rows = zip(ids, checked_labels, checked, strict=True)
-      for image, label, row in rows:
-        writer.writerow([image, label, row.argmax(), *map(str, row)])
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+def _localisation_rows(maps, level):
+  count = max(row['num_images'] for row in maps.values())
+  lines = [
+    f'localisation on {count} image{"s" * (count != 1)} with boxes'
+    f' (below: {100 * level:g} % intervals)',
+    _columns('map', _LOCALISATION.values()),
+  ]
+  for name, row in maps.items():
+    values = (_decimal(row['scores'].get(key)) for key in _LOCALISATION)
+    lines.append(_columns(_shorten(name, 15), values))
+    spans = [_span(row['intervals'].get(key)) for key in _LOCALISATION]
+    if any(spans):
+      lines.append(_columns('', spans))
+  return lines
 
 
-def read_predictions(
-  path: str | Path,
-) -> tuple[list[str], np.ndarray, np.ndarray]:
-  """Reads a file that `write_predictions` wrote, or one of its layout.
-
-  Args:
-    path: of the file.
-
-  Returns:
-    ids, a list of N strings; labels (N,) int64; probabilities (N, C) float64.
-
-  Raises:
-    ValueError: if the file cannot be read, or a row is not what the layout
-      says; the line names the file, the row (the header is row 1) and the
-      reason.
-  """
-  try:
-    with Path(path).open(newline='', encoding='utf-8-sig') as file:
-      rows = list(csv.reader(file))
-  except OSError as error:
-    raise ValueError(f'{path}: {error.strerror}') from None
-  except (UnicodeDecodeError, csv.Error) as error:
-    raise ValueError(f'{path}: not a CSV file in UTF-8 ({error})') from None
-
-  header = rows[0] if rows else []
-  if (
-    header[:3] != ['id', 'label', 'prediction']
-    or len(header) < 5
-    or not all(column.startswith('p_') for column in header[3:])
-  ):
-    raise ValueError(
-      f'{path}, row 1: the header must be id,label,prediction and a p_<class> '
-      f'for each of at least 2 classes, not {_shorten(",".join(header))!r}'
-    )
-  if len(rows) == 1:
-    raise ValueError(f'{path}: there are no rows below the header')
-
-  ids, labels, predictions, probabilities = [], [], [], []
-  for number, row in enumerate(rows[1:], start=2):
-    if len(row) != len(header):
-      raise ValueError(
-        f'{path}, row {number}: {len(row)} fields where the header has '
-        f'{len(header)}'
-      )
-    try:
-      labels.append(int(row[1]))
-      predictions.append(int(row[2]))
-      probabilities.append([float(field) for field in row[3:]])
-    except ValueError as error:
-      raise ValueError(
-        f'{path}, row {number}: label and prediction must be whole numbers and '
-        f'the rest after the id numbers ({error})'
-      ) from None
-    ids.append(row[0])
-
-  if twice := _first_repeated(ids):
-    raise ValueError(f'{path}, row {twice + 2}: id {ids[twice]!r} comes again')
-  labels, probabilities = _checked(
-    labels, probabilities, place=f'{path}, row', first=2
-  )
-  for i, (prediction, row) in enumerate(
-    zip(predictions, probabilities, strict=True)
-  ):
-    # A tie may have gone to either class in a file that others wrote.
-    if not 0 <= prediction < len(row) or row[prediction] != row.max():
-      raise ValueError(
-        f'{path}, row {i + 2}: prediction {prediction} is not the most '
-        f'probable class, {row.argmax()}'
-      )
-  return ids, labels, probabilities
+def _subgroup_rows(column, groups):
+  """Two scores of each value, with intervals; evaluation.json has the rest."""
+  shown = ['balanced_accuracy', 'auroc_any_lesion']
+  if all(row['scores'][shown[1]] is None for row in groups.values()):
+    shown[1] = 'macro_f1'
+  names = {value: _shorten(value) for value in groups}
+  width = max(map(len, [*names.values(), _shorten(column)]))
+  heading = f'{_shorten(column):<{width}}  images'
+  for key in shown:
+    heading += f'  {_TITLES[key]:<22}'
+  lines = [heading]
+  for value, row in groups.items():
+    line = f'{names[value]:<{width}}  {row["num_images"]:>6}'
+    for key in shown:
+      span = _span((row.get('intervals') or {}).get(key))
+      line += f'  {_decimal(row["scores"][key]):>5}  {span:<15}'
+    lines.append(line)
+  return lines
 
 
-def _checked(
-  labels: Any, probabilities: Any, place: str = 'image', first: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns int64 labels and float64 probabilities, or names the first fault.
-
-  A fault of image i is reported at `place` number i + first.
-  """
-  labels = np.asarray(labels)
-  probabilities = np.asarray(probabilities)
-  if labels.ndim != 1:
-    raise ValueError(f'labels must be (N,), not of shape {labels.shape}')
-  if probabilities.ndim != 2 or probabilities.shape[1] < 2:
-    raise ValueError(
-      'probabilities must be (N, C) with at least 2 classes, not of shape '
-      f'{probabilities.shape}'
-    )
-  if len(labels) != len(probabilities):
-    raise ValueError(
-      f'{len(labels)} labels for {len(probabilities)} rows of probabilities'
-    )
-  if not len(labels):
-    raise ValueError('there are no images to score')
-  if not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(f'labels must be whole numbers, not {labels.dtype}')
-  try:
-    probabilities = probabilities.astype(np.float64)
-  except (TypeError, ValueError):
-    raise ValueError(
-      f'probabilities must be numbers, not {probabilities.dtype}'
-    ) from None
-
-  num_classes = probabilities.shape[1]
-  faults = (labels < 0) | (labels >= num_classes)
-  if faults.any():
-    i = faults.argmax()
-    raise ValueError(
-      f'{place} {i + first}: label {labels[i]} is not in 0..{num_classes - 1}'
-    )
-  for faults, reason in (
-    (~np.isfinite(probabilities), 'is not finite'),
-    (probabilities < 0, 'is negative'),
-  ):
-    if faults.any():
-      i, c = np.argwhere(faults)[0]
-      raise ValueError(
-        f'{place} {i + first}: the probability of class {c} {reason} '
-        f'({probabilities[i, c]:g})'
-      )
-  totals = probabilities.sum(axis=1)
-  faults = np.abs(totals - 1) > 1e-3  # Half precision sums to within 5e-4.
-  if faults.any():
-    i = faults.argmax()
-    raise ValueError(
-      f'{place} {i + first}: the probabilities sum to {totals[i]:g}, not to 1'
-    )
-  return labels.astype(np.int64), probabilities
+def _columns(name, cells):
+  """A row of a table of four columns."""
+  return f'{name:<15}' + ''.join(f'{cell:>16}' for cell in cells)
 
 
-def _checked_names(class_names: Sequence[str], num_classes: int) -> list[str]:
-  names = [str(name) for name in class_names]
-  if len(names) != num_classes:
-    raise ValueError(
-      f'{len(names)} class names for {num_classes} columns of probabilities'
-    )
-  if twice := _first_repeated(names):
-    raise ValueError(
-      f'class names must be distinct, but {names[twice]!r} comes twice'
-    )
-  return names
-
-
-def _check_resampling(resamples: int, level: float) -> None:
-  if resamples < 1:
-    raise ValueError(f'resamples must be at least 1, not {resamples}')
-  if not 0 < level < 1:
-    raise ValueError(f'level must lie between 0 and 1, not {level}')
-
-
-def _first_repeated(items: list[str]) -> int | None:
-  """The place of the first item that stood before; never 0."""
-  seen = set()
-  for i, item in enumerate(items):
-    if item in seen:
-      return i
-    seen.add(item)
-  return None
-
-
-def _resampled_scores(
-  labels: np.ndarray,  # (N,)
-  models: Sequence[np.ndarray],  # each (N, C)
-  resamples: int,
-  seed: int,
-  stratified: bool,
-  any_lesion: bool,
-) -> list[dict[str, np.ndarray]]:
-  """For each model, score -> (R,) over the same resamples."""
-  blocks = [[] for _ in models]
-  for counts in _draws(labels, resamples, seed, stratified):
-    for model, probabilities in zip(blocks, models, strict=True):
-      model.append(_weighted_scores(labels, probabilities, counts, any_lesion))
+def _numbered(names):
+  """Class names with their numbers before them, short enough for a table."""
   return [
-    {name: np.concatenate([block[name] for block in model]) for name in _TITLES}
-    for model in blocks
+    _shorten(name if name == str(c) else f'{c} {name}')
+    for c, name in enumerate(names)
   ]
 
 
-def _draws(
-  labels: np.ndarray, resamples: int, seed: int, stratified: bool
-) -> Iterator[np.ndarray]:
-  """Yields (R', N) float64 blocks: how often a resample drew each image."""
-  rng = np.random.default_rng(seed)
-  n = len(labels)
-  if stratified:
-    strata = [np.flatnonzero(labels == c) for c in np.unique(labels)]
-  else:
-    strata = [np.arange(n)]
-  block = max(1, _BLOCK // n)
-  for start in range(0, resamples, block):
-    size = min(block, resamples - start)
-    drawn = [s[rng.integers(len(s), size=(size, len(s)))] for s in strata]
-    cells = np.concatenate(drawn, axis=1) + n * np.arange(size)[:, None]
-    counts = np.bincount(cells.ravel(), minlength=size * n)
-    yield counts.reshape(size, n).astype(np.float64)
+def _variants(probabilities, temperature):
+  """Suffix of the score -> the probabilities that it is of."""
+  if temperature is None:
+    return {'': probabilities}
+  scaled = calibration.scale(probabilities, temperature)
+  return {'': probabilities, '_scaled': scaled}
 
 
-def _weighted_scores(
-  labels: np.ndarray,  # (N,)
-  probabilities: np.ndarray,  # (N, C)
-  counts: np.ndarray,  # (R, N) float64: the multiplicity of each image
-  any_lesion: bool,
-) -> dict[str, np.ndarray]:
-  """The summary scores of R resamples: score -> (R,), NaN where undefined."""
-  num_classes = probabilities.shape[1]
-  cells = labels * num_classes + probabilities.argmax(axis=1)  # (N,)
-  one_hot = np.eye(num_classes**2)[cells]  # (N, C * C)
-  # Sums of whole numbers below 2**53: exact in any order.
-  confusion = (counts @ one_hot).reshape(-1, num_classes, num_classes)
-  right = np.einsum('rcc->rc', confusion)  # (R, C)
-  true = confusion.sum(axis=2)  # (R, C)
-  predicted = confusion.sum(axis=1)  # (R, C)
-  present = true > 0
-  recall = _ratio(right, true)
-  f1 = _ratio(2 * right, np.where(present, true + predicted, 0))
-  undefined = np.full(len(counts), np.nan)
-  return {
-    'accuracy': right.sum(axis=1) / true.sum(axis=1),
-    'balanced_accuracy': _mean_defined(recall),
-    'balanced_accuracy_0_2': (
-      _mean_defined(recall[:, :3]) if num_classes > 3 else undefined
-    ),
-    'macro_f1': _mean_defined(f1),
-    'auroc_any_lesion': (
-      _weighted_auroc(labels > 0, -probabilities[:, 0], counts)
-      if any_lesion
-      else undefined
-    ),
-  }
-
-
-def _weighted_auroc(
-  positive: np.ndarray,  # (N,) bool
-  score: np.ndarray,  # (N,)
-  counts: np.ndarray,  # (R, N)
-) -> np.ndarray:
-  """AUROC of R resamples, (R,), NaN where one side is empty.
-
-  The share of (positive, negative) pairs that the score puts in order, ties
-  counting one half (Hanley and McNeil, 1982): over the distinct scores s,
-
-      sum_s P_s (N_{<s} + N_s / 2) / (P N)
-  """
-  order = np.argsort(score, kind='stable')
-  starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
-  counts, positive = counts[:, order], positive[order]
-  positives = np.add.reduceat(counts * positive, starts, axis=1)  # (R, S)
-  negatives = np.add.reduceat(counts * ~positive, starts, axis=1)  # (R, S)
-  upto = negatives.cumsum(axis=1)
-  ordered = (positives * (upto - negatives / 2)).sum(axis=1)
-  return _ratio(ordered, positives.sum(axis=1) * upto[:, -1])
-
-
-def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-  """top / bottom, NaN where bottom is 0."""
-  nan = np.full(bottom.shape, np.nan)
-  return np.divide(top, bottom, out=nan, where=bottom > 0)
-
-
-def _mean_defined(values: np.ndarray) -> np.ndarray:
-  """(R, C) -> (R,) the mean of the values that are not NaN, NaN if none is."""
-  return _ratio(
-    np.nansum(values, axis=1), (~np.isnan(values)).sum(axis=1).astype(float)
-  )
-
-
-def _interval(values: np.ndarray, level: float) -> list[float] | None:
-  values = values[~np.isnan(values)]
-  if not values.size:
-    return None
-  return np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
+def _share(flags: np.ndarray) -> float | None:
+  """The share of flags that are set, None of none."""
+  return float(flags.mean()) if flags.size else None
 
 
 def _number(value: float) -> float | None:
@@ -682,5 +484,25 @@ def _decimal(value: float | None) -> str:
   return '-' if value is None else f'{value:.3f}'
 
 
-def _shorten(text: str) -> str:
-  return text if len(text) <= _NAME_WIDTH else f'{text[: _NAME_WIDTH - 3]}...'
+def _span(interval: Sequence[float] | None) -> str:
+  return '{:.3f} to {:.3f}'.format(*interval) if interval else ''
+
+
+def _signed(row: dict[str, Any] | None) -> str:
+  """A difference with its sign, and a star if its interval leaves out 0."""
+  if row is None or row['difference'] is None:
+    return '- '
+  interval = row['interval']
+  star = '*' if interval and (interval[0] > 0 or interval[1] < 0) else ' '
+  return f'{row["difference"]:+.3f}{star}'
+
+
+def _signed_span(row: dict[str, Any] | None) -> str:
+  if row is None or not row['interval']:
+    return ''
+  return '{:+.3f} to {:+.3f}'.format(*row['interval'])
+
+
+def _shorten(text: str, width: int = _NAME_WIDTH) -> str:
+  text = tables.printable(text)
+  return text if len(text) <= width else f'{text[: width - 3]}...'

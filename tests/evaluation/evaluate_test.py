@@ -133,8 +133,90 @@ def test_the_named_checkpoint_meets_the_named_split_whole_and_in_order(
   np.testing.assert_array_equal(ids, scored.ids)
   np.testing.assert_allclose(found, expected[step, split], atol=1e-4)
   accuracy = (found.argmax(axis=1) == scored.labels).mean()
-  np.testing.assert_allclose(result['accuracy'], accuracy)
+  np.testing.assert_allclose(result['scores']['accuracy'], accuracy)
   assert json.loads((workdir / 'evaluation.json').read_text()) == result
+
+
+def test_what_is_chosen_is_chosen_on_validation(workdir, expected):
+  result = evaluate.evaluate(make_config(), workdir)
+  labels = STORE.split('validation').labels
+  chosen = expected[6, 'validation']
+  lesion = 1 - chosen[:, 0]
+  youden = [
+    (lesion[labels > 0] >= t).mean() + (lesion[labels == 0] < t).mean()
+    for t in (result['threshold'], *np.linspace(0, 1, 101))
+  ]
+  assert youden[0] >= max(youden) - 1e-9
+
+  def loss(temperature):
+    logits = np.log(chosen) / temperature
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return -log_p[np.arange(len(labels)), labels].mean()
+
+  around = result['temperature'] * np.array([0.8, 1, 1.25])
+  assert result['temperature'] in (0.05, 20) or np.argmin([*map(loss, around)])
+  assert result['chosen_on'] == 'validation'
+  found = workdir / 'predictions_validation.csv'
+  assert len(found.read_text().splitlines()) == 1 + len(labels)
+  # Where validation itself is scored there is nothing left to choose on.
+  result = evaluate.evaluate(make_config(evaluate__split='validation'), workdir)
+  assert result['threshold'] is result['temperature'] is None
+  assert result['scores']['sensitivity_any_lesion'] is None
+  assert not found.exists()
+
+
+def test_maps_are_kept_of_every_image_with_a_box_and_scored_there(workdir):
+  result = evaluate.evaluate(make_config(), workdir)
+  split = STORE.split('test')
+  maps = np.load(workdir / 'maps.npz')
+  boxed = set(split.ids[split.num_boxes > 0])
+  # The split is small enough that all the others are kept, too.
+  assert set(maps['ids']) == set(split.ids)
+  assert set(maps) == {'ids', 'cam', 'att_pos/stage1', 'att_neg/stage1'}
+  assert maps['cam'].shape == (len(split), 12, 12)
+  with open(workdir / 'localisation.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert {row['id'] for row in rows} == boxed
+  found = result['localisation']
+  assert set(found) == {'cam', 'att_pos/stage1', 'random', 'centre', 'prior'}
+  for name, scored in found.items():
+    for score, mean in scored['scores'].items():
+      column = [float(row[f'{name}/{score}']) for row in rows]
+      np.testing.assert_allclose(mean, np.mean(column), rtol=1e-4)
+
+
+def test_the_cam_is_that_of_the_log_odds_of_any_lesion(workdir, states, run):
+  evaluate.evaluate(make_config(), workdir)
+  maps = np.load(workdir / 'maps.npz')
+  split = STORE.split('test')
+  grey = split.pixels[..., None].astype(np.float32)
+  backbone = {
+    'params': states[6].params['backbone'],
+    'batch_stats': states[6].batch_stats['backbone'],
+  }
+  logits, features = run.model.backbone.apply(
+    backbone, (grey / 255.0 - 0.5) / 0.25
+  )
+  kernel = np.asarray(backbone['params']['fc']['kernel'])
+  lesion = np.asarray(
+    jax.nn.softmax(logits[:, 1:])
+  )  # of log(sum_{c > 0} exp z_c)
+  alpha = lesion @ kernel[:, 1:].T - kernel[:, 0]
+  cam = np.einsum('nhwk,nk->nhw', features['stage1'], alpha) / 144
+  order = [list(split.ids).index(name) for name in maps['ids']]
+  want = np.maximum(cam, 0)[order]
+  np.testing.assert_allclose(maps['cam'], want, rtol=2e-2, atol=1e-3)
+  assert want.max() > 0.01
+
+
+def test_a_set_without_boxes_is_scored_without_maps(workdir, monkeypatch):
+  other = fakes.make_store()
+  for name in ('validation', 'test'):
+    other.splits[name].num_boxes[:] = 0
+  monkeypatch.setattr(prepare, 'open_prepared', lambda config: other)
+  assert evaluate.evaluate(make_config(), workdir)['localisation'] == {}
+  assert not (workdir / 'maps.npz').exists()
+  assert not (workdir / 'localisation.csv').exists()
 
 
 def test_the_network_is_the_trained_one_whatever_the_config_says(

@@ -1,0 +1,127 @@
+"""Two evaluated runs on the same images: what differs, and how surely."""
+
+import csv
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from dpjax.data import labels as labels_lib
+from dpjax.evaluation import bootstrap, evaluate, localisation, predictions
+
+FILE = 'comparison.json'
+
+
+def compare(
+  workdir_a: str | pathlib.Path,
+  workdir_b: str | pathlib.Path,
+  *,
+  resamples: int,
+  seed: int,
+) -> dict[str, Any]:
+  """Compares two runs by what `evaluate` wrote.
+
+  Args:
+    workdir_a: of an evaluated run.
+    workdir_b: of another, on the same images.
+    resamples: of the bootstrap.
+    seed: of the bootstrap.
+
+  Returns:
+    {'a', 'b': workdirs, 'num_images', 'scores': bootstrap.paired_bootstrap,
+    'mcnemar': bootstrap.mcnemar, 'localisation': {map: {score: {'difference',
+    'interval'}}} of the maps that both have}.
+
+  Raises:
+    ValueError: one line: a run is not evaluated, or on other images or classes.
+  """
+  a, b = map(evaluate.workdir_of, (workdir_a, workdir_b))
+  result_a, result_b = _evaluation(a), _evaluation(b)
+  names = result_a['class_names']
+  if names != result_b['class_names']:
+    raise ValueError(
+      f'{b}: its classes are'
+      f' {", ".join(result_b["class_names"])} and those of {a} are'
+      f' {", ".join(names)}'
+    )
+  ids_a, labels, p_a = _sorted(a)
+  ids_b, labels_b, p_b = _sorted(b)
+  if ids_a != ids_b:
+    apart = len(set(ids_a) ^ set(ids_b))
+    raise ValueError(
+      f'{b}: {apart} images were scored either there or in {a}, not in both;'
+      ' evaluate both on the same split'
+    )
+  if (labels_b != labels).any():
+    first = ids_a[int(np.argmax(labels_b != labels))]
+    raise ValueError(f'{b}: {first} has another label there than in {a}')
+  maps_a, maps_b = _localisation(a), _localisation(b)
+  return {
+    'a': str(a),
+    'b': str(b),
+    'num_images': len(ids_a),
+    'scores': bootstrap.paired_bootstrap(
+      labels, p_a, p_b, names, resamples=resamples, seed=seed,
+      any_lesion=labels_lib.is_normal(names[0]),
+      ordinal=evaluate.are_counts(names),
+      threshold=(result_a['threshold'], result_b['threshold']),
+      temperature=(result_a['temperature'], result_b['temperature']),
+    ),
+    'mcnemar': bootstrap.mcnemar(labels, p_a, p_b),
+    'localisation': {
+      name: localisation.paired(
+        maps_a[name], maps_b[name], resamples=resamples, seed=seed
+      )
+      for name in maps_a
+      # A baseline is the same for both.
+      if name in maps_b and name not in localisation.BASELINES
+    },
+  }  # fmt: skip
+
+
+def write(found: dict[str, Any]) -> pathlib.Path:
+  """Writes what `compare` found as comparison.json into a's workdir."""
+  file = pathlib.Path(found['a']) / FILE
+  temporary = file.with_suffix('.tmp')
+  temporary.write_text(json.dumps(found, indent=2, allow_nan=False) + '\n')
+  temporary.replace(file)
+  return file
+
+
+def _sorted(workdir):
+  """predictions.csv in the order of the ids: equal draws for equal images."""
+  ids, labels, found = predictions.read_predictions(
+    workdir / evaluate.PREDICTIONS
+  )
+  order = np.argsort(ids)
+  return [ids[i] for i in order], labels[order], found[order]
+
+
+def _evaluation(workdir):
+  try:
+    return json.loads((workdir / evaluate.FILE).read_text())
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f'{workdir / evaluate.FILE}: no evaluation to compare ({error}); run'
+      ' evaluate there first'
+    ) from error
+
+
+def _localisation(workdir):
+  """localisation.csv as {map: {score: (N,)}}, by id; {} where there is none."""
+  file = workdir / evaluate.LOCALISATION
+  if not file.is_file():
+    return {}
+  with open(file, newline='', encoding='utf-8') as stream:
+    header, *rows = csv.reader(stream)
+  rows.sort()  # by id
+  columns = np.array(
+    [[float(cell or 'nan') for cell in row[1:]] for row in rows]
+  )
+  maps: dict[str, dict[str, np.ndarray]] = {}
+  for i, column in enumerate(header[1:]):
+    name, _, score = column.rpartition('/')
+    if not np.isnan(columns[:, i]).any():
+      maps.setdefault(name, {})[score] = columns[:, i]
+  return maps

@@ -1,0 +1,214 @@
+"""Where a trained run looks: Grad-CAM and attention maps against the boxes."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from dpjax import steps
+from dpjax.data import labels
+from dpjax.evaluation import gradcam, localisation
+from dpjax.models import vgg
+
+WITHOUT_BOXES = 32  # images without a box whose maps are kept, at most
+
+
+def explain_step(
+  state: steps.TrainState,
+  batch: steps.Batch,
+  *,
+  stage: steps.Retraining,
+  target: str,
+  cam_stage: str,
+  axis_name: str | None = None,
+) -> dict[str, jax.Array]:
+  """Where the answers to one device's share of plain images come from.
+
+  Args:
+    state: of stage II.
+    batch: as steps.eval_step takes it.
+    stage: the networks.
+    target: whose gradient Grad-CAM takes (gradcam.target_weights).
+    cam_stage: the features that it looks at.
+    axis_name: unused; rows do not depend on each other.
+
+  Returns:
+    {'cam': (b, h, w)} and, with attention, {'att_pos/STAGE', 'att_neg/STAGE':
+    (b, h, w)}.
+  """
+  del axis_name
+  images = stage.pixels.views(batch)[:, 0]
+  variables = {
+    name: {
+      'params': state.params[name],
+      'batch_stats': state.batch_stats.get(name, {}),
+    }
+    for name in state.params
+  }
+  found = {
+    'cam': gradcam.grad_cam(
+      stage.backbone, variables['backbone'], images, batch['label'],
+      target=target, stage=cam_stage,
+    )
+  }  # fmt: skip
+  if stage.attention is not None:
+    _, features = stage.backbone.apply(variables['backbone'], images)
+    maps = stage.attention.apply(variables['attention'], features)
+    for name, (map_pos, map_neg) in maps.items():
+      found |= {f'att_pos/{name}': map_pos, f'att_neg/{name}': map_neg}
+  return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """Some rows of a split, with a split's interface.
+
+  Attributes:
+    split: of a prepared set.
+    rows: (M,) which.
+  """
+
+  split: Any
+  rows: np.ndarray
+
+  def __len__(self):
+    return len(self.rows)
+
+  @property
+  def ids(self):
+    return self.split.ids[self.rows]
+
+  @property
+  def labels(self):
+    return self.split.labels[self.rows]
+
+  @property
+  def boxes(self):
+    return self.split.boxes[self.rows]
+
+  @property
+  def num_boxes(self):
+    return self.split.num_boxes[self.rows]
+
+  def images(self, indices):
+    """The stored squares of rows `indices`."""
+    return self.split.images(self.rows[indices])
+
+
+def to_explain(split: Any, seed: int) -> Rows:
+  """The images with a box, and at most WITHOUT_BOXES seeded others."""
+  others = np.flatnonzero(split.num_boxes == 0)
+  rng = np.random.default_rng(seed)
+  some = rng.permutation(others)[:WITHOUT_BOXES]
+  return Rows(
+    split, np.sort(np.concatenate([np.flatnonzero(split.num_boxes), some]))
+  )
+
+
+def cam_target(config: Any, class_names: tuple[str, ...]) -> str:
+  """evaluate.cam_target; 'label' where no class means that nothing is there."""
+  target = config.evaluate.cam_target
+  if target == 'lesion' and not labels.is_normal(class_names[0]):
+    return 'label'
+  return target
+
+
+def find_maps(
+  run: Any, state: steps.TrainState, split: Any, batch_size: int,
+) -> dict[str, np.ndarray]:  # fmt: skip
+  """{map: (N, h, w)} of every row of a split (explain_step).
+
+  Args:
+    run: an experiment.Experiment of stage II.
+    state: its state.
+    split: a split, or Rows of one.
+    batch_size: images at a time.
+  """
+  step = run.compile(
+    functools.partial(
+      explain_step,
+      stage=run.model,
+      target=cam_target(run.config, run.data.class_names),
+      cam_stage=_cam_stage(run.config),
+    ),
+    gather=True,
+  )
+  found: dict[str, list[np.ndarray]] = {}
+  for _, outputs in run.infer(step, state, split, batch_size):
+    for name, value in outputs.items():
+      found.setdefault(name, []).append(value)
+  return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _cam_stage(config):
+  if config.evaluate.cam_stage != 'last':
+    return config.evaluate.cam_stage
+  vgg16 = config.model.network == 'vgg16'
+  return vgg.STAGES[-1] if vgg16 else f'stage{len(config.model.stage_sizes)}'
+
+
+def localise(
+  shown: Rows,
+  maps: dict[str, np.ndarray],
+  validation: tuple[Rows, dict[str, np.ndarray]] | None,
+  training: Any,
+  *,
+  size: int,
+  resamples: int,
+  seed: int,
+) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, Any]]:
+  """Scores maps against the boxes, beside maps that have not seen the image.
+
+  Args:
+    shown: the images.
+    maps: {map: (M, h, w)} of all of them; scored where there is a box.
+    validation: images with boxes and their maps, to choose the thresholds of
+      IoU on; None leaves IoU undefined.
+    training: the training split, for the prior.
+    size: side in pixels at which maps and boxes meet.
+    resamples: of the bootstrap.
+    seed: of the bootstrap and of the random baseline.
+
+  Returns:
+    ids (N,) of the images with a box; {'MAP/SCORE': (N,)} of each; and
+    evaluation.json's 'localisation'.
+  """
+  with_box = np.flatnonzero(shown.num_boxes)
+  scored = Rows(shown.split, shown.rows[with_box])
+
+  def baselines(count):
+    return localisation.baselines(
+      count, maps['cam'].shape[1:], size, training.boxes, training.num_boxes,
+      seed,
+    )  # fmt: skip
+
+  # What a map says of "no lesion" is not scored: it is high nearly everywhere.
+  every = {n: m[with_box] for n, m in maps.items() if 'att_neg' not in n}
+  every |= baselines(len(scored))
+  chosen_on = {}
+  if validation is not None:
+    rows, chosen_on = validation
+    chosen_on = chosen_on | baselines(len(rows))
+  per_image, result = {}, {}
+  for name, value in every.items():
+    threshold = None
+    if name in chosen_on:
+      threshold = localisation.choose_threshold(
+        chosen_on[name], rows.boxes, rows.num_boxes, size
+      )
+    values = localisation.per_image(
+      value, scored.boxes, scored.num_boxes, size, threshold
+    )
+    means, intervals = localisation.summarise(
+      values, resamples=resamples, seed=seed
+    )
+    per_image |= {f'{name}/{score}': v for score, v in values.items()}
+    result[name] = {
+      'num_images': len(scored),
+      'scores': means,
+      'intervals': intervals,
+      'threshold': threshold,
+    }
+  return scored.ids, per_image, result

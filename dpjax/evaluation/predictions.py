@@ -1,0 +1,224 @@
+"""What a classifier said of each image: checked, written and read.
+
+One argument order in all of `evaluation`: `labels` (N,) whole numbers in
+0..C-1, then `probabilities` (N, C) whose rows sum to 1. An image's prediction
+is its most probable class, the lowest one on a tie.
+"""
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def check(
+  labels: Any, probabilities: Any, place: str = 'image', first: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns int64 labels and float64 probabilities, or names the first fault.
+
+  Args:
+    labels: (N,) true classes, 0..C-1.
+    probabilities: (N, C), rows summing to 1 within 0.001.
+    place: what a row is called in an error.
+    first: the number of row 0 there.
+
+  Raises:
+    ValueError: if an argument has a wrong shape or an impossible value.
+  """
+  labels = np.asarray(labels)
+  probabilities = np.asarray(probabilities)
+  if labels.ndim != 1:
+    raise ValueError(f'labels must be (N,), not of shape {labels.shape}')
+  if probabilities.ndim != 2 or probabilities.shape[1] < 2:
+    raise ValueError(
+      'probabilities must be (N, C) with at least 2 classes, not of shape '
+      f'{probabilities.shape}'
+    )
+  if len(labels) != len(probabilities):
+    raise ValueError(
+      f'{len(labels)} labels for {len(probabilities)} rows of probabilities'
+    )
+  if not len(labels):
+    raise ValueError('there are no images to score')
+  if not np.issubdtype(labels.dtype, np.integer):
+    raise ValueError(f'labels must be whole numbers, not {labels.dtype}')
+  try:
+    probabilities = probabilities.astype(np.float64)
+  except (TypeError, ValueError):
+    raise ValueError(
+      f'probabilities must be numbers, not {probabilities.dtype}'
+    ) from None
+
+  num_classes = probabilities.shape[1]
+  faults = (labels < 0) | (labels >= num_classes)
+  if faults.any():
+    i = faults.argmax()
+    raise ValueError(
+      f'{place} {i + first}: label {labels[i]} is not in 0..{num_classes - 1}'
+    )
+  for faults, reason in (
+    (~np.isfinite(probabilities), 'is not finite'),
+    (probabilities < 0, 'is negative'),
+  ):
+    if faults.any():
+      i, c = np.argwhere(faults)[0]
+      raise ValueError(
+        f'{place} {i + first}: the probability of class {c} {reason} '
+        f'({probabilities[i, c]:g})'
+      )
+  totals = probabilities.sum(axis=1)
+  faults = np.abs(totals - 1) > 1e-3  # Half precision sums to within 5e-4.
+  if faults.any():
+    i = faults.argmax()
+    raise ValueError(
+      f'{place} {i + first}: the probabilities sum to {totals[i]:g}, not to 1'
+    )
+  return labels.astype(np.int64), probabilities
+
+
+def check_names(class_names: Sequence[str], num_classes: int) -> list[str]:
+  """Returns the names as strings; ValueError if not C distinct ones."""
+  names = [str(name) for name in class_names]
+  if len(names) != num_classes:
+    raise ValueError(
+      f'{len(names)} class names for {num_classes} columns of probabilities'
+    )
+  if twice := _first_repeated(names):
+    raise ValueError(
+      f'class names must be distinct, but {names[twice]!r} comes twice'
+    )
+  return names
+
+
+def write_predictions(
+  path: str | Path,
+  ids: Sequence[str],
+  labels: np.ndarray,
+  probabilities: np.ndarray,
+  class_names: Sequence[str],
+) -> None:
+  """Writes predictions.csv: id,label,prediction,p_<class 0>,p_<class 1>,...
+
+  Classes are numbers in `label` and `prediction`. A probability is written
+  with the fewest digits that give the same number back in its own type, float64
+  or else float32. The file appears whole or not at all.
+
+  Args:
+    path: of the file; one that is there is replaced.
+    ids: N distinct image ids.
+    labels: (N,) true classes, 0..C-1.
+    probabilities: (N, C), rows summing to 1.
+    class_names: C distinct names, for the header.
+
+  Raises:
+    ValueError: if an argument has a wrong shape or an impossible value.
+  """
+  path = Path(path)
+  checked_labels, checked = check(labels, probabilities)
+  class_names = check_names(class_names, checked.shape[1])
+  ids = [str(image) for image in ids]
+  if len(ids) != len(checked_labels):
+    raise ValueError(f'{len(ids)} ids for {len(checked_labels)} labels')
+  if twice := _first_repeated(ids):
+    raise ValueError(f'ids must be distinct, but {ids[twice]!r} comes twice')
+  if np.asarray(probabilities).dtype != np.float64:
+    checked = checked.astype(np.float32)
+
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  try:
+    with temporary.open('w', newline='', encoding='utf-8') as file:
+      writer = csv.writer(file, lineterminator='\n')
+      writer.writerow(
+        ['id', 'label', 'prediction', *(f'p_{name}' for name in class_names)]
+      )
+      rows = zip(ids, checked_labels, checked, strict=True)
+      for image, label, row in rows:
+        writer.writerow([image, label, row.argmax(), *map(str, row)])
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def read_predictions(
+  path: str | Path,
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+  """Reads a file that `write_predictions` wrote, or one of its layout.
+
+  Args:
+    path: of the file.
+
+  Returns:
+    ids, a list of N strings; labels (N,) int64; probabilities (N, C) float64.
+
+  Raises:
+    ValueError: if the file cannot be read, or a row is not what the layout
+      says; the line names the file, the row (the header is row 1) and the
+      reason.
+  """
+  try:
+    with Path(path).open(newline='', encoding='utf-8-sig') as file:
+      rows = list(csv.reader(file))
+  except OSError as error:
+    raise ValueError(f'{path}: {error.strerror}') from None
+  except (UnicodeDecodeError, csv.Error) as error:
+    raise ValueError(f'{path}: not a CSV file in UTF-8 ({error})') from None
+
+  header = rows[0] if rows else []
+  if (
+    header[:3] != ['id', 'label', 'prediction']
+    or len(header) < 5
+    or not all(column.startswith('p_') for column in header[3:])
+  ):
+    raise ValueError(
+      f'{path}, row 1: the header must be id,label,prediction and a p_<class> '
+      f'for each of at least 2 classes, not {",".join(header)[:40]!r}'
+    )
+  if len(rows) == 1:
+    raise ValueError(f'{path}: there are no rows below the header')
+
+  ids, labels, predictions, probabilities = [], [], [], []
+  for number, row in enumerate(rows[1:], start=2):
+    if len(row) != len(header):
+      raise ValueError(
+        f'{path}, row {number}: {len(row)} fields where the header has '
+        f'{len(header)}'
+      )
+    try:
+      labels.append(int(row[1]))
+      predictions.append(int(row[2]))
+      probabilities.append([float(field) for field in row[3:]])
+    except ValueError as error:
+      raise ValueError(
+        f'{path}, row {number}: label and prediction must be whole numbers and '
+        f'the rest after the id numbers ({error})'
+      ) from None
+    ids.append(row[0])
+
+  if twice := _first_repeated(ids):
+    raise ValueError(f'{path}, row {twice + 2}: id {ids[twice]!r} comes again')
+  labels, probabilities = check(
+    labels, probabilities, place=f'{path}, row', first=2
+  )
+  for i, (prediction, row) in enumerate(
+    zip(predictions, probabilities, strict=True)
+  ):
+    # A tie may have gone to either class in a file that others wrote.
+    if not 0 <= prediction < len(row) or row[prediction] != row.max():
+      raise ValueError(
+        f'{path}, row {i + 2}: prediction {prediction} is not the most '
+        f'probable class, {row.argmax()}'
+      )
+  return ids, labels, probabilities
+
+
+def _first_repeated(items: list[str]) -> int | None:
+  """The place of the first item that stood before; never 0."""
+  seen = set()
+  for i, item in enumerate(items):
+    if item in seen:
+      return i
+    seen.add(item)
+  return None

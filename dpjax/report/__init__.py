@@ -1,0 +1,1 @@
+"""What a person looks at: one page of all that a run has left."""

@@ -1,0 +1,274 @@
+"""What the workdirs of runs hold, read for the report.
+
+Whatever is missing or cannot be read is None or empty, with a line of `notes`
+that says why: the report leaves out what would be made of it.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dpjax import config as config_lib
+from dpjax.data import store
+from dpjax.evaluation import predictions
+from dpjax.report import page
+
+_NEEDED = ('data', 'split', 'class_names', 'num_images', 'scores', 'intervals',
+           'per_class', 'confusion_matrix')  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A workdir.
+
+  Attributes:
+    name: short, and no other run's.
+    workdir: of stage II, where a recipe's was given.
+    config: config.json, or None.
+    evaluation: evaluation.json, or None.
+    log: the lines of metrics.jsonl.
+    pretraining: those of the stage I that it started from.
+    ids: (N,) of predictions.csv; empty without it.
+    labels: (N,).
+    probabilities: (N, C), or None without predictions.csv.
+    maps: maps.npz; empty without it.
+    benchmark: benchmark.json, or None.
+    notes: what could not be read, a line each.
+  """
+
+  name: str
+  workdir: pathlib.Path
+  config: Any
+  evaluation: dict[str, Any] | None
+  log: list[dict[str, Any]]
+  pretraining: list[dict[str, Any]]
+  ids: np.ndarray
+  labels: np.ndarray
+  probabilities: np.ndarray | None
+  maps: dict[str, np.ndarray]
+  benchmark: dict[str, Any] | None
+  notes: tuple[str, ...]
+
+  @property
+  def class_names(self) -> list[str]:
+    """Of evaluation.json."""
+    return [str(name) for name in self.evaluation['class_names']]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+  """What the sections of a report are made of.
+
+  Attributes:
+    runs: in the order given.
+    scored: the prepared set that the first run was scored on, or None.
+    trained: the one that it was trained on, or None.
+    no_data: why one of them is None.
+    seed: of what is chosen to be shown, and of the paired bootstrap.
+    resamples: of the paired bootstrap.
+  """
+
+  runs: list[Run]
+  scored: store.Store | None
+  trained: store.Store | None
+  no_data: str
+  seed: int
+  resamples: int
+
+  @property
+  def evaluated(self) -> list[Run]:
+    """The runs with an evaluation.json.
+
+    Raises:
+      page.Missing: there is none.
+    """
+    found = [run for run in self.runs if run.evaluation]
+    if not found:
+      raise page.Missing('no workdir has a whole evaluation.json; run evaluate')
+    return found
+
+  def data(self, which: str) -> store.Store:
+    """The set of `which`, 'scored' or 'trained'.
+
+    Raises:
+      page.Missing: it cannot be read.
+    """
+    found = {'scored': self.scored, 'trained': self.trained}[which]
+    if found is None:
+      raise page.Missing(self.no_data)
+    return found
+
+
+def load(workdirs: Sequence[str | pathlib.Path]) -> list[Run]:
+  """Reads the workdirs.
+
+  Raises:
+    ValueError: one line: one is given twice, or holds no run.
+  """
+  paths = [_stage_two(pathlib.Path(workdir)) for workdir in workdirs]
+  if not paths:
+    raise ValueError('--workdir names no run to report')
+  for i, path in enumerate(paths):
+    if path.resolve() in [other.resolve() for other in paths[:i]]:
+      raise ValueError(f'--workdir: {path} is given twice')
+  return [
+    _load(path, name) for path, name in zip(paths, _names(paths), strict=True)
+  ]
+
+
+def _stage_two(path):
+  if (path / 'retrain' / 'config.json').is_file():  # of a recipe
+    path = path / 'retrain'
+  files = ('config.json', 'evaluation.json', 'metrics.jsonl')
+  if not any((path / file).is_file() for file in files):
+    raise ValueError(
+      f'--workdir={path} holds no run: none of {", ".join(files)} is there'
+    )
+  return path
+
+
+def _names(paths):
+  """The fewest last parts of the paths that tell them apart."""
+  parts = [path.resolve().parts for path in paths]
+  # Every recipe has a retrain.
+  parts = [p[:-1] if p[-1] == 'retrain' and len(p) > 2 else p for p in parts]
+  for count in range(1, max(map(len, parts)) + 1):
+    names = ['/'.join(p[-count:]) for p in parts]
+    if len(set(names)) == len(names):
+      return names
+  return [str(path) for path in paths]  # R and R/retrain/retrain
+
+
+def _load(path, name):
+  notes = []
+  config = None
+  if (path / 'config.json').is_file():
+    try:
+      config = config_lib.load(path / 'config.json')
+      config_lib.flatten(config)
+      str(config.data.path)  # that of another version may lack it
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+      notes.append(f'config.json cannot be read ({_line(error)})')
+      config = None
+  evaluation = _json(path, 'evaluation.json', notes)
+  lacking = [key for key in _NEEDED if key not in (evaluation or _NEEDED)]
+  if lacking:
+    notes.append(
+      f'evaluation.json has no {lacking[0]}: it is of another version;'
+      ' evaluate again'
+    )
+    evaluation = None
+  log = _log(path, notes)
+  pretraining = []
+  start = config.get('init', {}).get('backbone') if config else None
+  if config and config.stage == 'pretrain':
+    log, pretraining = [], log
+  elif start and start != 'auto':
+    for stage_one in (pathlib.Path(start), path.parent / 'pretrain'):
+      if (stage_one / 'metrics.jsonl').is_file():
+        pretraining = _log(stage_one, notes)
+        break
+  ids, labels, probabilities = np.array([], str), np.array([], int), None
+  if (path / 'predictions.csv').is_file():
+    try:
+      ids, labels, probabilities = predictions.read_predictions(
+        path / 'predictions.csv'
+      )
+    except (ValueError, OSError) as error:
+      notes.append(f'predictions.csv cannot be read ({_line(error)})')
+    else:
+      there = probabilities.shape
+      wanted = evaluation and (
+        evaluation['num_images'], len(evaluation['class_names'])
+      )  # fmt: skip
+      if wanted and there != wanted:
+        notes.append(
+          f'predictions.csv has {there[0]} images and {there[1]} classes,'
+          f' evaluation.json {wanted[0]} and {wanted[1]}; evaluate again'
+        )
+        ids, labels, probabilities = ids[:0], labels[:0], None
+  maps = {}
+  if (path / 'maps.npz').is_file():
+    try:
+      maps = store.read_table(path / 'maps.npz')
+      if any(len(one) != len(maps['ids']) for one in maps.values()):
+        raise ValueError('its arrays are of different lengths')
+    except (
+      OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile
+    ) as error:  # fmt: skip
+      notes.append(f'maps.npz cannot be read ({_line(error)})')
+      maps = {}
+  return Run(
+    name=name,
+    workdir=path,
+    config=config,
+    evaluation=evaluation,
+    log=log,
+    pretraining=pretraining,
+    ids=np.asarray(ids, str),
+    labels=np.asarray(labels),
+    probabilities=probabilities,
+    maps=maps,
+    benchmark=_json(path, 'benchmark.json', notes),
+    notes=tuple(notes),
+  )
+
+
+def _json(path, name, notes):
+  """The object in a JSON file, or None."""
+  if not (path / name).is_file():
+    return None
+  try:
+    found = json.loads((path / name).read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
+    notes.append(f'{name} cannot be read ({_line(error)})')
+    return None
+  if not isinstance(found, dict):
+    notes.append(f'{name} holds no JSON object')
+    return None
+  return _without_nan(found)
+
+
+def _without_nan(value):
+  if isinstance(value, dict):
+    return {key: _without_nan(one) for key, one in value.items()}
+  if isinstance(value, list):
+    return [_without_nan(one) for one in value]
+  return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _log(path, notes):
+  """The entries of metrics.jsonl that are whole."""
+  file = path / 'metrics.jsonl'
+  if not file.is_file():
+    return []
+  try:
+    lines = file.read_text(encoding='utf-8', errors='replace').splitlines()
+  except OSError as error:
+    notes.append(f'{file} cannot be read ({_line(error)})')
+    return []
+  entries, torn = [], 0
+  for line in lines:
+    try:
+      entry = json.loads(line)
+      entry['step'], entry['split'], entry['epoch']
+    except (ValueError, KeyError, TypeError):
+      torn += bool(line.strip())
+    else:
+      entries.append(_without_nan(entry))
+  if torn:
+    notes.append(
+      f'{torn} of {len(lines)} lines of metrics.jsonl cannot be read; the'
+      ' others are shown'
+    )
+  return entries
+
+
+def _line(error):
+  return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,160 @@
+"""The report command: what runs are worth, on one page that opens from disk."""
+
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from dpjax.data import store
+from dpjax.report import evidence as evidence_lib
+from dpjax.report import page, sections_run, sections_score
+
+# In the order of the page: key -> (title, who writes it).
+SECTIONS = {
+  'run': ('What was run', sections_run.what_was_run),
+  'classes': ('One radiograph of each class', sections_run.classes),
+  'counts': ('The data', sections_run.counts),
+  'masks': ('The masks that attention is taught', sections_run.masks),
+  'training': ('Training', sections_run.training),
+  'decisions': ('Confusion, ROC, precision', sections_score.decisions),
+  'calibration': ('Calibration', sections_score.calibration),
+  'scores': ('Scores', sections_score.scores),
+  'subgroups': ('Subgroups', sections_score.subgroups),
+  'localisation': ('Does it look at the lesion?', sections_score.localisation),
+  'comparison': ('Paired comparison', sections_score.comparison),
+  'speed': ('Speed', sections_run.speed),
+}
+
+
+def write(workdirs: Sequence[str | pathlib.Path], config: Any) -> pathlib.Path:
+  """Writes report.html, report.json and report/ into the first workdir.
+
+  The page is one file that needs nothing else; report/ holds its figures as
+  PNG files and report.json all of its numbers. A section whose data are
+  missing is left out, and says so.
+
+  Args:
+    workdirs: of stage II runs or recipes; the others are compared with the
+      first.
+    config: as resolved (dpjax.config.resolve); the sections `evaluate` (seed,
+      resamples) and `data.path`, where a run's own set was moved, count.
+
+  Returns:
+    The path of report.html.
+
+  Raises:
+    ValueError: one line: a workdir holds no run.
+    OSError: the report cannot be written.
+  """
+  folder = pathlib.Path(workdirs[0]) if workdirs else pathlib.Path()
+  runs = evidence_lib.load(workdirs)
+  trained, scored, no_data = _sets(runs[0], config)
+  evidence = evidence_lib.Evidence(
+    runs=runs,
+    scored=scored,
+    trained=trained,
+    no_data=no_data,
+    seed=config.evaluate.seed,
+    resamples=config.evaluate.resamples,
+  )
+  written = []
+  for key, (title, make) in SECTIONS.items():
+    section = page.Section(key, title)
+    try:
+      make(section, evidence)
+    except page.Missing as missing:
+      section.leave_out(str(missing))
+    except page.UNEXPECTED as error:
+      reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+      section.leave_out(f'its data are not as expected ({reason})')
+    written.append(section)
+  try:
+    facts = sections_score.headline(evidence)
+  except page.UNEXPECTED:
+    facts = []  # The sections say what is wrong.
+  html = page.render(
+    f'Report: {", ".join(run.name for run in runs)}',
+    'Research code, not a medical device. Do not use it to diagnose anyone.',
+    facts,
+    runs[0].name if len(runs) > 1 else '',
+    written,
+  )
+  _write(folder, html, written, runs)
+  return folder / 'report.html'
+
+
+def _open(path: str) -> store.Store:
+  """The prepared set there."""
+  return store.load(path)
+
+
+def _sets(run, config):
+  """(set trained on, set scored on, why one is None) of a run."""
+  own = str(run.config.data.path) if run.config else None
+  named = str(run.evaluation['data']) if run.evaluation else None
+  found, reason = {}, 'neither config.json nor evaluation.json names a set'
+  for path in dict.fromkeys(filter(None, (own, named))):
+    places = [path]
+    # As evaluate does: it was moved.
+    if path == own and config.data.path and not pathlib.Path(path).exists():
+      places.append(str(config.data.path))
+    for place in places:
+      try:
+        found[path] = _open(place)
+        break
+      except (ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+  trained = found.get(own) or found.get(named)
+  return trained, found.get(named) or trained, reason
+
+
+def _write(folder, html, written, runs):
+  """Each file whole or not at all; the page comes last."""
+  pictures = folder / 'report'
+  pictures.mkdir(exist_ok=True)
+  for name in _earlier(folder):
+    (pictures / name).unlink(missing_ok=True)
+  for section in written:
+    for name, data in section.files.items():
+      (pictures / name).write_bytes(data)
+  record = {
+    'workdirs': {run.name: str(run.workdir) for run in runs},
+    'sections': {
+      section.key: {
+        'title': section.title,
+        'left_out': section.missing,
+        'figures': list(section.files),
+        **section.numbers,
+      }
+      for section in written
+    },
+  }
+  text = json.dumps(_finite(record), indent=1, allow_nan=False) + '\n'
+  for name, content in (('report.json', text), ('report.html', html)):
+    temporary = folder / f'{name}.tmp'
+    temporary.write_text(content, encoding='utf-8')
+    temporary.replace(folder / name)
+
+
+def _earlier(folder):
+  """The PNG files of the report that is there already."""
+  try:
+    record = json.loads((folder / 'report.json').read_text(encoding='utf-8'))
+    names = [n for s in record['sections'].values() for n in s['figures']]
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    return []
+  return [name for name in names if name == pathlib.Path(str(name)).name]
+
+
+def _finite(value):
+  """`value` for JSON: None for what is not finite, plain numbers else."""
+  if isinstance(value, dict):
+    return {str(key): _finite(one) for key, one in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_finite(one) for one in value]
+  if hasattr(value, 'item'):  # of numpy
+    value = value.item()
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value

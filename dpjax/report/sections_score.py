@@ -1,0 +1,611 @@
+"""Sections of the report: what came out, and how sure it is.
+
+A section is a function of (section, evidence) that writes into the section, or
+raises page.Missing with the reason why it is left out.
+"""
+
+import pathlib
+
+import numpy as np
+from sklearn import metrics
+
+from dpjax.data import labels
+from dpjax.evaluation import against
+from dpjax.evaluation import localisation as localisation_lib
+from dpjax.report import figures, overlay, page
+from dpjax.report.evidence import Evidence
+
+# Flat name of evaluation.json -> in a table, in a chart.
+SCORES = {
+  'accuracy': ('Accuracy', 'Accuracy'),
+  'balanced_accuracy': ('Balanced accuracy', 'Balanced accuracy'),
+  'balanced_accuracy_0_2': ('Balanced accuracy, classes 0 to 2',
+                            'Bal. accuracy, 0 to 2'),
+  'macro_f1': ('Macro F1', 'Macro F1'),
+  'auroc_any_lesion': ('AUROC, any lesion', 'AUROC, any lesion'),
+  'average_precision_any_lesion': ('Average precision, any lesion',
+                                   'AP, any lesion'),
+  'sensitivity_any_lesion': ('Sensitivity, any lesion',
+                             'Sensitivity, any lesion'),
+  'specificity_any_lesion': ('Specificity, any lesion',
+                             'Specificity, any lesion'),
+  'quadratic_kappa': ('Quadratic kappa', 'Quadratic kappa'),
+  'ece': ('Calibration error, ECE *', 'ECE *'),
+  'brier': ('Brier score *', 'Brier score *'),
+  'nll': ('Negative log-likelihood, nats *', 'NLL, nats *'),
+  'ece_scaled': ('ECE, temperature scaled *', 'ECE, scaled *'),
+  'brier_scaled': ('Brier score, temperature scaled *', 'Brier, scaled *'),
+  'nll_scaled': ('NLL, temperature scaled, nats *', 'NLL, scaled *'),
+}  # fmt: skip
+PER_CLASS = {
+  'precision': 'Precision',
+  'recall': 'Recall',
+  'specificity': 'Specificity',
+  'f1': 'F1',
+  'auroc': 'AUROC',
+  'average_precision': 'Average precision',
+}
+LOCALISATION = {
+  'pointing_game': 'Pointing game',
+  'energy_in_box': 'Energy in the boxes',
+  'iou': 'IoU',
+  'pixel_ap': 'Pixel AP',
+}
+MOST_CURVES = 10  # classes with a curve of their own
+OVERLAYS = 8  # half hits, half misses
+SIDE = 256  # pixels of an overlay's panel
+_LEGEND = (
+  'In brackets: 95 % bootstrap intervals over images. * Lower is better. A'
+  ' dash: not defined by these data, or not computed.'
+)
+
+
+def headline(evidence: Evidence) -> list[tuple[str, str, str]]:
+  """What the page begins with: (score, value, interval) of the first run."""
+  result = evidence.runs[0].evaluation
+  if not result:
+    return []
+  cam = (result.get('localisation') or {}).get('cam')
+  wanted = [
+    (SCORES[name][0], result, name)
+    for name in ('auroc_any_lesion', 'sensitivity_any_lesion',
+                 'specificity_any_lesion', 'balanced_accuracy', 'macro_f1')
+  ]  # fmt: skip
+  if cam:
+    wanted.append(('Pointing game, Grad-CAM', cam, 'pointing_game'))
+  facts = []
+  for title, source, name in wanted:
+    value = source['scores'].get(name)
+    if value is not None:
+      interval = source['intervals'].get(name)
+      shown = '[{:.3f}, {:.3f}]'.format(*interval) if interval else ''
+      facts.append((title, f'{value:.3f}', shown))
+  return facts
+
+
+def decisions(section: page.Section, evidence: Evidence) -> None:
+  """Confusion matrix, ROC and precision-recall curves."""
+  runs = evidence.evaluated
+  section.say(
+    'Confusion: images, and the share of their true class. A curve stands for'
+    ' one class against all others; "any lesion" is 1 minus the probability of'
+    ' the class without one.'
+  )
+  for number, run in enumerate(runs):
+    if len(runs) > 1:
+      section.heading(run.name)
+    names, matrix = run.class_names, run.evaluation['confusion_matrix']
+    recalls = ', '.join(
+      f'{name} {row[i] / sum(row):.0%}'
+      for i, (name, row) in enumerate(zip(names, matrix, strict=True))
+      if sum(row)
+    )
+    charts = {
+      f'confusion-{number}': (
+        figures.confusion(np.array(matrix), names, title='Confusion'),
+        f'Confusion matrix of {run.name}; right of each class: {recalls}',
+      )
+    }
+    numbers = {'confusion_matrix': matrix}
+    if run.probabilities is not None:
+      shown, curves = _curves(run)
+      for kind, title, x, y, score in (
+        ('roc', 'ROC', '1 - specificity', 'Sensitivity', 'AUROC'),
+        ('pr', 'Precision and recall', 'Recall', 'Precision', 'AP'),
+      ):
+        chance = [figures.Series('', [0, 1], [0, 1], 0, 'faint')]
+        charts[f'{kind}-{number}'] = (
+          figures.lines(
+            (chance if kind == 'roc' else []) + shown[kind],
+            title=title, x=x, y=y, unit_square=True, legend=score,
+          ),
+          f'{title} of {run.name}; {score}: '
+          + ', '.join(one.name for one in shown[kind]),
+        )  # fmt: skip
+      numbers |= curves
+    section.charts(charts)
+    if run.probabilities is None:
+      section.say('No curves: predictions.csv is missing.', 'note')
+    elif len(names) > MOST_CURVES:
+      section.say(f'Curves of the {MOST_CURVES} commonest classes.', 'note')
+    section.numbers[run.name] = numbers
+
+
+def _curves(run):
+  """({'roc': series, 'pr': series}, the same as numbers)."""
+  names = run.class_names
+  frequent = np.argsort(
+    -np.bincount(run.labels, minlength=len(names)), kind='stable'
+  )[:MOST_CURVES]
+  one_vs_rest = {
+    names[c]: (run.labels == c, run.probabilities[:, c], int(i))
+    for i, c in enumerate(np.sort(frequent))
+  }
+  if labels.is_normal(names[0]):
+    any_lesion = (run.labels > 0, 1 - run.probabilities[:, 0], -1)
+    one_vs_rest['any lesion'] = any_lesion
+  shown, numbers = {'roc': [], 'pr': []}, {'roc': {}, 'pr': {}}
+  for name, (positive, score, number) in one_vs_rest.items():
+    if positive.all() or not positive.any():
+      continue  # no curve is defined
+    false, true, _ = metrics.roc_curve(positive, score)
+    area = float(metrics.roc_auc_score(positive, score))
+    precision, recall, _ = metrics.precision_recall_curve(positive, score)
+    average = float(metrics.average_precision_score(positive, score))
+    for kind, x, y, value in (
+      ('roc', false, true, area),
+      # Recall falls along the list: each precision holds down to the next.
+      ('pr', recall, precision, average),
+    ):
+      x, y = _without_repeats(x, y)
+      shown[kind].append(
+        figures.Series(
+          f'{name}: {value:.3f}', x, y, number,
+          'line' if kind == 'roc' else 'steps',
+        )
+      )  # fmt: skip
+      numbers[kind][name] = {
+        'x': np.round(x, 6).tolist(), 'y': np.round(y, 6).tolist(),
+        'area': value,
+      }  # fmt: skip
+  return shown, numbers
+
+
+def _without_repeats(x, y):
+  """The points without those that repeat the one before."""
+  kept = np.ones(len(x), bool)
+  kept[1:] = (np.diff(x) != 0) | (np.diff(y) != 0)
+  return x[kept], y[kept]
+
+
+def calibration(section: page.Section, evidence: Evidence) -> None:
+  """Reliability diagrams before and after temperature scaling."""
+  runs = [
+    run for run in evidence.evaluated if run.evaluation.get('reliability')
+  ]
+  if not runs:
+    raise page.Missing('evaluation.json has no reliability; evaluate again')
+  section.say(
+    'Of the images whose predicted class got a certain probability, how many'
+    ' were right? On the dashed line the answer is that probability. The'
+    ' temperature was fitted to the validation split.'
+  )
+  for number, run in enumerate(runs):
+    if len(runs) > 1:
+      section.heading(run.name)
+    result, charts = run.evaluation, {}
+    values = result['scores']
+    for key, title, score in (
+      ('reliability', 'As trained', 'ece'),
+      ('reliability_scaled', 'After temperature scaling', 'ece_scaled'),
+    ):
+      bins = result.get(key)
+      if bins:
+        ece = values.get(score)
+        error = '' if ece is None else f': ECE {ece:.3f}'
+        charts[f'{key.replace("_", "-")}-{number}'] = (
+          figures.reliability(bins, title=f'{title}{error}'),
+          f'Reliability of {run.name}, {title.lower()}{error}',
+        )
+        section.numbers.setdefault(run.name, {})[key] = bins
+    section.charts(charts)
+    temperature = result.get('temperature')
+    section.numbers[run.name]['temperature'] = temperature
+    if temperature is None:
+      section.say('No temperature: there was no validation split to fit it to.',
+                  'note')  # fmt: skip
+    else:
+      section.say(f'Temperature {temperature:.3f}.', 'note')
+
+
+def scores(section: page.Section, evidence: Evidence) -> None:
+  """All scores with their intervals."""
+  runs = evidence.evaluated
+  sets = {
+    (str(run.evaluation['data']), run.evaluation['split']) for run in runs
+  }
+  if len(sets) > 1:
+    section.say('These runs were scored on different images: their scores do'
+                ' not compare.')  # fmt: skip
+  section.say(_LEGEND, 'note')
+  rows = [
+    [title, *(_cell(run.evaluation, name) for run in runs)]
+    for name, (title, _) in SCORES.items()
+    if any(run.evaluation['scores'].get(name) is not None for run in runs)
+  ]
+  for key, title in (
+    ('threshold', 'Threshold of any lesion'),
+    ('temperature', 'Temperature'),
+    ('majority_accuracy', 'Accuracy of always saying the commonest class'),
+  ):
+    if any(run.evaluation.get(key) is not None for run in runs):
+      rows.append(
+        [title, *(page.score(run.evaluation.get(key)) for run in runs)]
+      )
+  rows.append(['Images', *(f'{r.evaluation["num_images"]:,}' for r in runs)])
+  section.table(['Score', *(run.name for run in runs)], rows, 'Summary')
+  chosen = {run.evaluation.get('chosen_on') for run in runs} - {None}
+  if chosen:
+    section.say(
+      f'Threshold and temperature were chosen on {", ".join(sorted(chosen))}.',
+      'note',
+    )
+  for run in runs:
+    result = run.evaluation
+    section.table(
+      ['Class', 'Images', *PER_CLASS.values()],
+      [
+        [
+          name,
+          f'{result["per_class"].get(name, {}).get("support", 0):,}',
+          *(_cell(result, f'{score}/{name}') for score in PER_CLASS),
+        ]
+        for name in run.class_names
+      ],
+      f'Each class against the others: {run.name}',
+    )
+    section.numbers[run.name] = {
+      key: result.get(key)
+      for key in ('num_images', 'scores', 'intervals', 'per_class', 'threshold',
+                  'temperature', 'majority_accuracy', 'chosen_on')
+    }  # fmt: skip
+
+
+def subgroups(section: page.Section, evidence: Evidence) -> None:
+  """The scores of each group of the metadata."""
+  runs = [run for run in evidence.evaluated if run.evaluation.get('subgroups')]
+  if not runs:
+    raise page.Missing('the scored images have no metadata to group them by')
+  section.say(
+    'The same scores within groups of images. Small groups have wide intervals,'
+    ' and the groups were not tested against each other.'
+  )
+  section.say(_LEGEND, 'note')
+  columns: dict[str, dict[str, None]] = {}  # column -> its values, in order
+  for run in runs:
+    found = run.evaluation['subgroups']
+    for column, groups in found.items():
+      columns.setdefault(column, {}).update(dict.fromkeys(groups))
+      names = [
+        name
+        for name in SCORES
+        if any(g['scores'].get(name) is not None for g in groups.values())
+      ]
+      section.table(
+        [column, 'Images', *(SCORES[name][0] for name in names)],
+        [
+          [value, f'{group["num_images"]:,}',
+           *(_cell(group, name) for name in names)]
+          for value, group in groups.items()
+        ],
+        f'{run.name}, by {column}',
+      )  # fmt: skip
+    section.numbers[run.name] = found
+  charts = {}
+  for number, (column, values) in enumerate(columns.items()):
+    for name in ('auroc_any_lesion', 'balanced_accuracy'):
+      spans = {
+        run.name: [
+          _span(run.evaluation['subgroups'].get(column, {}).get(value), name)
+          for value in values
+        ]
+        for run in runs
+      }
+      if any(any(found) for found in spans.values()):
+        title = f'{SCORES[name][1]}, by {column}'
+        charts[f'{number}-{name.replace("_", "-")}'] = (
+          figures.intervals(
+            list(values), spans, title=title, x=SCORES[name][1], y=column
+          ),
+          f'{title}: {_describe(list(values), spans)}',
+        )
+  section.charts(charts)
+
+
+def localisation(section: page.Section, evidence: Evidence) -> None:
+  """How the maps meet the boxes; overlays of hits and misses."""
+  runs = [
+    run for run in evidence.evaluated if run.evaluation.get('localisation')
+  ]
+  if not runs:
+    raise page.Missing(
+      'no scored image has a box, or the evaluation looked at no map'
+    )
+  section.say(
+    'Do the maps lie in the boxes of the lesions? Pointing game: whether the'
+    " map's maximum lies in a box. Energy: the share of the map that does. IoU:"
+    ' of the boxes and the map, cut at a threshold that was chosen on'
+    ' validation. Pixel AP: the average precision of the pixels. Means over the'
+    ' images with boxes. The baselines have not seen the image.'
+  )
+  section.say(_LEGEND, 'note')
+  names: dict[str, None] = {}  # of all maps, in order
+  for run in runs:
+    maps = run.evaluation['localisation']
+    names |= dict.fromkeys(maps)
+    section.table(
+      ['Map', 'Images', *LOCALISATION.values(), 'Threshold'],
+      [
+        [
+          _map_name(name),
+          f'{one["num_images"]:,}',
+          *(_cell(one, score) for score in LOCALISATION),
+          page.score(one.get('threshold')),
+        ]
+        for name, one in maps.items()
+      ],
+      f'Localisation: {run.name}',
+    )
+    section.numbers[run.name] = maps
+  charts = {}
+  for score, title in LOCALISATION.items():
+    spans = {
+      run.name: [
+        _span(run.evaluation['localisation'].get(name), score) for name in names
+      ]
+      for run in runs
+    }
+    if any(any(found) for found in spans.values()):
+      rows = [_map_name(name) for name in names]
+      charts[score.replace('_', '-')] = (
+        figures.intervals(rows, spans, title=title, x='Mean over images',
+                          y='Map'),
+        f'{title}: {_describe(rows, spans)}',
+      )  # fmt: skip
+  section.charts(charts)
+  section.heading(f'Overlays: {runs[0].name}')
+  try:
+    _gallery(section, evidence, runs[0])
+  except page.Missing as missing:
+    section.say(f'None: {missing}.', 'note')
+  except page.UNEXPECTED as error:
+    section.say(f'None: maps.npz is not as expected ({error}).', 'note')
+
+
+def _gallery(section, evidence, run):
+  """Overlays of seeded hits and misses of one run."""
+  if 'cam' not in run.maps:
+    raise page.Missing('maps.npz is missing or has no Grad-CAM')
+  data = evidence.data('scored')
+  split = data.split(run.evaluation['split'])
+  places = {str(name): row for row, name in enumerate(split.ids)}
+  known = [
+    (i, places[name])
+    for i, name in enumerate(run.maps['ids'].tolist())
+    if name in places and split.num_boxes[places[name]]
+  ]
+  if not known:
+    raise page.Missing('no image with boxes has a map')
+  of_map, rows = np.array(known).T
+  cams = run.maps['cam'][of_map].astype(np.float32)
+  # The pixels at which the evaluation scored it.
+  size = run.config.data.image_size if run.config else data.size
+  hit = (
+    localisation_lib.per_image(
+      cams, split.boxes[rows], split.num_boxes[rows], size, None
+    )['pointing_game']
+    >= 0.5
+  )
+  rng = np.random.default_rng(evidence.seed)
+  order = rng.permutation(len(rows))
+  hits, misses = order[hit[order]], order[~hit[order]]
+  half = OVERLAYS // 2  # of each, if there are so many
+  share = max(half, OVERLAYS - len(misses)), max(half, OVERLAYS - len(hits))
+  hits, misses = hits[: share[0]], misses[: share[1]]
+  section.say(
+    f'{len(hits)} of {hit.sum():,} hits and {len(misses)} of'
+    f' {(~hit).sum():,} misses of the pointing game of Grad-CAM, drawn at'
+    f' random (seed {evidence.seed}); none was chosen by hand.'
+  )
+  stages = sorted(
+    name.removeprefix('att_pos/')
+    for name in run.maps
+    if name.startswith('att_pos/') and f'att_neg/{name[8:]}' in run.maps
+  )
+  titles = ['Radiograph', 'Grad-CAM']
+  if stages:
+    finest = stages[0]
+    titles += [f'map+, {finest}', f'map-, {finest}']
+  predicted = dict(zip(run.ids.tolist(), _predicted(run), strict=True))
+  chosen = []
+  for kind, picked in (('hit', hits), ('miss', misses)):
+    for number, i in enumerate(picked):
+      row, place = rows[i], of_map[i]
+      id = str(split.ids[row])
+      label = str(data.class_names[split.labels[row]])
+      prediction = predicted.get(id, 'unknown')
+      attention = [
+        run.maps[f'{sign}/{finest}'][place].astype(np.float32)
+        if stages
+        else None
+        for sign in ('att_pos', 'att_neg')
+      ]
+      section.row(
+        f'{kind}-{number}',
+        overlay.draw(
+          split.images(np.array([row]))[0], split.boxes[row],
+          int(split.num_boxes[row]), cams[i], *attention, label=label,
+          prediction=prediction, side=SIDE,
+        ),
+        SIDE,
+        titles,
+        f'{kind.capitalize()}: {id}, class {label}, predicted {prediction}',
+      )  # fmt: skip
+      chosen.append({'id': id, 'hit': kind == 'hit'})
+  section.numbers['overlays'] = chosen
+
+
+def _predicted(run):
+  if run.probabilities is None:
+    return []
+  return [run.class_names[c] for c in run.probabilities.argmax(axis=1)]
+
+
+def comparison(section: page.Section, evidence: Evidence) -> None:
+  """Paired differences of the other runs from the first."""
+  first, *others = evidence.runs
+  found, said = [], []  # against.compare's; why there is none
+  for other in others:
+    result = _compare(other, first, evidence)
+    if isinstance(result, str):
+      said.append(f'{other.name} and {first.name}: {result}')
+    else:
+      found.append(result)
+  if not found:
+    reason = '; '.join(said) or 'it takes two workdirs (--workdir=A,B)'
+    raise page.Missing(reason)
+  section.say(
+    'Two runs were scored on the same images, so that each resample of the'
+    ' bootstrap is the same for both. An interval without 0 is a difference'
+    ' that these images show; the noise of training, which another seed would'
+    ' show, is not in it.'
+  )
+  section.say(_LEGEND, 'note')
+  for line in said:
+    section.say(f'{line}.', 'note')
+  for number, one in enumerate(found):
+    a, b = (_name_of(one.get(key), evidence.runs) for key in 'ab')
+    title = f'{a} minus {b}'
+    differences = one['scores']
+    names = [
+      name
+      for name in SCORES
+      if (differences.get(name) or {}).get('difference') is not None
+    ]
+    spans = [_difference(differences[name]) for name in names]
+    rows = [SCORES[name][1] for name in names]
+    section.charts(
+      {
+        str(number): (
+          figures.intervals(rows, {title: spans}, title=title, x='Difference',
+                            y='Score', zero=True),
+          f'Differences: {_describe(rows, {title: spans}, "+")}',
+        )
+      }
+    )  # fmt: skip
+    section.table(
+      ['Score', 'Difference'],
+      [
+        *(
+          [SCORES[name][0], _difference_cell(differences[name])]
+          for name in names
+        ),
+        *(
+          [f'{_map_name(name)}: {LOCALISATION.get(score, score)}',
+           _difference_cell(difference)]
+          for name, by_score in (one.get('localisation') or {}).items()
+          for score, difference in by_score.items()
+        ),
+      ],
+      title,
+    )  # fmt: skip
+    test = one.get('mcnemar')
+    if test:
+      section.say(
+        f'Right in {a} only: {test["only_a_right"]:,} images; in {b} only:'
+        f' {test["only_b_right"]:,}. McNemar, exact: p ='
+        f' {_p_value(test["p_value"])}.'
+      )
+    section.numbers[title] = one
+
+
+def _is(run, workdir):
+  """Whether `workdir`, of a comparison.json, is that of the run."""
+  return (
+    isinstance(workdir, str)
+    and pathlib.Path(workdir).resolve() == run.workdir.resolve()
+  )
+
+
+def _name_of(workdir, runs):
+  known = [run.name for run in runs if _is(run, workdir)]
+  return known[0] if known else str(workdir)
+
+
+def _compare(run, other, evidence):
+  """against.compare of run minus other; or why not, a line."""
+  for one in (run, other):
+    if one.probabilities is None or one.evaluation is None:
+      return f'{one.name} has no whole evaluation'
+  try:
+    return against.compare(
+      run.workdir,
+      other.workdir,
+      resamples=evidence.resamples,
+      seed=evidence.seed,
+    )
+  except ValueError as error:
+    return str(error)
+
+
+def _cell(group, name):
+  """A score and its interval, of a group or a map."""
+  return page.score(group['scores'].get(name), group['intervals'].get(name))
+
+
+def _span(group, name):
+  """(value, low, high), or None where undefined."""
+  value = group['scores'].get(name) if group else None
+  if value is None:
+    return None
+  return value, *(group['intervals'].get(name) or (value, value))
+
+
+def _difference(one):
+  value = one['difference']
+  return value, *(one['interval'] or (value, value))
+
+
+def _difference_cell(one):
+  return page.score(one['difference'], one['interval'], '+')
+
+
+def _describe(rows, spans, sign=''):
+  """The values of a chart in words."""
+  return '; '.join(
+    f'{name}: '
+    + ', '.join(
+      f'{row} {span[0]:{sign}.3f}'
+      for row, span in zip(rows, found, strict=True)
+      if span
+    )
+    for name, found in spans.items()
+  )
+
+
+def _map_name(name):
+  """In words: of evaluation.json's localisation."""
+  kind, _, stage = name.partition('/')
+  words = {
+    'cam': 'Grad-CAM',
+    'att_pos': 'map+',
+    'att_neg': 'map-',
+    'random': 'baseline: random',
+    'centre': 'baseline: centre',
+    'prior': 'baseline: mean mask',
+  }
+  return words.get(kind, kind) + (f', {stage}' if stage else '')
+
+
+def _p_value(value):
+  return f'{value:.3f}' if value >= 0.001 else f'{value:.1e}'

@@ -1,0 +1,115 @@
+"""Two evaluated runs: their difference, and what cannot be compared."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from dpjax.evaluation import against, evaluate, predictions, scores
+
+NAMES = ['0', '1', '2']
+N = 60
+
+
+def write_run(workdir, seed, *, ids=None, labels=None, names=NAMES, maps=True):
+  """The files of an evaluated run with made-up predictions."""
+  workdir.mkdir(exist_ok=True)
+  rng = np.random.default_rng(seed)
+  ids = [f'image-{i}' for i in range(N)] if ids is None else ids
+  labels = np.arange(N) % 3 if labels is None else labels
+  probabilities = rng.dirichlet(np.ones(len(names)), N)
+  probabilities[np.arange(N), labels] += seed
+  probabilities /= probabilities.sum(axis=1, keepdims=True)
+  predictions.write_predictions(
+    workdir / evaluate.PREDICTIONS, ids, labels, probabilities, names
+  )
+  (workdir / evaluate.FILE).write_text(
+    json.dumps({'class_names': names, 'threshold': 0.4, 'temperature': 1.5})
+  )
+  if maps:
+    with open(workdir / evaluate.LOCALISATION, 'w', newline='') as file:
+      writer = csv.writer(file)
+      writer.writerow(['id', 'cam/energy_in_box', 'cam/iou'])
+      writer.writerows([name, rng.random(), ''] for name in sorted(ids))
+  return workdir, probabilities
+
+
+def compare(a, b):
+  return against.compare(a, b, resamples=200, seed=0)
+
+
+def test_the_difference_is_that_of_the_two_whatever_the_order_of_rows(tmp_path):
+  a, p_a = write_run(tmp_path / 'a', 1)
+  order = np.random.default_rng(5).permutation(N)
+  labels = np.arange(N) % 3
+  b, p_b = write_run(
+    tmp_path / 'b', 0, ids=[f'image-{i}' for i in order], labels=labels[order]
+  )
+  found = compare(a, b)
+  assert json.loads(against.write(found).read_text()) == found
+  p_b = p_b[np.argsort(order)]
+  options = {'threshold': 0.4, 'temperature': 1.5, 'ordinal': True}
+  want_a, want_b = (
+    scores.scores(labels, p, NAMES, **options)['scores'] for p in (p_a, p_b)
+  )
+  for name, value in found['scores'].items():
+    if want_a[name] is not None:
+      difference = want_a[name] - want_b[name]
+      np.testing.assert_allclose(value['difference'], difference, atol=1e-9)
+  right_a, right_b = (p.argmax(axis=1) == labels for p in (p_a, p_b))
+  assert found['mcnemar']['only_a_right'] == (right_a & ~right_b).sum()
+  assert found['scores']['accuracy']['interval'][0] > 0
+  assert 'accuracy' in scores.format_comparison(found)
+
+
+def test_maps_are_compared_image_by_image(tmp_path):
+  (a, _), (b, _) = (write_run(tmp_path / n, i) for i, n in enumerate('ab'))
+  found = compare(a, b)['localisation']
+  rows = []
+  for workdir in (a, b):
+    with open(workdir / evaluate.LOCALISATION, newline='') as file:
+      rows.append({r['id']: r for r in csv.DictReader(file)})
+  want = np.mean(
+    [
+      float(row['cam/energy_in_box'])
+      - float(rows[1][name]['cam/energy_in_box'])
+      for name, row in rows[0].items()
+    ]
+  )
+  np.testing.assert_allclose(found['cam']['energy_in_box']['difference'], want)
+  assert 'iou' not in found['cam']  # It is undefined there.
+  (b / evaluate.LOCALISATION).unlink()
+  assert compare(a, b)['localisation'] == {}
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    (
+      {'ids': [f'other-{i}' for i in range(N)]},
+      '120 images were scored either',
+    ),
+    ({'labels': np.zeros(N, int)}, 'image-1 has another label'),
+    ({'names': ['0', '1', '2', '3']}, 'its classes are 0, 1, 2, 3'),
+  ],
+)
+def test_runs_on_other_images_labels_or_classes_are_refused(
+  changes, words, tmp_path
+):
+  a, _ = write_run(tmp_path / 'a', 1)
+  b, _ = write_run(tmp_path / 'b', 0, **changes)
+  with pytest.raises(ValueError, match=words) as error:
+    compare(a, b)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('content', [None, '{'])
+def test_a_run_that_is_not_evaluated_is_refused(content, tmp_path):
+  a, _ = write_run(tmp_path / 'a', 1)
+  b, _ = write_run(tmp_path / 'b', 0)
+  (b / evaluate.FILE).unlink()
+  if content:
+    (b / evaluate.FILE).write_text(content)
+  with pytest.raises(ValueError, match='run evaluate there first'):
+    compare(a, b)

@@ -1,0 +1,407 @@
+"""Resampled scores against scikit-learn, intervals against theory."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dpjax.evaluation import bootstrap, scores
+from tests.evaluation.predicted import (
+  NAMES,
+  PAPER_SIZES,
+  assert_same,
+  expected,
+  one_hot,
+  predict,
+  random_set,
+)
+
+OPTIONS = {'threshold': 0.6, 'temperature': 1.7}
+
+
+def every_score(labels, probabilities, counts, names=NAMES):
+  score = bootstrap.scorer(
+    labels, probabilities, names, any_lesion=True, ordinal=True, **OPTIONS
+  )
+  values = score(np.asarray(counts, np.float64))
+  return [
+    {name: value[r] for name, value in values.items()}
+    for r in range(len(counts))
+  ]
+
+
+def plain_scores(labels, probabilities, count, names=NAMES):
+  drawn = np.repeat(np.arange(len(labels)), np.asarray(count, int))
+  return expected(labels[drawn], probabilities[drawn], names, 0.6, 1.7)
+
+
+def some_set(kind):
+  """Labels and probabilities of 120 images."""
+  rng = np.random.default_rng(3)
+  if kind == 'a class of one image':
+    labels = np.repeat(np.arange(5), [70, 30, 15, 4, 1])
+    return labels, predict(rng, labels, 5)
+  if kind == 'exact 0 and 1':
+    labels = rng.integers(5, size=120)
+    wrong = (labels + rng.integers(5, size=120)) % 5
+    return labels, one_hot(np.where(rng.random(120) < 0.6, labels, wrong), 5)
+  return random_set(3, n=120, tenths=kind == 'ties')
+
+
+KINDS = ['no ties', 'ties', 'a class of one image', 'exact 0 and 1']
+
+
+# --- the bootstrap ----------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_each_resample_scores_what_scikit_learn_scores_on_it(kind):
+  labels, probabilities = some_set(kind)
+  # Unstratified: some resamples lack the class of one image.
+  counts = np.random.default_rng(0).integers(0, 4, size=(12, len(labels)))
+  for count, found in zip(
+    counts, every_score(labels, probabilities, counts), strict=True
+  ):
+    assert_same(found, plain_scores(labels, probabilities, count))
+
+
+def test_resamples_that_leave_a_score_undefined_give_nan_and_no_warning():
+  labels = np.array([0, 0, 2, 2, 3])  # class 1 is never true
+  probabilities = one_hot([0, 1, 2, 1, 0], 4)  # class 3 never predicted
+  counts = [[1, 1, 1, 1, 1], [5, 0, 0, 0, 0], [0, 0, 5, 0, 0], [2, 3, 0, 0, 0]]
+  for count, found in zip(
+    counts, every_score(labels, probabilities, counts, NAMES[:4]), strict=True
+  ):
+    assert_same(found, plain_scores(labels, probabilities, count, NAMES[:4]))
+
+
+def test_a_resample_of_all_images_once_scores_as_scores_does():
+  labels, probabilities = random_set(4)
+  (found,) = every_score(labels, probabilities, np.ones((1, len(labels))))
+  result = scores.scores(labels, probabilities, NAMES, ordinal=True, **OPTIONS)
+  assert_same(found, result['scores'])
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_intervals_are_quantiles_of_scikit_learns_scores(kind):
+  labels, probabilities = some_set(kind)
+  (counts,) = bootstrap._draws(labels, 12, seed=7, stratified=True)
+  values = [plain_scores(labels, probabilities, row) for row in counts]
+  intervals = bootstrap.bootstrap(
+    labels,
+    probabilities,
+    NAMES,
+    resamples=12,
+    seed=7,
+    level=0.8,
+    ordinal=True,
+    **OPTIONS,
+  )
+  assert list(intervals) == list(values[0])
+  for name, interval in intervals.items():
+    defined = [v[name] for v in values if v[name] is not None]
+    quantiles = np.quantile(defined, [0.1, 0.9]).tolist()
+    assert interval == pytest.approx(quantiles, abs=1e-12), name
+
+
+@pytest.mark.parametrize('stratified', [True, False])
+def test_resamples_draw_n_images_and_keep_class_sizes_if_stratified(
+  stratified, monkeypatch
+):
+  monkeypatch.setattr(bootstrap, '_BLOCK', 300)  # 15 resamples a block
+  labels = np.repeat([0, 1, 4], [12, 7, 1])
+  blocks = list(bootstrap._draws(labels, 400, 0, stratified))
+  assert len(blocks) == 27
+  counts = np.concatenate(blocks)
+  assert counts.shape == (400, 20)
+  np.testing.assert_array_equal(counts.sum(axis=1), 20)
+  sizes = counts @ np.eye(5)[labels]
+  if stratified:
+    np.testing.assert_array_equal(sizes, np.tile([12, 7, 0, 0, 1], (400, 1)))
+  else:
+    assert sizes.std(axis=0)[0] > 1
+  # Every image is drawn once on average: a binomial's standard error is
+  # sqrt(1 / 400) = 0.05, and 5 of them are allowed for.
+  np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.25)
+
+
+def test_unstratified_interval_of_accuracy_is_the_binomial_one():
+  rng = np.random.default_rng(0)
+  n, accuracy = 1000, 0.8
+  labels = rng.integers(2, size=n)
+  right = np.arange(n) < accuracy * n
+  probabilities = one_hot(np.where(right, labels, 1 - labels), 2)
+  low, high = bootstrap.bootstrap(
+    labels, probabilities, None, seed=1, stratified=False
+  )['accuracy']
+  half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / n)  # 0.0248
+  # The 2.5 % quantile of 2000 draws has a standard error of 6 % of `half`/2;
+  # accuracies come in steps of 0.001.
+  assert low == pytest.approx(accuracy - half, abs=0.003)
+  assert high == pytest.approx(accuracy + half, abs=0.003)
+
+
+def test_95_percent_intervals_cover_the_truth_about_95_times_in_100():
+  rng = np.random.default_rng(5)
+  recalls = np.array([0.9, 0.6, 0.7])  # of the population
+  labels = np.repeat([0, 1, 2], [120, 60, 60])
+  sets, covered = 200, 0
+  for _ in range(sets):
+    right = rng.random(len(labels)) < recalls[labels]
+    predictions = np.where(right, labels, (labels + 1) % 3)
+    low, high = bootstrap.bootstrap(
+      labels, one_hot(predictions, 3), None, resamples=200, seed=0
+    )['balanced_accuracy']
+    covered += low <= recalls.mean() <= high
+  # Standard error of the share: sqrt(.95 * .05 / 200) = 0.015. Percentile
+  # intervals of finite sets and 200 resamples fall a little short of 0.95.
+  assert 0.90 <= covered / sets <= 0.99
+
+
+def test_bootstrap_depends_on_the_seed_only():
+  labels, probabilities = random_set(6)
+  first, again, other = (
+    bootstrap.bootstrap(labels, probabilities, NAMES, resamples=50, seed=seed)
+    for seed in (1, 1, 2)
+  )
+  assert first == again
+  assert first['auroc_any_lesion'] != other['auroc_any_lesion']
+
+
+def test_without_names_the_summary_is_the_same_and_no_class_is_scored():
+  labels, probabilities = random_set(6)
+  with_names, without = (
+    bootstrap.bootstrap(labels, probabilities, names, resamples=20, seed=1)
+    for names in (NAMES, None)
+  )
+  assert tuple(without) == bootstrap.SUMMARY
+  assert without == {name: with_names[name] for name in without}
+
+
+def test_unstratified_resamples_without_a_lesion_are_left_out_of_its_auroc():
+  labels = np.array([0, 0, 0, 1])  # a third of the resamples misses image 3
+  probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.5, 0.5]])
+  intervals = bootstrap.bootstrap(
+    labels, probabilities, None, resamples=200, seed=0, stratified=False
+  )
+  low, high = intervals['auroc_any_lesion']
+  assert 0 <= low < high <= 1
+
+
+def test_bootstrap_of_the_papers_test_split_is_vectorised():
+  # In 0.3 s on a quiet core; scikit-learn on each resample takes minutes.
+  rng = np.random.default_rng(8)
+  labels = np.repeat(np.arange(5), PAPER_SIZES)
+  probabilities = predict(rng, labels, 5)
+  options = {'ordinal': True, **OPTIONS}
+  result = scores.scores(labels, probabilities, NAMES, **options)['scores']
+  intervals = bootstrap.bootstrap(
+    labels, probabilities, NAMES, resamples=500, seed=0, **options
+  )
+  for name, (low, high) in intervals.items():
+    # Drawing again raises a small calibration error: its interval lies high.
+    assert name.startswith('ece') or low <= result[name] <= high, name
+    assert low < high, name
+  width = {name: high - low for name, (low, high) in intervals.items()}
+  # What `balanced_accuracy_0_2` is for: three images make the fifth class.
+  assert width['balanced_accuracy'] > 2 * width['balanced_accuracy_0_2']
+
+
+def test_impossible_settings_are_refused():
+  labels, probabilities = random_set(9, n=10)
+
+  def draw(**changes):
+    settings = {'resamples': 5, 'seed': 0, **changes}
+    bootstrap.bootstrap(labels, probabilities, NAMES, **settings)
+
+  with pytest.raises(ValueError, match='resamples must be at least 1'):
+    draw(resamples=0)
+  with pytest.raises(ValueError, match='level must lie between 0 and 1'):
+    draw(level=95)
+  with pytest.raises(ValueError, match='temperature must be above 0, not 0'):
+    draw(temperature=0)
+
+
+# --- pairs ------------------------------------------------------------------
+
+
+def test_paired_difference_of_a_model_to_itself_is_nothing():
+  labels, probabilities = random_set(9)
+  paired = bootstrap.paired_bootstrap(
+    labels, probabilities, probabilities, NAMES, resamples=20, seed=0
+  )
+  for name, value in paired.items():
+    if name.startswith(('sensitivity_', 'specificity_', 'quad')) or (
+      name.endswith('_scaled')
+    ):
+      assert value == {'difference': None, 'interval': None}
+    else:
+      assert value == {'difference': 0.0, 'interval': [0.0, 0.0]}
+
+
+def test_paired_differences_are_of_the_same_resamples():
+  labels, a = random_set(10, n=150)
+  b = predict(np.random.default_rng(11), labels, 5, skill=0.5)
+  thresholds, temperatures = (0.6, 0.5), (1.2, 0.8)
+  paired = bootstrap.paired_bootstrap(
+    labels,
+    a,
+    b,
+    NAMES,
+    resamples=15,
+    seed=3,
+    ordinal=True,
+    threshold=thresholds,
+    temperature=temperatures,
+  )
+  (counts,) = bootstrap._draws(labels, 15, seed=3, stratified=True)
+  drawn = [np.repeat(np.arange(150), row.astype(int)) for row in counts]
+  values_a, values_b = (
+    [
+      expected(labels[i], p[i], NAMES, threshold, t)
+      for i in (np.arange(150), *drawn)
+    ]
+    for p, threshold, t in zip((a, b), thresholds, temperatures, strict=True)
+  )
+  assert json.loads(json.dumps(paired, allow_nan=False)) == paired
+  assert list(paired) == list(values_a[0])
+  for name, value in paired.items():
+    point, *differences = (
+      None if None in (x[name], y[name]) else x[name] - y[name]
+      for x, y in zip(values_a, values_b, strict=True)
+    )
+    assert value['difference'] == pytest.approx(point, abs=1e-12), name
+    defined = [d for d in differences if d is not None]
+    low, high = np.quantile(defined, [0.025, 0.975])
+    assert value['interval'] == pytest.approx([low, high], abs=1e-12), name
+
+
+def test_pairing_makes_the_interval_of_similar_models_shorter():
+  labels, a = random_set(12, n=400)
+  b = 0.95 * a + 0.05 * predict(np.random.default_rng(13), labels, 5)
+  single = bootstrap.bootstrap(labels, a, None, resamples=300, seed=0)
+  paired = bootstrap.paired_bootstrap(labels, a, b, None, resamples=300, seed=0)
+  for name in ('accuracy', 'macro_f1', 'auroc_any_lesion', 'brier', 'nll'):
+    width = np.diff(single[name])[0]
+    assert np.diff(paired[name]['interval'])[0] < width / 2, name
+
+
+def test_a_score_that_one_model_lacks_has_no_difference():
+  labels = np.array([0, 0, 1, 1])
+  never_two, two = one_hot([0, 1, 1, 1], 3), one_hot([0, 2, 1, 1], 3)
+  paired = bootstrap.paired_bootstrap(
+    labels, never_two, two, NAMES[:3], resamples=5, seed=0,
+    threshold=(0.5, None),
+  )  # fmt: skip
+  nothing = {'difference': None, 'interval': None}
+  assert paired['precision/two'] == nothing
+  assert paired['sensitivity_any_lesion'] == nothing
+
+
+def test_models_that_are_no_pair_are_refused():
+  labels, a = random_set(9, n=10)
+  four = one_hot(labels % 4, 4)
+  with pytest.raises(ValueError, match='both need the same classes'):
+    bootstrap.paired_bootstrap(labels % 4, a, four, None, seed=0)
+  with pytest.raises(ValueError, match=r'^model b: 10 labels for 9 rows'):
+    bootstrap.paired_bootstrap(labels, a, a[1:], None, seed=0)
+  with pytest.raises(ValueError, match=r'^model b: image 0'):
+    bootstrap.mcnemar(labels, a, a + 1)
+
+
+def test_mcnemar_is_the_exact_binomial_test_of_the_images_one_has_right():
+  labels = np.zeros(20, int)
+  a, b = np.zeros(20, int), np.zeros(20, int)
+  a[:2] = 1  # b alone is right on 2 images
+  b[2:11] = 1  # a alone on 9
+  a[15] = b[15] = 1
+  found = bootstrap.mcnemar(labels, one_hot(a, 2), one_hot(b, 2))
+  # 2 of 11 or fewer heads of a fair coin, on either side.
+  p_value = 2 * (1 + 11 + 55) / 2**11
+  assert found == {
+    'only_a_right': 9,
+    'only_b_right': 2,
+    'p_value': pytest.approx(p_value),
+  }
+  turned = bootstrap.mcnemar(labels, one_hot(b, 2), one_hot(a, 2))
+  assert turned['p_value'] == found['p_value']
+
+
+def test_mcnemar_of_models_that_are_right_together_is_one():
+  labels, a = random_set(1, n=20)
+  assert bootstrap.mcnemar(labels, a, a) == {
+    'only_a_right': 0,
+    'only_b_right': 0,
+    'p_value': 1.0,
+  }
+
+
+# --- seeds ------------------------------------------------------------------
+
+
+def test_the_interval_over_seeds_is_students():
+  values = [0.61, 0.64, 0.58, 0.66]
+  found = bootstrap.over_seeds(values, level=0.9)
+  interval = stats.ttest_1samp(values, 0).confidence_interval(0.9)
+  assert found == {
+    'mean': pytest.approx(np.mean(values)),
+    'interval': pytest.approx(list(interval)),
+    'num_runs': 4,
+  }
+  assert json.loads(json.dumps(found)) == found
+
+
+def test_t_intervals_of_three_seeds_cover_the_mean_95_times_in_100():
+  rng = np.random.default_rng(0)
+  covered = 0
+  for values in rng.normal(0.6, 0.02, size=(1000, 3)):
+    low, high = bootstrap.over_seeds(values.tolist())['interval']
+    covered += low <= 0.6 <= high
+  assert 0.93 <= covered / 1000 <= 0.97  # a standard error is 0.007
+
+
+def test_one_seed_has_a_mean_and_no_interval():
+  found = bootstrap.over_seeds([0.5])
+  assert found == {'mean': 0.5, 'interval': None, 'num_runs': 1}
+  paired = bootstrap.paired_over_seeds([0.5], [0.25])
+  assert paired == {
+    'mean': 0.25,
+    'interval': None,
+    'num_runs': 1,
+    'p_value': None,
+  }
+
+
+def test_a_run_without_the_score_leaves_the_mean_undefined():
+  nothing = {'mean': None, 'interval': None}
+  assert bootstrap.over_seeds([0.5, None]) == {**nothing, 'num_runs': 2}
+  assert bootstrap.over_seeds([]) == {**nothing, 'num_runs': 0}
+  paired = bootstrap.paired_over_seeds([0.5, 0.4], [0.3, None])
+  assert paired == {**nothing, 'num_runs': 2, 'p_value': None}
+
+
+def test_paired_seeds_give_the_paired_t_test():
+  a, b = [0.61, 0.64, 0.58, 0.66], [0.60, 0.61, 0.57, 0.62]
+  found = bootstrap.paired_over_seeds(a, b)
+  test = stats.ttest_rel(a, b)
+  assert found == {
+    'mean': pytest.approx(np.mean(a) - np.mean(b)),
+    'interval': pytest.approx(list(test.confidence_interval(0.95))),
+    'num_runs': 4,
+    'p_value': pytest.approx(test.pvalue),
+  }
+
+
+def test_differences_without_a_spread_have_no_p_value():
+  for a, b in (([0.5, 0.5], [0.5, 0.5]), ([0.3, 0.4, 0.9], [0.2, 0.3, 0.8])):
+    found = bootstrap.paired_over_seeds(a, b)
+    assert found['p_value'] is None
+    assert found['interval'] == pytest.approx([found['mean']] * 2, abs=1e-12)
+
+
+def test_seeds_that_are_no_pairs_are_refused():
+  with pytest.raises(ValueError, match='2 runs of a and 1 of b'):
+    bootstrap.paired_over_seeds([1, 2], [1])
+  with pytest.raises(ValueError, match='level must lie between 0 and 1'):
+    bootstrap.over_seeds([1, 2], level=95)

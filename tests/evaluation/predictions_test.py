@@ -1,0 +1,195 @@
+"""predictions.csv to the bit and by row, and what is refused before it."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from dpjax.evaluation import (
+  bootstrap,
+  calibration,
+  predictions,
+  scores,
+  subgroups,
+)
+from tests.evaluation import predicted
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_predictions_come_back_from_the_file_to_the_bit(tmp_path, dtype):
+  labels, probabilities = predicted.random_set(16, n=50)
+  probabilities = probabilities.astype(dtype)
+  ids = [f'exam {i}, "left" é' for i in range(50)]  # commas and quotes
+  path = tmp_path / 'predictions.csv'
+  path.write_text('what an earlier run left')
+  predictions.write_predictions(
+    path, ids, labels, probabilities, predicted.NAMES
+  )
+
+  assert [file.name for file in tmp_path.iterdir()] == ['predictions.csv']
+  ids_read, labels_read, probabilities_read = predictions.read_predictions(path)
+  assert ids_read == ids
+  np.testing.assert_array_equal(labels_read, labels)
+  assert probabilities_read.dtype == np.float64
+  np.testing.assert_array_equal(probabilities_read.astype(dtype), probabilities)
+  before, after = (
+    scores.scores(labels, p, predicted.NAMES)['scores']
+    for p in (probabilities, probabilities_read)
+  )
+  # The digits stand for a float32, but are read as the float64 that they say.
+  predicted.assert_same(after, before, 1e-6 if dtype == np.float32 else 0)
+
+
+def test_predictions_file_has_the_promised_layout(tmp_path):
+  path = tmp_path / 'predictions.csv'
+  probabilities = np.array([[0.25, 0.75], [0.1, 0.9]], np.float32)
+  predictions.write_predictions(
+    path, ['a', 'b'], np.array([1, 0]), probabilities, ['no', 'yes']
+  )
+  assert list(csv.reader(path.read_text().splitlines())) == [
+    ['id', 'label', 'prediction', 'p_no', 'p_yes'],
+    ['a', '1', '1', '0.25', '0.75'],
+    ['b', '0', '1', '0.1', '0.9'],
+  ]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+  tmp_path, monkeypatch
+):
+  path = tmp_path / 'predictions.csv'
+  path.write_text('old')
+
+  def disk_full(*_):
+    raise OSError('disk full')
+
+  monkeypatch.setattr(predictions.os, 'replace', disk_full)
+  with pytest.raises(OSError, match='disk full'):
+    predictions.write_predictions(path, ['a'], [1], [[0.2, 0.8]], ['n', 'y'])
+  assert path.read_text() == 'old'
+  assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_that_a_spreadsheet_saved_is_read(tmp_path):
+  path = tmp_path / 'predictions.csv'
+  path.write_bytes(  # a byte order mark and CRLF
+    b'\xef\xbb\xbfid,label,prediction,p_a,p_b\r\nx,0,1,0.5,0.5\r\n'
+  )
+  ids, labels, probabilities = predictions.read_predictions(path)
+  assert (ids, labels.tolist()) == (['x'], [0])
+  assert probabilities.tolist() == [[0.5, 0.5]]  # the tie may go either way
+
+
+HEADER = 'id,label,prediction,p_a,p_b\n'
+
+
+@pytest.mark.parametrize(
+  ('text', 'place', 'reason'),
+  [
+    ('', 'row 1', 'the header must be'),
+    ('id,label,p_a,p_b\nx,0,1,0\n', 'row 1', "not 'id,label,p_a,p_b'"),
+    (HEADER, 'predictions.csv', 'no rows below the header'),
+    (HEADER + 'x,0,0,1,0\ny,0,0,1\n', 'row 3', '4 fields'),
+    (HEADER + 'x,normal,0,1,0\n', 'row 2', "'normal'"),
+    (HEADER + 'x,0,0,high,0\n', 'row 2', "'high'"),
+    (HEADER + 'x,0,0,1,0\nx,0,0,1,0\n', 'row 3', "'x' comes again"),
+    (HEADER + 'x,0,0,1,0\ny,2,0,1,0\n', 'row 3', 'label 2 is not in 0..1'),
+    (HEADER + 'x,0,0,1,nan\n', 'row 2', 'class 1 is not finite'),
+    (HEADER + 'x,0,0,1,0\ny,0,0,1.1,-0.1\n', 'row 3', 'class 1 is negative'),
+    (HEADER + 'x,0,0,1,0\ny,0,0,1,0.1\n', 'row 3', 'sum to 1.1'),
+    (HEADER + 'x,0,1,0.9,0.1\n', 'row 2', 'most probable class, 0'),
+    (HEADER + 'x,0,5,0.9,0.1\n', 'row 2', 'most probable class, 0'),
+  ],
+)
+def test_a_broken_file_is_refused_by_row_and_reason(
+  tmp_path, text, place, reason
+):
+  path = tmp_path / 'predictions.csv'
+  path.write_text(text)
+  with pytest.raises(ValueError) as error:
+    predictions.read_predictions(path)
+  line = str(error.value)
+  assert str(path) in line and place in line and reason in line
+  assert '\n' not in line
+
+
+def test_a_missing_or_binary_file_is_refused_by_name(tmp_path):
+  path = tmp_path / 'predictions.csv'
+  with pytest.raises(ValueError, match=r'predictions\.csv: No such file'):
+    predictions.read_predictions(path)
+  path.write_bytes(b'\xff\xd8\xff\xe0')
+  with pytest.raises(ValueError, match=r'predictions\.csv: not a CSV file'):
+    predictions.read_predictions(path)
+
+
+def test_the_path_of_a_folder_that_is_not_there_is_not_made(tmp_path):
+  path = tmp_path / 'no' / 'predictions.csv'
+  with pytest.raises(FileNotFoundError):
+    predictions.write_predictions(path, ['a'], [1], [[0.2, 0.8]], ['n', 'y'])
+  assert not path.parent.exists()
+
+
+GOOD = ([0, 1], [[0.5, 0.5], [0.2, 0.8]])
+
+
+@pytest.mark.parametrize(
+  ('labels', 'probabilities', 'reason'),
+  [
+    ([], np.zeros((0, 2)), 'no images'),
+    ([[0, 1]], GOOD[1], r'labels must be \(N,\)'),
+    (GOOD[0], [0.5, 0.5], r'probabilities must be \(N, C\)'),
+    (GOOD[0], [[1.0], [1.0]], 'at least 2 classes'),
+    ([0, 1, 1], GOOD[1], '3 labels for 2 rows'),
+    ([0.0, 1.0], GOOD[1], 'whole numbers, not float64'),
+    (GOOD[0], [['x', 'y'], ['z', 'w']], 'must be numbers'),
+    ([0, 2], GOOD[1], r'image 1: label 2 is not in 0\.\.1'),
+    ([-1, 1], GOOD[1], r'image 0: label -1 is not in 0\.\.1'),
+    (GOOD[0], [[0.5, 0.5], [np.nan, 1]], 'image 1: .* class 0 is not finite'),
+    (GOOD[0], [[0.5, np.inf], [1, 0]], 'image 0: .* class 1 is not finite'),
+    (GOOD[0], [[0.5, 0.5], [1.1, -0.1]], 'image 1: .* class 1 is negative'),
+    (GOOD[0], [[0.5, 0.5], [0.5, 0.498]], 'image 1: .* sum to 0.998'),
+  ],
+)
+def test_impossible_predictions_are_refused_in_one_line_by_all_that_score(
+  labels, probabilities, reason
+):
+  good = np.array(GOOD[1])
+  column = {'sex': np.array(['F', 'M'])}
+  for call in (
+    lambda: predictions.check(labels, probabilities),
+    lambda: scores.scores(labels, probabilities, ['a', 'b']),
+    lambda: scores.summary(labels, probabilities),
+    lambda: bootstrap.bootstrap(labels, probabilities, None, seed=0),
+    lambda: bootstrap.paired_bootstrap(
+      labels, probabilities, good, None, seed=0
+    ),
+    lambda: bootstrap.mcnemar(labels, probabilities, good),
+    lambda: calibration.fit_temperature(labels, probabilities),
+    lambda: calibration.choose_threshold(labels, probabilities),
+    lambda: calibration.reliability(labels, probabilities),
+    lambda: subgroups.subgroups(
+      column, labels, probabilities, ['a', 'b'], seed=0
+    ),
+  ):
+    with pytest.raises(ValueError, match=reason) as error:
+      call()
+    assert '\n' not in str(error.value)
+
+
+def test_rows_in_half_precision_pass():
+  labels, probabilities = predicted.random_set(17)
+  half = probabilities.astype(np.float16)
+  t = calibration.fit_temperature(labels, half)
+  scores.scores(labels, half, predicted.NAMES, temperature=t, threshold=0.5)
+
+
+def test_impossible_names_and_ids_are_refused(tmp_path):
+  with pytest.raises(ValueError, match='3 class names for 2 columns'):
+    predictions.check_names(['a', 'b', 'c'], 2)
+  with pytest.raises(ValueError, match="'a' comes twice"):
+    predictions.check_names(['a', 'a'], 2)
+  path = tmp_path / 'predictions.csv'
+  with pytest.raises(ValueError, match='1 ids for 2 labels'):
+    predictions.write_predictions(path, ['x'], *GOOD, ['a', 'b'])
+  with pytest.raises(ValueError, match="'x' comes twice"):
+    predictions.write_predictions(path, ['x', 'x'], *GOOD, ['a', 'b'])
+  assert not path.exists()
