@@ -1,0 +1,326 @@
+"""The ablate command: what each technique adds (the paper's Table I).
+
+Every row of config.ablate.rows changes the config by its overrides; every row
+is trained with every seed of config.ablate.seeds. Rows of equal stage I share
+it.
+"""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+
+from dpjax.data import prepare
+from dpjax.studies import runs, tables
+
+_WIDTH = 100  # columns of the printed table
+_CELL = 11
+
+# Okabe and Ito (2008): told apart by colour-blind readers, and in grey by the
+# markers.
+COLOURS = ('#000000', '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00',
+           '#56b4e9')  # fmt: skip
+_MARKERS = 'os^Dv<>'
+
+
+def ablate(
+  config: Any, workdir: str | pathlib.Path, resolve: Callable[[Any], Any]
+) -> str:
+  """Trains and scores what is missing of the study, and tells the differences.
+
+  Writes into `workdir`, after every finished run: ablation.json and
+  ablation_runs.csv; and at the end: ablation.md and fig7.png.
+
+  Args:
+    config: as given by configs/ and the flags, before it is resolved.
+    workdir: of the study; it holds its runs (studies.runs).
+    resolve: config -> resolved config (dpjax.config.resolve).
+
+  Returns:
+    The table as text.
+
+  Raises:
+    ValueError: one line: a row that cannot be, or a workdir of another study;
+      before anything is trained.
+    Stopped: after a signal, with everything saved.
+  """
+  workdir = pathlib.Path(workdir)
+  base = resolve(config)
+  names = [name for name, _ in base.ablate.rows]
+  seeds = base.ablate.seeds
+  runs.check_names(names)
+  # All rows are checked before anything is trained, and the set is there
+  # before anything is recorded of it.
+  configs = {
+    (name, seed): runs.resolved(config, name, overrides, seed, resolve)
+    for seed in seeds
+    for name, overrides in base.ablate.rows
+  }
+  prepare.open_prepared(base)
+  plan = {
+    (name, seed): runs.network(prepare.as_made(row), workdir, name)
+    for (name, seed), row in configs.items()
+  }
+  for task in plan.values():
+    runs.check(task)
+  images = tables.Images(base.evaluate.resamples, base.evaluate.seed)
+
+  def tabulated():
+    of = {name: [runs.look(plan[name, s]) for s in seeds] for name in names}
+    table = tabulate(of, dict(base.ablate.rows), images)
+    runs.write_json(workdir / 'ablation.json', table)
+    runs.write_text(workdir / 'ablation_runs.csv', tables.runs_csv(of))
+    return of, table
+
+  for task in plan.values():  # a seed after the other
+    before = runs.look(task).state
+    if runs.run(task).state != before:
+      tabulated()
+  of, table = tabulated()
+  runs.write_text(workdir / 'ablation.md', format_markdown(table))
+  files = ['ablation.json', 'ablation_runs.csv', 'ablation.md']
+  if figure := draw(of):
+    figure.savefig(workdir / 'fig7.png')
+    files.append('fig7.png')
+  return (
+    f'{format_text(table)}\nwritten:'
+    f' {", ".join(str(workdir / file) for file in files)}'
+  )
+
+
+def tabulate(
+  of: dict[str, Sequence[runs.Run]],
+  overrides: dict[str, Sequence[str]],
+  images: tables.Images,
+) -> dict[str, Any]:
+  """The table of a study, as far as its runs are there.
+
+  Args:
+    of: {row: its runs, one a seed}, in the order of the rows.
+    overrides: {row: its overrides}.
+    images: the bootstrap over images.
+
+  Returns:
+    {'seeds', 'data', 'split', 'device', 'num_images', 'class_names': what was
+    run; 'rows': [{'name', 'overrides', 'runs', 'seconds', 'scores',
+    'to_above'}], 'last_to_first'}. 'scores' holds {score: {'mean', 'interval',
+    'num_runs'}} over the seeds; 'to_above' (None in the first row) and
+    'last_to_first' {score: {'mean', 'interval', 'num_runs', 'p_value'}} of the
+    difference, paired by seed, with 'image_interval' of the same difference by
+    a bootstrap over images where that is defined.
+  """
+  rows = []
+  above = None
+  for name, own in of.items():
+    rows.append(
+      {
+        'name': name,
+        'overrides': list(overrides[name]),
+        'runs': tables.records(own),
+        'seconds': tables.mean_seconds(own),
+        'scores': tables.over_seeds(own),
+        'to_above': above and tables.differences(own, above, images),
+      }
+    )
+    above = own
+  first, last = next(iter(of.values())), above
+  return {
+    **tables.about(of),
+    'rows': rows,
+    'last_to_first': (
+      tables.differences(last, first, images) if len(of) > 1 else None
+    ),
+  }
+
+
+def format_text(table: dict[str, Any]) -> str:
+  """The table as plain text, at most 100 columns wide."""
+  columns = tables.shown([row['scores'] for row in table['rows']])
+  room = _WIDTH - _CELL * len(columns) - 7
+  differences = _compared(table)
+  names = ['technique', *(row['name'] for row in table['rows'])]
+  width = min(room, max(map(len, names + [name for name, _ in differences])))
+
+  def line(name, cells, seconds=''):
+    cells = ''.join(f'{cell:>{_CELL}}' for cell in cells)
+    return f'{tables.short(name, width):<{width}}{cells}{seconds:>7}'.rstrip()
+
+  lines = [
+    tables.describe(table),
+    '',
+    line('technique', columns.values(), 'sec.'),
+  ]
+  for row in table['rows']:
+    cells = [tables.with_half(row['scores'].get(c)) for c in columns]
+    if not row['scores'] and tables.states(row) == {'diverged'}:
+      cells = ['diverged', *cells[1:]]
+    seconds = row['seconds'].get('training')
+    lines.append(
+      line(row['name'], cells, '-' if seconds is None else f'{seconds:.0f}')
+    )
+  if differences:
+    lines += ['', 'difference, paired by seed', *(
+      line(name, [tables.with_half(found.get(c), '+') for c in columns])
+      for name, found in differences
+    )]  # fmt: skip
+  lines += [
+    '',
+    '±: half of the 95 % t interval over the seeds; intervals over images:'
+    ' ablation.md.',
+    'sec.: seconds of training, stage I included.',
+    tables.explained(columns),
+    *tables.diverged(table['rows']),
+  ]
+  return tables.wrapped(lines, _WIDTH)
+
+
+def _compared(table):
+  """[(what is compared, differences)], the whole against the first row last."""
+  rows = table['rows']
+  found = [(row['name'], row['to_above']) for row in rows if row['to_above']]
+  if table['last_to_first'] and len(rows) > 2:
+    found.append(('last row - first', table['last_to_first']))
+  return found
+
+
+def format_markdown(table: dict[str, Any]) -> str:
+  """ablation.md: the main scores and their differences."""
+  columns = tables.shown([row['scores'] for row in table['rows']])
+  header = ['technique', 'runs', *columns.values(), 'training, s']
+  rows = []
+  for row in table['rows']:
+    seconds = row['seconds'].get('training')
+    count = sum(run['state'] == 'finished' for run in row['runs'])
+    failed = sum(run['state'] == 'diverged' for run in row['runs'])
+    rows.append(
+      [
+        row['name'],
+        f'{count}, {failed} diverged' if failed else str(count),
+        *(tables.with_half(row['scores'].get(c), gap=' ') for c in columns),
+        '-' if seconds is None else f'{seconds:.0f}',
+      ]
+    )
+  text = [
+    '# Ablation',
+    f'{tables.describe(table)}.',
+    tables.markdown(header, rows),
+    'Mean ± half of the 95 % t interval over the runs, which differ in their'
+    f' seed.\nTraining includes stage I.\n{tables.explained(columns)}',
+  ]
+  if differences := _compared(table):
+    text += [
+      '## Differences to the row above',
+      tables.markdown(
+        ['technique', *columns.values()],
+        [
+          [name, *(_difference(found.get(c)) for c in columns)]
+          for name, found in differences
+        ],
+      ),
+      'Paired by seed: mean ± half of the 95 % t interval over the seeds. In'
+      ' brackets: 95 % interval\nof a stratified bootstrap over the images, the'
+      ' networks held fixed.',
+    ]
+  text += tables.diverged(table['rows'])
+  return '\n\n'.join(text) + '\n'
+
+
+def _difference(entry):
+  text = tables.with_half(entry, '+', ' ')
+  if entry and 'image_interval' in entry:
+    text += f' ({tables.span(entry["image_interval"], "+")})'
+  return text
+
+
+def draw(of: dict[str, Sequence[runs.Run]]) -> matplotlib.figure.Figure | None:
+  """Validation scores against training time, a line a row (the paper's Fig. 7).
+
+  Stage I's time comes first. A line is the mean over the finished runs, its
+  band runs from the lowest to the highest of them.
+
+  Returns:
+    The figure; None without a validation line.
+  """
+  curves = {name: _curves(own) for name, own in of.items()}
+  panels = {
+    score: title
+    for score, title in (
+      ('accuracy', 'accuracy'),
+      ('balanced_accuracy', 'balanced accuracy'),
+      ('auroc_any_lesion', 'AUROC, any lesion'),
+    )
+    if any(score in own for own in curves.values())
+  }
+  if not panels:
+    return None
+  longest = max(time[-1] for own in curves.values() for time, _ in own.values())
+  unit, name = next(
+    pair for pair in ((3600, 'h'), (60, 'min'), (1, 's'))
+    if longest >= 3 * pair[0] or pair[0] == 1
+  )  # fmt: skip
+  figure = matplotlib.figure.Figure(
+    figsize=(0.4 + 3.4 * len(panels), 3.9), dpi=150
+  )
+  rows = -(-len(of) // 3)
+  grid = figure.subplots(1, len(panels), squeeze=False)[0]
+  for axes, (score, title) in zip(grid, panels.items(), strict=True):
+    for i, (row, own) in enumerate(curves.items()):
+      if score not in own:
+        continue
+      time, found = own[score]  # (points,), (runs, points)
+      style = {'color': COLOURS[i % len(COLOURS)]}
+      axes.plot(
+        time / unit, found.mean(axis=0), label=row, linewidth=1.5,
+        marker=_MARKERS[i % len(_MARKERS)], markersize=4, **style,
+      )  # fmt: skip
+      if len(found) > 1:
+        low, high = found.min(axis=0), found.max(axis=0)
+        axes.fill_between(
+          time / unit, low, high, alpha=0.15, linewidth=0, **style
+        )
+    axes.set_title(title, fontsize=10, loc='left')
+    axes.set_xlabel(f'training time, stage I included ({name})')
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3, linewidth=0.5)
+    axes.spines[['top', 'right']].set_visible(False)
+  count = max(
+    len(found) for own in curves.values() for _, found in own.values()
+  )
+  grid[0].set_ylabel(
+    'score on validation'
+    + (f'\nmean and range of {count} seeds' if count > 1 else '')
+  )
+  handles = {
+    text: handle
+    for axes in grid
+    for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+  }
+  figure.legend(
+    handles.values(), handles.keys(), loc='lower center', ncols=3,
+    frameon=False, fontsize=9,
+  )  # fmt: skip
+  figure.tight_layout(rect=(0, 0.02 + 0.055 * rows, 1, 1))
+  return figure
+
+
+def _curves(own):
+  """{score: (seconds (points,), scores (runs, points))} of the finished runs.
+
+  Runs of one row have the same validations; seconds are the mean over them.
+  """
+  found = {}
+  for run in tables.finished(own):
+    before = runs.seconds(run)['pretraining']
+    for entry in runs.lines(run.workdir, 'validation'):
+      for score, value in entry.items():
+        if isinstance(value, float):
+          points = found.setdefault(score, {}).setdefault(run.seed, [])
+          points.append((before + entry['seconds_training'], value))
+  curves = {}
+  for score, by_seed in found.items():
+    shortest = min(map(len, by_seed.values()))
+    points = np.array([p[:shortest] for p in by_seed.values()])
+    curves[score] = points[..., 0].mean(axis=0), points[..., 1]
+  return curves

@@ -1,0 +1,243 @@
+"""Classifiers without a network, by scikit-learn: standard settings, seeded.
+
+They see an image as a row of numbers: its pixels, made small, or what a
+backbone makes of it.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn import calibration as sklearn_calibration
+from sklearn import ensemble, neighbors, svm, tree
+
+from dpjax import config as config_lib
+from dpjax import experiment as experiment_lib
+from dpjax import manifest
+from dpjax.data import pipeline, store
+from dpjax.evaluation import (
+  evaluate,
+)
+from dpjax.studies import runs
+
+_BATCH = 256  # images read at a time
+
+
+def _knn(labels, seed):
+  del labels, seed  # Nothing is drawn.
+  return neighbors.KNeighborsClassifier()
+
+
+def _tree(labels, seed):
+  del labels
+  return tree.DecisionTreeClassifier(random_state=seed)
+
+
+def _adaboost(labels, seed):
+  del labels
+  return ensemble.AdaBoostClassifier(random_state=seed)
+
+
+def _forest(labels, seed):
+  del labels
+  return ensemble.RandomForestClassifier(random_state=seed)
+
+
+def _svm(labels, seed):
+  """A polynomial kernel; sigmoids fitted on held-out folds give probabilities.
+
+  Source: Platt (1999), for one class against the rest.
+  """
+  folds = min(5, np.unique(labels, return_counts=True)[1].min())
+  return sklearn_calibration.CalibratedClassifierCV(
+    svm.SVC(kernel='poly', random_state=seed), cv=int(folds), ensemble=False
+  )
+
+
+# name -> (what the table calls it, (labels, seed) -> an unfitted classifier).
+METHODS: dict[str, tuple[str, Callable[[np.ndarray, int], Any]]] = {
+  'knn': ('KNN', _knn),
+  'tree': ('decision tree', _tree),
+  'adaboost': ('AdaBoost', _adaboost),
+  'forest': ('random forest', _forest),
+  'svm': ('SVM', _svm),
+}
+
+
+def fit(method: str, inputs: np.ndarray, labels: np.ndarray, seed: int) -> Any:
+  """Fits one of METHODS.
+
+  The SVM leaves out classes of a single image: its probabilities need every
+  class on both sides of a fold.
+
+  Args:
+    method: a key of METHODS.
+    inputs: (N, D) float32.
+    labels: (N,) classes.
+    seed: of whatever the method draws.
+
+  Raises:
+    ValueError: one line: there are not two classes to tell apart.
+  """
+  if method == 'svm':
+    found, counts = np.unique(labels, return_counts=True)
+    kept = np.isin(labels, found[counts > 1])
+    inputs, labels = inputs[kept], labels[kept]
+  if len(np.unique(labels)) < 2:
+    raise ValueError(
+      f'compare: {METHODS[method][0]} needs two classes in the training split'
+      + (' with two images each' if method == 'svm' else '')
+    )
+  return METHODS[method][1](labels, seed).fit(inputs, labels)
+
+
+def predict(fitted: Any, inputs: np.ndarray, num_classes: int) -> np.ndarray:
+  """Class probabilities (N, C) float64; 0 for a class that it never saw.
+
+  Args:
+    fitted: by `fit`.
+    inputs: (N, D) float32.
+    num_classes: C.
+  """
+  probabilities = np.zeros((len(inputs), num_classes))
+  probabilities[:, fitted.classes_] = fitted.predict_proba(inputs)
+  return probabilities
+
+
+def pixels(split: Any, side: int) -> np.ndarray:
+  """Every image of a split as a row of grey levels in 0..1.
+
+  Args:
+    split: of a prepared set, (N, S, S) uint8.
+    side: of the shrunken image (area-averaged), pixels.
+
+  Returns:
+    (N, side * side) float32.
+  """
+  rows = np.empty((len(split), side * side), np.float32)
+  for start in range(0, len(split), _BATCH):
+    indices = np.arange(start, min(start + _BATCH, len(split)))
+    for row, image in zip(indices, split.images(indices), strict=True):
+      small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+      rows[row] = small.ravel() / np.float32(255)
+  return rows
+
+
+class Features:
+  """Pooled features of a backbone, computed in float32 on one device."""
+
+  def __init__(self, config: Any, data: store.Store, source: str):
+    """Reads the backbone.
+
+    Args:
+      config: as resolved; its network, image size and reading count.
+      data: the prepared set.
+      source: workdir of stage I, or a file of torch weights.
+    """
+    config = config.copy_and_resolve_references()
+    config.model.dtype = 'float32'
+    config.parallel.mode, config.parallel.devices = 'jit', 1
+    self._run = experiment_lib.build(config, 'retrain', data)
+    backbone = experiment_lib.read_backbone(source, self._run)
+    self._variables = jax.tree.map(jnp.asarray, backbone)
+    network = self._run.model.backbone.clone(num_classes=0)
+    views = self._run.model.pixels.views
+
+    def pooled(variables, batch):
+      return network.apply(variables, views(batch)[:, 0], train=False)[0]
+
+    self._pooled = jax.jit(pooled)
+
+  def __call__(self, split: Any) -> np.ndarray:
+    """Of every image of a split, plain: (N, D) float32."""
+    rows = []
+    batch_size = self._run.config.evaluate.batch_size
+    for batch in self._run.stream_once(split, batch_size):
+      count = int(batch['valid'].sum())
+      inputs = {k: v for k, v in batch.items() if k not in ('index', 'valid')}
+      rows.append(np.asarray(self._pooled(self._variables, inputs))[:count])
+    return np.concatenate(rows)
+
+
+class Inputs:
+  """What the methods see of each split: computed once, and how long it took."""
+
+  def __init__(self, make: Callable[[Any], np.ndarray]):
+    """Args: make: split -> (N, D) float32."""
+    self._make = make
+    self._made: dict[int, tuple[Any, np.ndarray, float]] = {}
+
+  def __call__(self, split: Any) -> tuple[np.ndarray, float]:
+    """(N, D) float32, and seconds."""
+    if id(split) not in self._made:
+      start = time.perf_counter()
+      rows = self._make(split)
+      # The split is kept so that its id stays its own.
+      self._made[id(split)] = split, rows, time.perf_counter() - start
+    return self._made[id(split)][1:]
+
+
+def train(
+  task: runs.Task, method: str, data: store.Store, inputs: Inputs
+) -> None:
+  """Fits a method and evaluates it; leaves what evaluation.evaluate does.
+
+  Writes config.json, predictions.csv, predictions_validation.csv and
+  evaluation.json, whose 'seconds' has 'pretraining' and 'training' too.
+
+  Args:
+    task: of the method.
+    method: a key of METHODS.
+    data: the prepared set.
+    inputs: what the method sees.
+
+  Raises:
+    ValueError: one line: a split that cannot be trained on or scored.
+  """
+  settings = task.config.evaluate
+  training = data.split('train')
+  experiment_lib.class_counts(training, data.num_classes)  # All have a label.
+  scored, split = evaluate.split_to_score(settings, data)
+  task.workdir.mkdir(parents=True, exist_ok=True)
+  config_lib.save(task.config, task.workdir / 'config.json')
+  manifest.write(
+    task.workdir, method, pipeline.Records((training,)), task.pretraining
+  )
+  manifest.check_unseen(
+    task.workdir,
+    split,
+    f'{settings.split} of {scored.path}',
+    task.config.split.near,
+  )
+  rows, made = inputs(training)
+  start = time.perf_counter()
+  fitted = fit(method, rows, training.labels, task.config.seed)
+  fitting = time.perf_counter() - start
+  before = runs.trained(task.pretraining) if task.pretraining else 0.0
+
+  def probabilities_of(part):
+    rows, seconds = inputs(part)
+    start = time.perf_counter()
+    found = predict(fitted, rows, data.num_classes)
+    seconds += time.perf_counter() - start
+    return found, {
+      'inference': seconds,
+      'images_per_second': len(part) / seconds,
+    }
+
+  result = evaluate.judge(task.workdir, settings, data, probabilities_of)
+  result |= {
+    'checkpoint': None,
+    'step': None,
+    'device': jax.devices('cpu')[0].device_kind,
+    'localisation': {},
+  }
+  result['seconds'] |= {
+    'pretraining': before,
+    'training': before + made + fitting,
+  }
+  evaluate.write(task.workdir, result)

@@ -1,0 +1,368 @@
+"""The compare command: methods on the same split (the paper's Table II).
+
+scikit-learn's classifiers on pixels and on the features of the recipe's
+stage I, networks from scratch under plain cross-entropy, and the recipe.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib.figure
+
+from dpjax.data import prepare
+from dpjax.studies import classical, runs, tables
+
+_WIDTH = 100  # columns of the printed table
+_CELL = 12
+
+# Without what the recipe adds.
+_PLAIN = ('init.backbone=None', 'loss.classification=ce',
+          'retrain.freeze=False', 'mgacr.attention=False',
+          'mgacr.features=False')  # fmt: skip
+# The networks: overrides of the config. resnet18 keeps the config's own sizes,
+# which for ResNet18 are the default.
+_NETWORKS = {
+  'vgg16': ('model.network=vgg16', *_PLAIN),
+  'resnet18': ('model.network=resnet', *_PLAIN),
+  'resnet50': (
+    'model.network=resnet',
+    'model.stage_sizes=(3,4,6,3)',
+    'model.block=bottleneck',
+    *_PLAIN,
+  ),
+  'recipe': (),
+}
+
+# Okabe and Ito (2008), and in grey the markers: what a method sees.
+_KINDS = {
+  'pixels': ('#d55e00', 's'),
+  'features of stage I': ('#009e73', 'D'),
+  'network from scratch': ('#0072b2', 'o'),
+  'recipe': ('#000000', '*'),
+}
+
+
+def compare(
+  config: Any, workdir: str | pathlib.Path, resolve: Callable[[Any], Any]
+) -> str:
+  """Trains and scores the methods of config.compare that are missing.
+
+  Writes into `workdir`, after every finished run: comparison_table.json and
+  comparison_runs.csv; and at the end: comparison.md and fig8.png.
+
+  Args:
+    config: as given by configs/ and the flags, before it is resolved.
+    workdir: of the study; it holds its runs (studies.runs).
+    resolve: config -> resolved config (dpjax.config.resolve).
+
+  Returns:
+    The table as text.
+
+  Raises:
+    ValueError: one line: a method that cannot be, or a workdir of another
+      study; before anything is trained.
+    Stopped: after a signal, with everything saved.
+  """
+  workdir = pathlib.Path(workdir)
+  base = resolve(config)
+  shallow = [m for m in base.compare.methods if m in classical.METHODS]
+  if shallow and base.compare.features and base.init.backbone is None:
+    raise ValueError(
+      'config.compare.features is True; it must be False where init.backbone'
+      ' is None: there is no stage I to take features from'
+    )
+  configs = {
+    (method, seed): runs.resolved(
+      config, method, _NETWORKS.get(method, ()), seed, resolve
+    )
+    for seed in base.compare.seeds
+    for method in base.compare.methods
+  }
+  data = prepare.open_prepared(base)
+  plan = {}  # (title, seed) -> (kind, task, what trains it, or None)
+  kept = {}
+  for (method, seed), own in configs.items():
+    own = prepare.as_made(own)
+    for title, kind, task, work in _tasks(method, own, workdir, data, kept):
+      plan[title, seed] = kind, task, work
+  kinds = {title: kind for (title, _), (kind, *_) in plan.items()}
+  runs.check_names([*kinds])
+  for _, task, _ in plan.values():
+    runs.check(task)
+  images = tables.Images(base.evaluate.resamples, base.evaluate.seed)
+
+  def tabulated():
+    of = {
+      title: [runs.look(plan[title, seed][1]) for seed in base.compare.seeds]
+      for title in kinds
+    }
+    table = tabulate(of, kinds, images)
+    runs.write_json(workdir / 'comparison_table.json', table)
+    runs.write_text(workdir / 'comparison_runs.csv', tables.runs_csv(of))
+    return table
+
+  for _, task, work in plan.values():
+    before = runs.look(task).state
+    if runs.run(task, work).state != before:
+      tabulated()
+  table = tabulated()
+  runs.write_text(workdir / 'comparison.md', format_markdown(table))
+  files = ['comparison_table.json', 'comparison_runs.csv', 'comparison.md']
+  if figure := draw(table):
+    figure.savefig(workdir / 'fig8.png')
+    files.append('fig8.png')
+  return (
+    f'{format_text(table)}\nwritten:'
+    f' {", ".join(str(workdir / file) for file in files)}'
+  )
+
+
+def _tasks(method, config, workdir, data, kept):
+  """Yields (title, kind, task, work) of what a method is run on.
+
+  `kept` holds the inputs that methods share.
+  """
+  if method not in classical.METHODS:
+    title = 'recipe' if method == 'recipe' else network_title(config.model)
+    kind = 'recipe' if method == 'recipe' else 'network from scratch'
+    yield title, kind, runs.network(config, workdir, title), None
+    return
+  name, _ = classical.METHODS[method]
+  side = config.compare.pixels
+  # The size is in the name, and so in the folder: another size, another run.
+  inputs = {f'{side} px': ('pixels', None)}
+  if config.compare.features:
+    inputs['features'] = 'features of stage I', config.init.backbone
+  for what, (kind, backbone) in inputs.items():
+    title = f'{name}, {what}'
+    task = runs.task(config, workdir, title, 'classical', backbone)
+    key = what, task.config.init.backbone
+    yield (
+      title,
+      kind,
+      task,
+      functools.partial(
+        _train_classical, method=method, data=data, kept=kept, key=key
+      ),
+    )
+
+
+def _train_classical(task, *, method, data, kept, key):
+  if key not in kept:
+    source = task.config.init.backbone
+    kept[key] = classical.Inputs(
+      functools.partial(classical.pixels, side=task.config.compare.pixels)
+      if source is None
+      else classical.Features(task.config, data, source)
+    )
+  classical.train(task, method, data, kept[key])
+
+
+def network_title(model: Any) -> str:
+  """What a network is called: 'ResNet18', 'ResNet (1,1,1), width 32'.
+
+  Args:
+    model: config.model.
+  """
+  title = 'VGG16'
+  if model.network == 'resnet':
+    sizes = ','.join(map(str, model.stage_sizes))
+    deep = ', bottleneck' if model.block == 'bottleneck' else ''
+    title = {
+      ('2,2,2,2', 'basic'): 'ResNet18',
+      ('3,4,6,3', 'basic'): 'ResNet34',
+      ('3,4,6,3', 'bottleneck'): 'ResNet50',
+    }.get((sizes, model.block), f'ResNet ({sizes}{deep})')
+  return title if model.width == 64 else f'{title}, width {model.width}'
+
+
+def tabulate(
+  of: dict[str, Sequence[runs.Run]],
+  kinds: dict[str, str],
+  images: tables.Images,
+) -> dict[str, Any]:
+  """The table of a comparison, as far as its runs are there.
+
+  Args:
+    of: {method: its runs, one a seed}, in the order of the table.
+    kinds: {method: what it sees}.
+    images: the bootstrap over images.
+
+  Returns:
+    {'seeds', 'data', 'split', 'device', 'num_images', 'class_names': what was
+    run; 'rows': [{'name', 'kind', 'runs', 'seconds', 'scores',
+    'recipe_minus'}]}. 'scores' holds {score: {'mean', 'interval', 'num_runs'}}
+    over the seeds, with 'image_interval' by a bootstrap over images for the
+    summary scores. 'recipe_minus' holds the recipe's differences to the
+    method (tables.differences), None in its own row.
+  """
+  rows = []
+  for name, own in of.items():
+    scores = tables.over_seeds(own)
+    if done := tables.finished(own):
+      for score, interval in images.interval(done).items():
+        if interval is not None and scores[score]['mean'] is not None:
+          scores[score]['image_interval'] = interval
+    recipe = of.get('recipe')
+    rows.append(
+      {
+        'name': name,
+        'kind': kinds[name],
+        'runs': tables.records(own),
+        'seconds': tables.mean_seconds(own),
+        'scores': scores,
+        'recipe_minus': (
+          tables.differences(recipe, own, images)
+          if recipe and name != 'recipe'
+          else None
+        ),
+      }
+    )
+  return {**tables.about(of), 'rows': rows}
+
+
+def _columns(table):
+  """As ablation's, but for Grad-CAM: few of the methods have one."""
+  shown = tables.shown([row['scores'] for row in table['rows']])
+  return {k: title for k, title in shown.items() if not k.startswith('cam/')}
+
+
+def _interval(entry):
+  """That over images of one run, that over seeds of several."""
+  return entry['interval'] or entry.get('image_interval')
+
+
+def _note(table):
+  what = (
+    'bootstrap over the images'
+    if len(table['seeds']) == 1
+    else 't interval over the seeds (one run: bootstrap over the images)'
+  )
+  return (
+    f'Intervals: 95 %, {what}.\nPx: pixels of the image, made so small.'
+    " Features: of the recipe's stage I.\ntrain s: all training, stage I and"
+    ' the making of inputs in it. ms: inference, an image.'
+  )
+
+
+def format_text(table: dict[str, Any]) -> str:
+  """The table as plain text, at most 100 columns wide: two lines a method."""
+  columns = _columns(table)
+  room = _WIDTH - _CELL * len(columns) - 15
+  names = ['method', *(row['name'] for row in table['rows'])]
+  width = min(room, max(map(len, names)))
+
+  def line(name, seconds, rate, cells):
+    cells = ''.join(f'{cell:>{_CELL}}' for cell in cells)
+    name = tables.short(name, width)
+    return f'{name:<{width}}{seconds:>8}{rate:>7}{cells}'.rstrip()
+
+  lines = [
+    tables.describe(table),
+    '',
+    line('method', 'train s', 'ms', columns.values()),
+  ]
+  for row in table['rows']:
+    seconds = row['seconds']
+    if not row['scores']:
+      lines.append(line(row['name'], '-', '-', [*tables.states(row)][:1]))
+      continue
+    entries = [row['scores'].get(c) for c in columns]
+    lines.append(
+      line(
+        row['name'],
+        f'{seconds["training"]:.1f}',
+        f'{seconds["inference"]:.2f}',
+        [tables.number(e and e['mean']) for e in entries],
+      )
+    )
+    spans = [e and _interval(e) for e in entries]
+    cells = [
+      '-'.join(tables.number(v) for v in span) if span else '' for span in spans
+    ]
+    lines.append(line('', '', '', cells))
+  lines += ['', _note(table), tables.explained(columns)]
+  return tables.wrapped([*lines, *tables.diverged(table['rows'])], _WIDTH)
+
+
+def format_markdown(table: dict[str, Any]) -> str:
+  """comparison.md: times and the main scores with their intervals."""
+  columns = _columns(table)
+  rows = []
+  for row in table['rows']:
+    seconds = row['seconds']
+    cells = ['-', '-', *('-' for _ in columns)]
+    if row['scores']:
+      cells = [f'{seconds["training"]:.1f}', f'{seconds["inference"]:.2f}']
+      for column in columns:
+        entry = row['scores'].get(column)
+        text = tables.number(entry and entry['mean'])
+        if entry and (interval := _interval(entry)):
+          text += f' ({tables.span(interval)})'
+        cells.append(text)
+    rows.append([row['name'], *cells])
+  header = ['method', 'train s', 'ms', *columns.values()]
+  text = [
+    '# Comparison',
+    f'{tables.describe(table)}.',
+    tables.markdown(header, rows),
+    f'{_note(table)}\n{tables.explained(columns)}',
+    *tables.diverged(table['rows']),
+  ]
+  return '\n\n'.join(text) + '\n'
+
+
+def draw(table: dict[str, Any]) -> matplotlib.figure.Figure | None:
+  """The main scores of every method with intervals (the paper's Fig. 8).
+
+  Args:
+    table: of `tabulate`.
+
+  Returns:
+    The figure, a dot a method; None without a finished run.
+  """
+  rows = [row for row in table['rows'] if row['scores']]
+  titles = {
+    'accuracy': 'accuracy',
+    'balanced_accuracy': 'balanced accuracy',
+    'macro_f1': 'macro F1',
+    'auroc_any_lesion': 'AUROC, any lesion',
+  }
+  shown = _columns(table)
+  titles = {score: title for score, title in titles.items() if score in shown}
+  if not titles:
+    return None
+  figure = matplotlib.figure.Figure(
+    figsize=(2.2 + 2.1 * len(titles), 1.3 + 0.24 * len(rows)), dpi=150
+  )
+  grid = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+  handles = {}
+  for axes, (score, title) in zip(grid, titles.items(), strict=True):
+    for place, row in enumerate(rows):
+      entry = row['scores'].get(score)
+      if not entry or entry['mean'] is None:
+        continue
+      colour, marker = _KINDS[row['kind']]
+      if interval := _interval(entry):
+        axes.plot(interval, [place, place], color=colour, linewidth=1.3)
+      (handles[row['kind']],) = axes.plot(
+        entry['mean'], place, marker, color=colour, linestyle='none',
+        markersize=9 if marker == '*' else 5,
+      )  # fmt: skip
+    axes.set_title(title, fontsize=10, loc='left')
+    axes.set_xlabel(f'score on {table["split"]}, 95 % interval', fontsize=9)
+    axes.grid(alpha=0.3, linewidth=0.5)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.tick_params(axis='y', length=0)
+  # Shared by all: the first method on top.
+  grid[0].set_yticks(range(len(rows)), [row['name'] for row in rows])
+  grid[0].set_ylim(len(rows) - 0.5, -0.5)
+  height = figure.get_figheight()
+  figure.tight_layout(rect=(0, 0.35 / height, 1, 1))
+  figure.legend(
+    handles.values(), handles.keys(), loc='lower center', ncols=len(handles),
+    frameon=False, fontsize=9,
+  )  # fmt: skip
+  return figure

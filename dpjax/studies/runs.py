@@ -1,0 +1,415 @@
+"""The runs of a study: what is trained, what is there already, and its record.
+
+A study's workdir holds, for each seed, a folder a run and the stages I that
+runs share:
+
+    seed0/pretrain-1f2e3d4c/    stage I, shared by all runs that equal it
+    seed0/resnet18/             a stage II workdir, evaluated
+
+What is finished is not done again, so the same command goes on from wherever
+it was stopped, and processes that run different seeds may share a workdir.
+"""
+
+import ast
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import xxhash
+
+from dpjax import checkpoint, train
+from dpjax import config as config_lib
+from dpjax.evaluation import evaluate
+
+# What stage I does not read, beside the fields that may change in a run.
+_UNREAD = ('stage', 'retrain.', 'loss.', 'mgacr.', 'init.', 'evaluate.',
+           'eval.best')  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A run of a study, done or not.
+
+  Attributes:
+    name: of its row or method.
+    workdir: where it is kept.
+    config: as it is recorded there; its seed is the run's.
+    pretraining: workdir of the stage I that it needs and shares, or None.
+  """
+
+  name: str
+  workdir: pathlib.Path
+  config: Any
+  pretraining: pathlib.Path | None
+
+  def __str__(self):
+    return f'{self.name}, seed {self.config.seed}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What there is of a task.
+
+  Attributes:
+    seed: of its training.
+    workdir: where it is kept.
+    result: its evaluation.json; None if it is not finished.
+    error: the line with which it diverged; None if it did not.
+  """
+
+  seed: int
+  workdir: pathlib.Path
+  result: dict[str, Any] | None = None
+  error: str | None = None
+
+  @property
+  def state(self) -> str:
+    """'finished', 'diverged' or 'missing'."""
+    if self.error is not None:
+      return 'diverged'
+    return 'missing' if self.result is None else 'finished'
+
+
+def apply_overrides(config: Any, overrides: Sequence[str]) -> Any:
+  """A copy of `config` changed by texts like 'mgacr.features=False'.
+
+  Args:
+    config: as given by configs/ and the flags, before it is resolved.
+    overrides: 'section.field=value', the value as a flag would have it.
+
+  Raises:
+    ValueError: one line: no such field, or a value of another type.
+  """
+  changed = config.copy_and_resolve_references()
+  for text in overrides:
+    name, equals, value = text.partition('=')
+    name = name.strip().removeprefix('config.')
+    if not equals:
+      raise ValueError(f'{text!r} is no override; wanted section.field=value')
+    config_lib.check_field(config, name)
+    section = config
+    *sections, field = name.split('.')
+    for part in sections:
+      section = section[part]
+    parsed = _parsed(name, value.strip(), section.get_type(field))
+    try:
+      changed.update_from_flattened_dict({name: parsed})
+    except TypeError as error:
+      raise _wrong_type(name, value, section.get_type(field)) from error
+  return changed
+
+
+def _parsed(name, text, kind):
+  """The value that `text` gives a field of type `kind`."""
+  # A field without a value so far, such as data.source, takes a text.
+  if kind in (str, type(None)):
+    return None if text == 'None' else text
+  if kind is bool:
+    text = text.capitalize()
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError) as error:
+    raise _wrong_type(name, text, kind) from error
+  if value is None or isinstance(value, bool) != (kind is bool):
+    raise _wrong_type(name, text, kind)
+  return value
+
+
+def _wrong_type(name, text, kind):
+  return ValueError(f'config.{name} is {text!r}; it must be a {kind.__name__}')
+
+
+def resolved(
+  config: Any, name: str, overrides: Sequence[str], seed: int,
+  resolve: Callable[[Any], Any],
+) -> Any:  # fmt: skip
+  """The checked config of one run of a study.
+
+  Args:
+    config: of the study, before it is resolved.
+    name: of the row or method, for an error.
+    overrides: of the row.
+    seed: of the training.
+    resolve: config -> resolved config (dpjax.config.resolve).
+
+  Raises:
+    ValueError: one line that names the row and the field.
+  """
+  try:
+    return resolve(apply_overrides(config, [*overrides, f'seed={seed}']))
+  except ValueError as error:
+    raise ValueError(f'{name!r}: {error}') from error
+
+
+def slug(name: str) -> str:
+  """The folder of a row: '+ mask-guided attention' -> 'mask-guided-attention'.
+
+  Raises:
+    ValueError: nothing is left.
+  """
+  found = re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
+  if not found:
+    raise ValueError(f'{name!r} needs a letter or digit: a folder is named so')
+  return found
+
+
+def check_names(names: Sequence[str]) -> None:
+  """Raises ValueError where two names give one folder."""
+  seen = {}
+  for name in names:
+    if (other := seen.setdefault(slug(name), name)) is not name:
+      raise ValueError(
+        f'{other!r} and {name!r} are both kept in {slug(name)}; rename one'
+      )
+
+
+def place(workdir: str | pathlib.Path, name: str, seed: int) -> pathlib.Path:
+  """The folder of one run."""
+  return pathlib.Path(workdir) / f'seed{seed}' / slug(name)
+
+
+def network(config: Any, workdir: str | pathlib.Path, name: str) -> Task:
+  """The task of stage II, after its stage I where init.backbone is 'auto'.
+
+  Args:
+    config: as resolved; stays as it is.
+    workdir: of the study.
+    name: of the row or method.
+  """
+  return task(config, workdir, name, 'retrain', config.init.backbone)
+
+
+def task(
+  config: Any, workdir: str | pathlib.Path, name: str, stage: str,
+  backbone: str | None,
+) -> Task:  # fmt: skip
+  """A task whose record says `stage`, and where it starts from.
+
+  Args:
+    config: as resolved; stays as it is.
+    workdir: of the study.
+    name: of the row or method.
+    stage: what is trained.
+    backbone: 'auto' for the stage I of `config`, else as init.backbone.
+  """
+  config = config.copy_and_resolve_references()
+  config.stage = stage
+  pretraining = None
+  if backbone == 'auto':
+    key = pretraining_key(config)
+    pretraining = place(workdir, f'pretrain-{key}', config.seed)
+    backbone = str(pretraining)
+  config.init.backbone = backbone
+  return Task(name, place(workdir, name, config.seed), config, pretraining)
+
+
+def pretraining_key(config: Any) -> str:
+  """Eight hex digits of all that stage I reads of a resolved config.
+
+  Configs of one key have the same stage I, whatever their stage II.
+  """
+  # Against nothing, the differences are all fields that make the run.
+  lines = config_lib.differences({}, config)
+  read = '\n'.join(line for line in lines if not line.startswith(_UNREAD))
+  return xxhash.xxh3_64_hexdigest(read.encode())[:8]
+
+
+def pretrain(task: Task) -> None:
+  """Runs the stage I that a task needs, unless it is there.
+
+  Raises:
+    What train.train raises. A divergence is recorded, and raised again without
+    training.
+  """
+  folder = task.pretraining
+  if folder is None or (folder / 'finished').exists():
+    return
+  if (error := _failure(folder)) is not None:
+    raise train.NonFinite(error)
+  config = task.config.copy_and_resolve_references()
+  # It may be another row's run: what it did not read may differ.
+  if (record := folder / 'config.json').is_file():
+    _take_over(config, config_lib.load(record))
+  try:
+    train.train(config, 'pretrain', folder)
+  except train.NonFinite as error:
+    write_json(folder / 'failed.json', {'error': str(error)})
+    raise
+  (folder / 'finished').touch()
+
+
+def _take_over(config, record):
+  """Sets what stage I does not read to what is on record."""
+  flat = config_lib.flatten(config)
+  with config.ignore_type():
+    config.update_from_flattened_dict(
+      {
+        name: value
+        for name, value in config_lib.flatten(record).items()
+        if name in flat and name.startswith(_UNREAD)
+      }
+    )
+
+
+def _failure(folder):
+  """The line with which the run in `folder` diverged, or None."""
+  try:
+    return json.loads((folder / 'failed.json').read_text())['error']
+  except (FileNotFoundError, NotADirectoryError):  # the latter: torch weights
+    return None
+
+
+def check(task: Task) -> None:
+  """Raises ValueError where the task was done with another config."""
+  # A run that has left nothing may be begun anew (train.train).
+  kept = (task.workdir / 'evaluation.json').exists() or (
+    checkpoint.has_checkpoint(task.workdir)
+  )
+  if kept and (changed := _changed(task)):
+    raise ValueError(
+      f'{task.name!r}: {task.workdir} holds a run of another config'
+      f' ({"; ".join(changed[:4])}); repeat its flags or name another --workdir'
+    )
+
+
+def _changed(task):
+  record = config_lib.load(task.workdir / 'config.json')
+  return config_lib.differences(record, task.config)
+
+
+def look(task: Task) -> Run:
+  """What there is of a task; trains nothing."""
+  run = Run(task.config.seed, task.workdir)
+  if task.pretraining and (error := _failure(task.pretraining)) is not None:
+    error = f'stage I, {task.pretraining}: {error}'
+    return dataclasses.replace(run, error=error)
+  if not (task.workdir / 'config.json').is_file() or _changed(task):
+    return run
+  if (error := _failure(task.workdir)) is not None:
+    return dataclasses.replace(run, error=error)
+  return dataclasses.replace(run, result=_result(task))
+
+
+def _result(task):
+  """Its evaluation.json; None if it is not of config.evaluate as it is now."""
+  try:
+    result = json.loads((task.workdir / 'evaluation.json').read_text())
+  except FileNotFoundError:
+    return None
+  wanted = task.config.evaluate
+  record = config_lib.load(task.workdir / 'config.json').evaluate
+  same = record.to_dict() == wanted.to_dict() and (
+    # The evaluate command may have been there since, with other flags.
+    result['split'] == wanted.split
+    and result['checkpoint'] in (wanted.checkpoint, None)
+  )
+  return result if same else None
+
+
+def run(task: Task, work: Callable[[Task], None] | None = None) -> Run:
+  """Does a task as far as it is not done.
+
+  A run that diverges is recorded and not tried again.
+
+  Args:
+    task: of a network, or of what `work` trains.
+    work: trains and evaluates after stage I; by default stage II.
+
+  Raises:
+    ValueError: one line: the task was done with another config; and what
+      train.train and evaluation.evaluate raise.
+    Stopped: after a signal, with everything saved.
+  """
+  check(task)
+  found = look(task)
+  if found.state == 'diverged':
+    print(
+      f'{task}: diverged before ({found.error}); to try again, remove its'
+      ' failed.json',
+      flush=True,
+    )
+    return found
+  if found.state == 'finished':
+    print(f'{task}: finished before, in {task.workdir}', flush=True)
+    return found
+  print(f'{task}: in {task.workdir}', flush=True)
+  # What is there of it was made by another config, or for another evaluation.
+  for file in ('evaluation.json', 'failed.json'):
+    (task.workdir / file).unlink(missing_ok=True)
+  try:
+    pretrain(task)
+    (work or _retrain)(task)
+  except train.NonFinite as error:
+    if look(task).state != 'diverged':  # Stage I has put it on record.
+      write_json(task.workdir / 'failed.json', {'error': str(error)})
+    found = look(task)
+    print(f'{task}: diverged ({found.error}); the study goes on', flush=True)
+    return found
+  return look(task)
+
+
+def _retrain(task):
+  train.train(task.config, 'retrain', task.workdir)
+  evaluate.evaluate(task.config, task.workdir)
+
+
+def lines(workdir: pathlib.Path, split: str) -> list[dict[str, Any]]:
+  """The lines of a metrics.jsonl that are about `split`, in order."""
+  try:
+    text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
+  except (FileNotFoundError, NotADirectoryError):
+    return []
+  # The last line of a run under way may be torn.
+  whole = (line for line in text.splitlines() if line.endswith('}'))
+  return [entry for entry in map(json.loads, whole) if entry['split'] == split]
+
+
+def trained(workdir: str | pathlib.Path) -> float:
+  """Seconds of training until the last line of a network's log."""
+  entries = lines(workdir, 'train') + lines(workdir, 'validation')
+  return max((e['seconds_training'] for e in entries), default=0.0)
+
+
+def seconds(run: Run) -> dict[str, float]:
+  """How long a finished run took.
+
+  Returns:
+    'pretraining': seconds of its stage I, 0 without one (or from weights);
+    'training': seconds of all training, stage I in it; 'inference':
+    milliseconds an image.
+  """
+  own = run.result['seconds']
+  rate = run.result['images_per_second']
+  if rate is None:  # of a single batch, the compilation in it
+    rate = run.result['num_images'] / own['inference']
+  inference = 1000 / rate
+  if 'training' in own:  # not a network
+    return {
+      'pretraining': own['pretraining'],
+      'training': own['training'],
+      'inference': inference,
+    }
+  backbone = config_lib.load(run.workdir / 'config.json').init.backbone
+  before = trained(backbone) if backbone else 0.0
+  return {
+    'pretraining': before,
+    'training': before + trained(run.workdir),
+    'inference': inference,
+  }
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a JSON file, whole or not at all, beside other processes."""
+  write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a text file, whole or not at all, beside other processes."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  temporary.write_text(text)
+  temporary.replace(path)

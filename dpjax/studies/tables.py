@@ -1,0 +1,335 @@
+"""What the table of a study says of a row: means, differences, intervals.
+
+Two kinds of spread, never added up: over seeds (t intervals of the runs of a
+row, as if it were trained again), and over images (a bootstrap of the scored
+split, the trained networks held fixed).
+"""
+
+import csv
+import io
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dpjax.data import labels as labels_lib
+from dpjax.evaluation import bootstrap, predictions
+from dpjax.studies import runs
+
+# The scores that are shown, and the heads of their columns; the JSON has all.
+MAIN = {
+  'accuracy': 'accuracy',
+  'balanced_accuracy': 'balanced',
+  'balanced_accuracy_0_2': 'bal. 0-2',
+  'macro_f1': 'macro F1',
+  'auroc_any_lesion': 'AUROC',
+  'cam/energy_in_box': 'in box',
+}
+_EXPLAINED = {
+  'balanced_accuracy': 'balanced: mean recall of the classes.',
+  'balanced_accuracy_0_2': 'bal. 0-2: mean recall of classes 0 to 2.',
+  'auroc_any_lesion': 'AUROC: any lesion against none.',
+  'cam/energy_in_box': "in box: share of Grad-CAM's sum inside of the boxes.",
+}
+_LEVEL = 0.95
+_BLOCK = 128  # resamples at a time
+
+
+def finished(of: Sequence[runs.Run]) -> list[runs.Run]:
+  """Those that have a result."""
+  return [run for run in of if run.state == 'finished']
+
+
+def values(run: runs.Run) -> dict[str, float | None]:
+  """Every flat score of a finished run, and of its Grad-CAM ('cam/...')."""
+  cam = run.result['localisation'].get('cam', {}).get('scores', {})
+  return {**run.result['scores'], **{f'cam/{k}': v for k, v in cam.items()}}
+
+
+def over_seeds(of: Sequence[runs.Run]) -> dict[str, dict[str, Any]]:
+  """Each score's mean over the finished runs, with its t interval.
+
+  Returns:
+    {score: what bootstrap.over_seeds returns}; {} without a finished run.
+  """
+  found = [values(run) for run in finished(of)]
+  names = dict.fromkeys(name for scores in found for name in scores)
+  return {
+    name: bootstrap.over_seeds([scores.get(name) for scores in found])
+    for name in names
+  }
+
+
+def differences(
+  a: Sequence[runs.Run], b: Sequence[runs.Run], images: 'Images'
+) -> dict[str, dict[str, Any]]:
+  """Each score's mean difference a - b over the seeds that both finished.
+
+  Returns:
+    {score: what bootstrap.paired_over_seeds returns, and 'image_interval' of
+    the same difference where the bootstrap over images has one}; {} without
+    such a seed.
+  """
+  pairs = common(a, b)
+  scores = [(values(x), values(y)) for x, y in pairs]
+  names = dict.fromkeys(name for x, y in scores for name in (*x, *y))
+  found = {
+    name: bootstrap.paired_over_seeds(
+      [x.get(name) for x, _ in scores], [y.get(name) for _, y in scores]
+    )
+    for name in names
+  }
+  if pairs:
+    for name, interval in images.interval(*zip(*pairs, strict=True)).items():
+      if interval is not None and found[name]['mean'] is not None:
+        found[name]['image_interval'] = interval
+  return found
+
+
+def common(
+  a: Sequence[runs.Run], b: Sequence[runs.Run]
+) -> list[tuple[runs.Run, runs.Run]]:
+  """The finished runs of both that share a seed."""
+  of_b = {run.seed: run for run in finished(b)}
+  return [(run, of_b[run.seed]) for run in finished(a) if run.seed in of_b]
+
+
+class Images:
+  """The bootstrap over the scored images, the same resamples for all runs.
+
+  So a mean over runs, or a difference of means, can be taken within each
+  resample. Every run is resampled once.
+  """
+
+  def __init__(self, resamples: int, seed: int):
+    self._resamples = resamples
+    self._seed = seed
+    self._ids = self._labels = None
+    self._drawn: dict[tuple, dict[str, np.ndarray]] = {}
+
+  def interval(
+    self, a: Sequence[runs.Run], b: Sequence[runs.Run] = ()
+  ) -> dict[str, list[float] | None]:
+    """95 % intervals of the mean over runs a, or of mean(a) - mean(b).
+
+    Args:
+      a: finished runs.
+      b: finished runs, or none.
+
+    Returns:
+      {score: [low, high]; None where undefined}, of the summary scores.
+
+    Raises:
+      ValueError: one line: the runs were not scored on the same images.
+    """
+    drawn_a, drawn_b = ([self._resampled(run) for run in of] for of in (a, b))
+    found = {}
+    for name in bootstrap.SUMMARY:
+      value = np.mean([drawn[name] for drawn in drawn_a], axis=0)  # (R,)
+      if drawn_b:
+        value = value - np.mean([drawn[name] for drawn in drawn_b], axis=0)
+      value = value[~np.isnan(value)]
+      tails = (1 - _LEVEL) / 2, (1 + _LEVEL) / 2
+      found[name] = np.quantile(value, tails).tolist() if value.size else None
+    return found
+
+  def _resampled(self, run):
+    file = run.workdir / 'predictions.csv'
+    key = file, file.stat().st_mtime_ns
+    if key in self._drawn:
+      return self._drawn[key]
+    ids, labels, probabilities = predictions.read_predictions(file)
+    if self._ids is None:
+      self._ids, self._labels = ids, labels
+    if ids != self._ids or not np.array_equal(labels, self._labels):
+      raise ValueError(
+        f'{file} has other images or labels than the runs before it; a study'
+        ' compares on the same ones'
+      )
+    score = bootstrap.scorer(
+      labels,
+      probabilities,
+      None,
+      any_lesion=labels_lib.is_normal(run.result['class_names'][0]),
+    )
+    blocks = [score(counts) for counts in self._draws(labels)]
+    self._drawn[key] = {
+      name: np.concatenate([block[name] for block in blocks])
+      for name in blocks[0]
+    }
+    return self._drawn[key]
+
+  def _draws(self, labels):
+    """Yields (R', N) blocks: how often a resample has each image.
+
+    Drawn within each class, so that every resample has the class sizes.
+    """
+    rng = np.random.default_rng(self._seed)
+    for start in range(0, self._resamples, _BLOCK):
+      counts = np.empty((min(_BLOCK, self._resamples - start), len(labels)))
+      for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        counts[:, rows] = rng.multinomial(
+          len(rows), np.full(len(rows), 1 / len(rows)), size=len(counts)
+        )
+      yield counts
+
+
+def about(of: dict[str, Sequence[runs.Run]]) -> dict[str, Any]:
+  """What was run and scored, as the JSON of a study begins.
+
+  Args:
+    of: {row: its runs, one a seed}.
+  """
+  done = [run for own in of.values() for run in finished(own)]
+  result = done[0].result if done else {}
+  return {
+    'seeds': sorted({run.seed for own in of.values() for run in own}),
+    **{
+      key: result.get(key)
+      for key in ('data', 'split', 'device', 'num_images', 'class_names')
+    },
+  }
+
+
+def describe(table: dict[str, Any]) -> str:
+  """The same in a line."""
+  states = [run['state'] for row in table['rows'] for run in row['runs']]
+  done = states.count('finished')
+  text = f'{done} of {len(states)} runs, {seeds(table["seeds"])}'
+  if not done:
+    return text
+  return (
+    f'{text}; {table["num_images"]} images of {table["split"]} in'
+    f' {table["data"]}; {table["device"]}'
+  )
+
+
+def mean_seconds(of: Sequence[runs.Run]) -> dict[str, float]:
+  """runs.seconds, its mean over the finished runs; {} without one."""
+  found = [runs.seconds(run) for run in finished(of)]
+  return {
+    name: float(np.mean([seconds[name] for seconds in found]))
+    for name in (found[0] if found else ())
+  }
+
+
+def records(of: Sequence[runs.Run]) -> list[dict[str, Any]]:
+  """The runs as the JSON of a study lists them."""
+  return [
+    {
+      'seed': run.seed,
+      'workdir': str(run.workdir),
+      'state': run.state,
+      'error': run.error,
+      **({'seconds': runs.seconds(run)} if run.state == 'finished' else {}),
+    }
+    for run in of
+  ]
+
+
+def runs_csv(of: dict[str, Sequence[runs.Run]]) -> str:
+  """The finished runs as CSV: row, seed, seconds of training, main scores."""
+  file = io.StringIO()
+  writer = csv.writer(file, lineterminator='\n')
+  writer.writerow(['row', 'seed', 'training_seconds', *MAIN])
+  for name, own in of.items():
+    for run in finished(own):
+      found = values(run)
+      scores = (found.get(score) for score in MAIN)
+      writer.writerow(
+        [
+          name,
+          run.seed,
+          f'{runs.seconds(run)["training"]:.1f}',
+          *('' if score is None else f'{score:.6f}' for score in scores),
+        ]
+      )
+  return file.getvalue()
+
+
+def shown(scores: Sequence[dict[str, Any]]) -> dict[str, str]:
+  """Those of MAIN that a row has a number for."""
+  return {
+    name: title
+    for name, title in MAIN.items()
+    if any(row.get(name) and row[name]['mean'] is not None for row in scores)
+  }
+
+
+def explained(columns: Sequence[str]) -> str:
+  """What the columns hold, in lines of at most 80 columns."""
+  parts = [_EXPLAINED[name] for name in columns if name in _EXPLAINED]
+  return textwrap.fill(' '.join(parts), 80)
+
+
+def number(value: float | None, sign: str = '') -> str:
+  """'.612', '-.012', '1.000'; '-' for None. sign '+' shows that of a gain."""
+  if value is None:
+    return '-'
+  text = f'{value:{sign}.3f}'
+  return text.replace('0.', '.', 1) if abs(value) < 0.9995 else text
+
+
+def with_half(
+  entry: dict[str, Any] | None, sign: str = '', gap: str = ''
+) -> str:
+  """'.612±.034', the mean and half of its t interval, which is symmetric."""
+  if not entry or entry['mean'] is None:
+    return '-'
+  text = number(entry['mean'], sign)
+  if entry['interval'] is None:
+    return text
+  half = (entry['interval'][1] - entry['interval'][0]) / 2
+  return f'{text}{gap}±{gap}{number(half) if half < 1 else ">1"}'
+
+
+def span(interval: Sequence[float] | None, sign: str = '') -> str:
+  """'.590 to .633'; '-' for None."""
+  if interval is None:
+    return '-'
+  return ' to '.join(number(value, sign) for value in interval)
+
+
+def short(text: str, width: int) -> str:
+  """`text` in at most `width` columns."""
+  return text if len(text) <= width else f'{text[: width - 3]}...'
+
+
+def wrapped(lines: Sequence[str], width: int) -> str:
+  """The lines as one text; what is too wide goes on in a line below."""
+  lines = '\n'.join(lines).split('\n')
+  return '\n'.join(
+    line if len(line) <= width else textwrap.fill(line, width) for line in lines
+  )
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A Markdown table."""
+  # A bar in a name would begin a new cell.
+  lines = [[cell.replace('|', '\\|') for cell in row] for row in rows]
+  return '\n'.join(
+    f'| {" | ".join(row)} |' for row in [header, ['---'] * len(header), *lines]
+  )
+
+
+def seeds(numbers: Sequence[int]) -> str:
+  """'seed 0', 'seeds 0, 1, 2'."""
+  text = ', '.join(map(str, numbers))
+  return f'seed{"s" * (len(numbers) > 1)} {text}'
+
+
+def states(row: dict[str, Any]) -> set[str]:
+  """Of the runs of a row of the JSON."""
+  return {run['state'] for run in row['runs']}
+
+
+def diverged(rows: Sequence[dict[str, Any]]) -> list[str]:
+  """A line for each run of the rows of the JSON that did."""
+  return [
+    f'{row["name"]}, seed {run["seed"]}, diverged: {run["error"]}'
+    for row in rows
+    for run in row['runs']
+    if run['state'] == 'diverged'
+  ]

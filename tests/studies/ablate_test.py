@@ -1,0 +1,214 @@
+"""The ablate command: which runs, what table, what figure."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dpjax import train
+from dpjax.data import prepare
+from dpjax.evaluation import evaluate
+from dpjax.studies import ablate, runs
+from tests.studies import fake_runs
+
+ROWS = ('+ pre-training', '+ attention')
+
+
+@pytest.fixture(autouse=True)
+def fake(tmp_path, monkeypatch):
+  fake = fake_runs.Fake(tmp_path)
+  monkeypatch.setattr(train, 'train', fake.train)
+  monkeypatch.setattr(evaluate, 'evaluate', fake.evaluate)
+  monkeypatch.setattr(prepare, 'open_prepared', lambda config: fake_runs.STORE)
+  return fake
+
+
+def run(workdir, **changes):
+  config = fake_runs.make_config(**changes)
+  text = ablate.ablate(config, workdir, fake_runs.resolve)
+  return text, json.loads((workdir / 'ablation.json').read_text())
+
+
+def trained(fake):
+  return [folder for what, folder in fake.calls if what != 'evaluate']
+
+
+def test_rows_and_seeds_are_trained_once_each_and_stage_i_once_a_seed(
+  tmp_path, fake
+):
+  run(tmp_path)
+  assert trained(fake) == [
+    f'seed{seed}/{name}'
+    for seed in (0, 1)
+    for name in ('pretrain', 'pre-training', 'attention')
+  ]
+  fake.calls.clear()
+  run(tmp_path)
+  assert not fake.calls
+
+
+def test_a_study_killed_between_its_runs_goes_on(tmp_path, fake):
+  fake.fails['seed1/pre-training'] = train.Stopped('stopped')
+  with pytest.raises(train.Stopped):
+    run(tmp_path)
+  # The table so far was written.
+  table = json.loads((tmp_path / 'ablation.json').read_text())
+  assert [row['scores']['accuracy']['num_runs'] for row in table['rows']] == [
+    1, 1,
+  ]  # fmt: skip
+  fake.fails.clear()
+  fake.calls.clear()
+  _, table = run(tmp_path)
+  assert trained(fake) == ['seed1/pre-training', 'seed1/attention']
+  assert table['rows'][1]['to_above']['accuracy']['num_runs'] == 2
+
+
+def test_the_table_has_the_numbers_of_the_evaluations(tmp_path):
+  _, table = run(tmp_path)
+  values = np.array([
+    [
+      json.loads(
+        (tmp_path / f'seed{s}' / runs.slug(n) / 'evaluation.json').read_text()
+      )['scores']['macro_f1']
+      for s in (0, 1)
+    ]
+    for n in ROWS
+  ])  # fmt: skip
+  for row, own in zip(table['rows'], values, strict=True):
+    assert row['scores']['macro_f1']['mean'] == pytest.approx(own.mean())
+  difference = values[1] - values[0]
+  half = 12.7062 * difference.std(ddof=1) / 2**0.5
+  found = table['rows'][1]['to_above']['macro_f1']
+  assert found['mean'] == pytest.approx(difference.mean())
+  assert found['interval'] == pytest.approx(
+    [difference.mean() - half, difference.mean() + half], abs=1e-5
+  )
+  low, high = found['image_interval']
+  assert low < difference.mean() < high
+  # Of two rows, the last and the first are neighbours.
+  assert table['last_to_first'] == table['rows'][1]['to_above']
+  assert table['rows'][0]['to_above'] is None
+  assert table['rows'][0]['seconds']['training'] == 40.0
+  assert table['rows'][0]['scores']['cam/energy_in_box']['num_runs'] == 2
+  assert table['seeds'] == [0, 1] and table['num_images'] == 30
+
+
+def test_processes_may_train_the_seeds_apart(tmp_path, fake):
+  for seed in (1, 0):
+    run(tmp_path, ablate__seeds=(seed,))
+  fake.calls.clear()
+  _, table = run(tmp_path)
+  assert not fake.calls
+  assert table['rows'][0]['scores']['accuracy']['num_runs'] == 2
+
+
+def test_a_row_that_diverges_leaves_the_common_seeds(tmp_path, fake):
+  fake.fails['seed1/attention'] = train.NonFinite('step 3: loss is nan')
+  text, table = run(tmp_path)
+  first, second = table['rows']
+  assert first['scores']['accuracy']['num_runs'] == 2
+  assert second['scores']['accuracy']['num_runs'] == 1
+  assert second['to_above']['accuracy']['num_runs'] == 1
+  assert [r['state'] for r in second['runs']] == ['finished', 'diverged']
+  line = '+ attention, seed 1, diverged: step 3: loss is nan'
+  assert line in text and line in (tmp_path / 'ablation.md').read_text()
+
+
+def test_a_row_of_which_nothing_is_left_says_diverged(tmp_path, fake):
+  for seed in (0, 1):
+    fake.fails[f'seed{seed}/attention'] = train.NonFinite('step 3: nan')
+  text, table = run(tmp_path)
+  assert table['rows'][1]['scores'] == {} == table['last_to_first']
+  assert any(
+    line.split() == ['+', 'attention', 'diverged', '-', '-', '-', '-', '-']
+    for line in text.splitlines()
+  )
+
+
+def test_a_study_of_which_all_diverges_still_ends(tmp_path, fake):
+  fake.fails['seed0/pretrain'] = train.NonFinite('step 3: loss is nan')
+  text, table = run(tmp_path, ablate__seeds=(0,))
+  assert '0 of 2 runs, seed 0' in text and table['num_images'] is None
+  assert not (tmp_path / 'fig7.png').exists()
+
+
+@pytest.mark.parametrize(
+  ('rows', 'said'),
+  [
+    ((('a', ()), ('b', ('mgacr.featurs=False',))), "'b': .*mgacr.features"),
+    ((('a', ()), ('b', ('mgacr.eps=-1.0',))), "'b': config.mgacr.eps"),
+    ((('a b', ()), ('A-B', ())), 'are both kept in a-b'),
+  ],
+)
+def test_a_row_that_cannot_be_is_told_before_anything_is_trained(
+  rows, said, tmp_path, fake
+):
+  with pytest.raises(ValueError, match=said):
+    run(tmp_path, ablate__rows=rows)
+  assert not fake.calls
+
+
+def test_a_workdir_of_another_study_is_refused_before_training(tmp_path, fake):
+  run(tmp_path, ablate__rows=(('b', ()),))
+  fake.calls.clear()
+  with pytest.raises(ValueError, match=r"'b': .*loss.gamma"):
+    run(tmp_path, ablate__rows=(('a', ()), ('b', ())), loss__gamma=1.0)
+  assert not fake.calls
+
+
+def test_rows_may_be_added(tmp_path, fake):
+  run(tmp_path)
+  fake.calls.clear()
+  rows = fake_runs.make_config().ablate.rows
+  run(tmp_path, ablate__rows=(*rows, ('+ all', ())))
+  assert trained(fake) == ['seed0/all', 'seed1/all']
+
+
+def test_the_text_is_at_most_100_columns_wide(tmp_path, fake):
+  fake.fails['seed1/attention'] = train.NonFinite('step 3: ' + 'nan ' * 40)
+  rows = fake_runs.make_config().ablate.rows
+  long = 'a technique whose name is longer than any table has room for'
+  text, _ = run(tmp_path, ablate__rows=(*rows, (long, ())))
+  table = text.partition('written:')[0]  # paths may be longer
+  assert max(map(len, table.splitlines())) <= 100
+  assert 'last row - first' in text and 'a technique whose name' in text
+
+
+def test_markdown_has_a_row_each_and_both_intervals(tmp_path):
+  run(tmp_path)
+  text = (tmp_path / 'ablation.md').read_text()
+  lines = [line for line in text.splitlines() if line.startswith('| + ')]
+  assert len(lines) == 3  # two rows, and one difference
+  assert lines[-1].count('±') == 5 and lines[-1].count(' to ') == 4
+  assert lines[0].startswith('| + pre-training | 2 | .')
+
+
+def test_a_line_of_the_figure_starts_after_its_stage_i(tmp_path):
+  own = [
+    runs.run(
+      runs.network(
+        runs.resolved(
+          fake_runs.make_config(), 'a', (), seed, fake_runs.resolve
+        ),
+        tmp_path,
+        'a',
+      )
+    )
+    for seed in (0, 1)
+  ]
+  (axes,) = ablate.draw({'a': own}).axes
+  (line,) = axes.lines
+  # The fake's validations: accuracy .1 i + seed after 10 i s of each stage.
+  np.testing.assert_allclose(line.get_xdata(), [30, 40])
+  np.testing.assert_allclose(line.get_ydata(), [0.6, 0.7])
+  (band,) = axes.collections
+  height = band.get_paths()[0].vertices[:, 1]
+  assert (height.min(), height.max()) == pytest.approx((0.1, 1.2))
+  assert axes.get_xlabel().endswith('(s)')
+
+
+def test_the_files_are_named_and_there(tmp_path):
+  text, _ = run(tmp_path)
+  for name in ('ablation.json', 'ablation.md', 'fig7.png'):
+    assert str(tmp_path / name) in text
+    assert (tmp_path / name).stat().st_size

@@ -1,0 +1,250 @@
+"""What a study trains, what it shares, and what it takes as done."""
+
+import json
+
+import pytest
+
+from dpjax import train
+from dpjax.evaluation import evaluate
+from dpjax.studies import runs
+from tests.studies import fake_runs
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+  fake = fake_runs.Fake(tmp_path)
+  monkeypatch.setattr(train, 'train', fake.train)
+  monkeypatch.setattr(evaluate, 'evaluate', fake.evaluate)
+  return fake
+
+
+def make_task(workdir, name='row', overrides=(), seed=0, **changes):
+  config = fake_runs.make_config(**changes)
+  own = runs.resolved(config, name, overrides, seed, fake_runs.resolve)
+  return runs.network(own, workdir, name)
+
+
+@pytest.mark.parametrize(
+  ('text', 'field', 'value'),
+  [
+    ('mgacr.features=False', ('mgacr', 'features'), False),
+    ('mgacr.features=false', ('mgacr', 'features'), False),
+    ('retrain.epochs=3', ('retrain', 'epochs'), 3.0),
+    ('model.stage_sizes=(3,4,6,3)', ('model', 'stage_sizes'), (3, 4, 6, 3)),
+    ('loss.classification=ce', ('loss', 'classification'), 'ce'),
+    ('init.backbone=None', ('init', 'backbone'), None),
+    (' config.mgacr.eps = 0.5 ', ('mgacr', 'eps'), 0.5),
+    ('data.source=a=b', ('data', 'source'), 'a=b'),
+  ],
+)
+def test_an_override_has_the_type_of_its_field(text, field, value):
+  config = fake_runs.make_config()
+  before = config.to_json()
+  section, name = field
+  found = runs.apply_overrides(config, [text])[section][name]
+  assert found == value and type(found) is type(value)
+  assert config.to_json() == before
+
+
+@pytest.mark.parametrize(
+  ('text', 'said'),
+  [
+    ('mgacr.featurs=False', 'did you mean mgacr.features?'),
+    ('mgacr=False', 'is a section'),
+    ('mgacr.features', 'section.field=value'),
+    ('mgacr.features=1', 'must be a bool'),
+    ('mgacr.features=None', 'must be a bool'),
+    ('mgacr.eps=True', 'must be a float'),
+    ('retrain.batch_size=1.5', 'must be a int'),
+    ('retrain.epochs=many', 'must be a float'),
+    ('model.stage_sizes=3', 'must be a tuple'),
+    ('retrain.epochs=-1.0', 'retrain.epochs is -1.0'),  # by resolve
+  ],
+)
+def test_an_override_that_cannot_be_is_one_line_that_names_its_row(text, said):
+  with pytest.raises(ValueError, match=r'^.+$') as caught:
+    runs.resolved(
+      fake_runs.make_config(), '+ more', [text], 0, fake_runs.resolve
+    )
+  line = str(caught.value)
+  assert said in line and line.startswith("'+ more': ") and '\n' not in line
+
+
+def test_rows_that_share_a_folder_are_refused():
+  runs.check_names(['+ a', '+ b'])
+  with pytest.raises(ValueError, match=r"'a b' and '\+ A-b' are both"):
+    runs.check_names(['a b', '+ A-b'])
+  with pytest.raises(ValueError, match='needs a letter'):
+    runs.check_names(['+'])
+
+
+@pytest.mark.parametrize(
+  ('override', 'shared'),
+  [
+    ('loss.classification=ce', True),
+    ('mgacr.features=False', True),
+    ('retrain.epochs=9', True),
+    ('eval.best=accuracy', True),
+    ('evaluate.resamples=3', True),
+    ('train.log_every=7', True),
+    ('pretrain.temperature=0.5', False),
+    ('model.width=8', False),
+    ('data.image_size=32', False),
+    ('train.deterministic=True', False),
+    ('seed=1', False),
+  ],
+)
+def test_stage_i_is_shared_where_stage_ii_alone_differs(override, shared):
+  config = fake_runs.make_config()
+  other = runs.apply_overrides(config, [override])
+  same = runs.pretraining_key(config) == runs.pretraining_key(other)
+  assert same == shared
+
+
+def test_rows_share_one_stage_i_a_seed(tmp_path, fake):
+  for seed in (0, 1):
+    for name, override in (('a', 'loss.classification=ce'), ('b', 'seed=5')):
+      runs.run(make_task(tmp_path, name, [override], seed))
+  assert fake.calls == [
+    (what, f'seed{seed}/{folder}')
+    for seed in (0, 1)
+    for what, folder in (
+      ('pretrain', 'pretrain'), ('retrain', 'a'), ('evaluate', 'a'),
+      ('retrain', 'b'), ('evaluate', 'b'),
+    )
+  ]  # fmt: skip
+
+
+def test_what_stage_i_did_not_read_may_change_under_it(tmp_path, fake):
+  runs.run(make_task(tmp_path, 'a'))
+  (pretraining,) = tmp_path.glob('seed0/pretrain-*')
+  (pretraining / 'finished').unlink()  # as after a kill in its last step
+  runs.run(make_task(tmp_path, 'b', ['loss.gamma=1.0']))
+  assert [what for what, _ in fake.calls].count('pretrain') == 2
+
+
+def test_what_is_finished_is_not_done_again(tmp_path, fake, capsys):
+  first = runs.run(make_task(tmp_path))
+  fake.calls.clear()
+  capsys.readouterr()
+  assert runs.run(make_task(tmp_path)) == first
+  assert not fake.calls
+  (line,) = capsys.readouterr().out.splitlines()
+  assert 'row, seed 0: finished before' in line
+
+
+def test_what_was_trained_and_not_evaluated_is_evaluated(tmp_path, fake):
+  task = make_task(tmp_path)
+  runs.run(task)
+  (task.workdir / 'evaluation.json').unlink()
+  assert runs.look(task).state == 'missing'
+  fake.calls.clear()
+  assert runs.run(task).state == 'finished'
+  # train.train finds nothing left to do there.
+  assert fake.calls == [('retrain', 'seed0/row'), ('evaluate', 'seed0/row')]
+
+
+def test_other_flags_of_the_evaluation_evaluate_again(tmp_path, fake):
+  runs.run(make_task(tmp_path))
+  other = make_task(tmp_path, evaluate__split='validation')
+  assert runs.look(other).state == 'missing'
+  assert runs.run(other).result['split'] == 'validation'
+  assert runs.look(make_task(tmp_path)).state == 'missing'
+
+
+def test_an_evaluation_by_hand_on_another_split_is_not_taken(tmp_path, fake):
+  task = make_task(tmp_path)
+  runs.run(task)
+  by_hand = make_task(tmp_path, evaluate__split='validation')
+  fake.evaluate(by_hand.config, task.workdir)
+  assert runs.look(task).state == 'missing'
+
+
+def test_a_signal_passes_and_the_run_goes_on_from_there(tmp_path, fake):
+  fake.fails['seed0/row'] = train.Stopped('stopped')
+  with pytest.raises(train.Stopped):
+    runs.run(make_task(tmp_path))
+  fake.fails.clear()
+  fake.calls.clear()
+  assert runs.run(make_task(tmp_path)).state == 'finished'
+  assert fake.calls == [('retrain', 'seed0/row'), ('evaluate', 'seed0/row')]
+
+
+def test_a_run_that_diverges_is_on_record_and_not_tried_again(
+  tmp_path, fake, capsys
+):
+  fake.fails['seed0/row'] = train.NonFinite('step 3: loss is nan')
+  found = runs.run(make_task(tmp_path))
+  assert (found.state, found.error) == ('diverged', 'step 3: loss is nan')
+  fake.calls.clear()
+  assert runs.run(make_task(tmp_path)) == found
+  assert not fake.calls
+  assert 'diverged before (step 3: loss is nan)' in capsys.readouterr().out
+
+
+def test_a_run_that_diverged_at_once_may_be_mended_in_place(tmp_path, fake):
+  fake.fails['seed0/row'] = train.NonFinite('step 3: loss is nan')
+  runs.run(make_task(tmp_path))
+  fake.fails.clear()
+  mended = make_task(tmp_path, retrain__optim__learning_rate=1e-3)
+  assert runs.run(mended).state == 'finished'
+
+
+def test_all_rows_of_a_stage_i_that_diverges_have(tmp_path, fake):
+  fake.fails['seed0/pretrain'] = train.NonFinite('step 1: loss is nan')
+  first, second = (runs.run(make_task(tmp_path, name)) for name in 'ab')
+  assert first.state == second.state == 'diverged'
+  assert first.error.startswith('stage I, ') and 'step 1' in first.error
+  assert fake.calls == [('pretrain', 'seed0/pretrain')]
+  scratch = make_task(tmp_path, 'c', ['init.backbone=None'])
+  assert runs.run(scratch).state == 'finished'
+
+
+@pytest.mark.parametrize('evaluated', [True, False])
+def test_a_run_of_another_config_is_refused(tmp_path, fake, evaluated):
+  task = make_task(tmp_path)
+  runs.run(task)
+  if not evaluated:
+    (task.workdir / 'evaluation.json').unlink()
+  other = make_task(tmp_path, loss__gamma=1.0)
+  with pytest.raises(ValueError, match=r"^'row': .*loss.gamma: 2.0 -> 1.0"):
+    runs.run(other)
+  # Where and how data are read, and other studies, may change.
+  free = make_task(tmp_path, data__threads=1, ablate__seeds=(7,))
+  runs.check(free)
+
+
+def test_weights_from_a_file_need_no_stage_i(tmp_path, fake):
+  task = make_task(tmp_path, init__backbone=str(tmp_path / 'weights.npz'))
+  (tmp_path / 'weights.npz').touch()
+  found = runs.run(task)
+  assert fake.calls[0] == ('retrain', 'seed0/row')
+  assert runs.seconds(found)['pretraining'] == 0
+
+
+def test_the_time_of_a_run_has_that_of_its_stage_i(tmp_path, fake):
+  found = runs.run(make_task(tmp_path))
+  # 20 s each, and 20 images/s, by the fake's logs.
+  assert runs.seconds(found) == {
+    'pretraining': 20.0,
+    'training': 40.0,
+    'inference': 50.0,
+  }
+
+
+def test_a_torn_last_line_of_a_log_is_left_out(tmp_path):
+  whole = {'step': 1, 'split': 'train', 'seconds_training': 2.5}
+  (tmp_path / 'metrics.jsonl').write_text(
+    json.dumps(whole) + '\n' + '{"step": 2, "spl'
+  )
+  assert runs.lines(tmp_path, 'train') == [whole]
+  assert runs.trained(tmp_path) == 2.5
+  assert runs.trained(tmp_path / 'nothing') == 0
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+  runs.write_json(tmp_path / 'a' / 'x.json', {'x': 1})
+  with pytest.raises(TypeError):
+    runs.write_json(tmp_path / 'a' / 'x.json', {'x': object()})
+  assert json.loads((tmp_path / 'a' / 'x.json').read_text()) == {'x': 1}
+  assert [f.name for f in (tmp_path / 'a').iterdir()] == ['x.json']
