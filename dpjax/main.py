@@ -180,7 +180,7 @@ def _evaluate(config, workdir):
 def _report(config, workdir):
   from dpjax.report import report
 
-  workdirs = [part for part in str(workdir).split(',') if part]
+  workdirs = [part.strip() for part in str(workdir).split(',') if part.strip()]
   print(f'written: {report.write(workdirs, config)}')
   return 0
 

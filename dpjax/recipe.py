@@ -32,6 +32,11 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
   if config.stage == 'retrain':
     if config.init.backbone == 'auto':
       config.init.backbone = _found_backbone(workdir)
+    if config.retrain.freeze and config.init.backbone is None:
+      raise ValueError(
+        f'config.retrain.freeze is True and there is no {PRETRAINED} to start'
+        ' from; name a stage I workdir in config.init.backbone'
+      )
     train.train(config, 'retrain', workdir)
     return
   if config.init.backbone == 'auto':

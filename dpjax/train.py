@@ -23,7 +23,7 @@ import tqdm
 from dpjax import checkpoint, manifest, steps
 from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
-from dpjax.data import prepare
+from dpjax.data import labels, prepare
 from dpjax.evaluation import scores as scores_lib
 
 
@@ -252,7 +252,11 @@ def validate(run: Any, eval_step: Any, state: Any) -> dict[str, float | None]:
     return {'loss': loss, 'contrastive_accuracy': accuracy}
   if not math.isfinite(loss):
     return {'loss': loss}  # Nothing else is defined, and the loop stops.
-  summary = scores_lib.summary(split.labels, probabilities(outputs['logits']))
+  summary = scores_lib.summary(
+    split.labels,
+    probabilities(outputs['logits']),
+    any_lesion=labels.is_normal(run.data.class_names[0]),
+  )
   return {'loss': loss, **summary}
 
 

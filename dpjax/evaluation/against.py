@@ -56,7 +56,12 @@ def compare(
   if (labels_b != labels).any():
     first = ids_a[int(np.argmax(labels_b != labels))]
     raise ValueError(f'{b}: {first} has another label there than in {a}')
-  maps_a, maps_b = _localisation(a), _localisation(b)
+  (boxed_a, maps_a), (boxed_b, maps_b) = _localisation(a), _localisation(b)
+  if boxed_a != boxed_b and boxed_a and boxed_b:
+    raise ValueError(
+      f'{b}: {len(set(boxed_a) ^ set(boxed_b))} images have boxes either there'
+      f' or in {a}, not in both; evaluate both on the same set'
+    )
   return {
     'a': str(a),
     'b': str(b),
@@ -100,7 +105,11 @@ def _sorted(workdir):
 
 def _evaluation(workdir):
   try:
-    return json.loads((workdir / evaluate.FILE).read_text())
+    found = json.loads((workdir / evaluate.FILE).read_text())
+    for name in ('class_names', 'threshold', 'temperature'):
+      if name not in found:
+        raise ValueError(f'it has no {name}: it is of another version')
+    return found
   except (OSError, ValueError) as error:
     raise ValueError(
       f'{workdir / evaluate.FILE}: no evaluation to compare ({error}); run'
@@ -109,10 +118,10 @@ def _evaluation(workdir):
 
 
 def _localisation(workdir):
-  """localisation.csv as {map: {score: (N,)}}, by id; {} where there is none."""
+  """localisation.csv as ids and {map: {score: (N,)}}; empty without one."""
   file = workdir / evaluate.LOCALISATION
   if not file.is_file():
-    return {}
+    return [], {}
   with open(file, newline='', encoding='utf-8') as stream:
     header, *rows = csv.reader(stream)
   rows.sort()  # by id
@@ -124,4 +133,4 @@ def _localisation(workdir):
     name, _, score = column.rpartition('/')
     if not np.isnan(columns[:, i]).any():
       maps.setdefault(name, {})[score] = columns[:, i]
-  return maps
+  return [row[0] for row in rows], maps

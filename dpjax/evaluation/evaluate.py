@@ -35,6 +35,8 @@ PREDICTIONS = 'predictions.csv'
 VALIDATION = 'predictions_validation.csv'
 MAPS = 'maps.npz'
 LOCALISATION = 'localisation.csv'
+# Fields that runs of earlier versions did not record, and what they did.
+_EARLIER = {'model.network': 'resnet', 'retrain.freeze': False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,8 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
     workdir: of a finished or unfinished stage II, or of a recipe.
 
   Returns:
-    What evaluation.json holds: what was scored, 'scores' and their 'intervals',
+    What evaluation.json holds: what was scored, by which 'settings' (the
+    section evaluate of the config), 'scores' and their 'intervals',
     'per_class', 'confusion_matrix', 'reliability', 'subgroups', 'localisation',
     'seconds'.
 
@@ -114,6 +117,8 @@ def judge(
   scored, split = split_to_score(settings, data)
   validation = validation_to_choose_on(settings, data)
   probabilities, seconds = predict(split)
+  # After a kill in between, the scores must not be those of other predictions.
+  (workdir / FILE).unlink(missing_ok=True)
   predictions.write_predictions(
     workdir / PREDICTIONS, split.ids, split.labels, probabilities, names
   )
@@ -144,6 +149,7 @@ def judge(
     'data': str(scored.path),
     'split': settings.split,
     'class_names': list(names),
+    'settings': settings.to_dict(),
     'chosen_on': None if validation is None else 'validation',
     'threshold': options['threshold'],
     'temperature': options['temperature'],
@@ -193,8 +199,11 @@ def split_to_score(settings: Any, data: store.Store) -> tuple[store.Store, Any]:
 
 def validation_to_choose_on(settings: Any, data: store.Store) -> Any:
   """The labelled validation split, or None; also where itself is scored."""
+  own = not settings.path or (
+    pathlib.Path(settings.path).resolve() == pathlib.Path(data.path).resolve()
+  )
   if 'validation' not in data.splits or (
-    settings.split == 'validation' and not settings.path
+    settings.split == 'validation' and own
   ):
     return None
   split = data.split('validation')
@@ -225,6 +234,10 @@ def _open(config, workdir):
     raise ValueError(
       f'--workdir={workdir} holds a run of {own.stage}; only retrain classifies'
     )
+  for name, value in _EARLIER.items():
+    section, field = name.split('.')
+    if field not in own[section]:
+      own[section][field] = value
   own.evaluate, own.parallel = config.evaluate, config.parallel
   for field in ('render', 'threads', 'prefetch'):
     own.data[field] = config.data[field]

@@ -59,6 +59,9 @@ def ablate(
     for name, overrides in base.ablate.rows
   }
   prepare.open_prepared(base)
+  for row in {row.data.path: row for row in configs.values()}.values():
+    if row.data.path != base.data.path:
+      prepare.open_prepared(row)
   plan = {
     (name, seed): runs.network(prepare.as_made(row), workdir, name)
     for (name, seed), row in configs.items()

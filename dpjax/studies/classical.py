@@ -4,6 +4,7 @@ They see an image as a row of numbers: its pixels, made small, or what a
 backbone makes of it.
 """
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -204,9 +205,10 @@ def train(
   scored, split = evaluate.split_to_score(settings, data)
   task.workdir.mkdir(parents=True, exist_ok=True)
   config_lib.save(task.config, task.workdir / 'config.json')
-  manifest.write(
-    task.workdir, method, pipeline.Records((training,)), task.pretraining
-  )
+  # The features come from it: what it has seen counts, and its time.
+  source = task.config.init.backbone
+  before = source if source and os.path.isdir(source) else None
+  manifest.write(task.workdir, method, pipeline.Records((training,)), before)
   manifest.check_unseen(
     task.workdir,
     split,
@@ -217,7 +219,7 @@ def train(
   start = time.perf_counter()
   fitted = fit(method, rows, training.labels, task.config.seed)
   fitting = time.perf_counter() - start
-  before = runs.trained(task.pretraining) if task.pretraining else 0.0
+  pretraining = runs.trained(before) if before else 0.0
 
   def probabilities_of(part):
     rows, seconds = inputs(part)
@@ -237,7 +239,7 @@ def train(
     'localisation': {},
   }
   result['seconds'] |= {
-    'pretraining': before,
-    'training': before + made + fitting,
+    'pretraining': pretraining,
+    'training': pretraining + made + fitting,
   }
   evaluate.write(task.workdir, result)

@@ -203,8 +203,14 @@ def task(
     key = pretraining_key(config)
     pretraining = place(workdir, f'pretrain-{key}', config.seed)
     backbone = str(pretraining)
+  folder = place(workdir, name, config.seed)
+  if pretraining is not None and (folder / 'config.json').is_file():
+    # The same folder may be named in another way, such as from the root.
+    recorded = config_lib.load(folder / 'config.json').init.backbone
+    if recorded and os.path.realpath(recorded) == os.path.realpath(backbone):
+      backbone = recorded
   config.init.backbone = backbone
-  return Task(name, place(workdir, name, config.seed), config, pretraining)
+  return Task(name, folder, config, pretraining)
 
 
 def pretraining_key(config: Any) -> str:
@@ -226,14 +232,22 @@ def pretrain(task: Task) -> None:
     training.
   """
   folder = task.pretraining
-  if folder is None or (folder / 'finished').exists():
+  if folder is None:
+    return
+  config = task.config.copy_and_resolve_references()
+  record = None
+  if (folder / 'config.json').is_file():
+    record = config_lib.load(folder / 'config.json')
+  # On a set elsewhere train.train tells whether it is the same one.
+  if (folder / 'finished').exists() and (
+    record is None or _same_path(record.data.path, config.data.path)
+  ):
     return
   if (error := _failure(folder)) is not None:
     raise train.NonFinite(error)
-  config = task.config.copy_and_resolve_references()
   # It may be another row's run: what it did not read may differ.
-  if (record := folder / 'config.json').is_file():
-    _take_over(config, config_lib.load(record))
+  if record is not None:
+    _take_over(config, record)
   try:
     train.train(config, 'pretrain', folder)
   except train.NonFinite as error:
@@ -301,13 +315,22 @@ def _result(task):
   except FileNotFoundError:
     return None
   wanted = task.config.evaluate
-  record = config_lib.load(task.workdir / 'config.json').evaluate
-  same = record.to_dict() == wanted.to_dict() and (
-    # The evaluate command may have been there since, with other flags.
-    result['split'] == wanted.split
+  record = config_lib.load(task.workdir / 'config.json')
+  # The evaluate command may have been there since, with other flags.
+  given = result.get('settings', record.evaluate.to_dict())
+  same = (
+    record.evaluate.to_dict() == given == wanted.to_dict()
+    and result['split'] == wanted.split
     and result['checkpoint'] in (wanted.checkpoint, None)
+    # data.path may change in a run, the set may not: train.train tells.
+    and _same_path(record.data.path, task.config.data.path)
+    and _same_path(result['data'], wanted.path or task.config.data.path)
   )
   return result if same else None
+
+
+def _same_path(a, b):
+  return pathlib.Path(a) == pathlib.Path(b)
 
 
 def run(task: Task, work: Callable[[Task], None] | None = None) -> Run:

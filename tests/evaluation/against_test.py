@@ -113,3 +113,20 @@ def test_a_run_that_is_not_evaluated_is_refused(content, tmp_path):
     (b / evaluate.FILE).write_text(content)
   with pytest.raises(ValueError, match='run evaluate there first'):
     compare(a, b)
+
+
+def test_a_run_of_an_earlier_version_is_told_so(tmp_path):
+  a, _ = write_run(tmp_path / 'a', 1)
+  b, _ = write_run(tmp_path / 'b', 0)
+  (b / evaluate.FILE).write_text(json.dumps({'scores': {}}))
+  with pytest.raises(ValueError, match='no class_names: it is of another'):
+    compare(a, b)
+
+
+def test_maps_of_other_images_are_no_pairs(tmp_path):
+  a, _ = write_run(tmp_path / 'a', 1)
+  b, _ = write_run(tmp_path / 'b', 0)
+  file = b / evaluate.LOCALISATION
+  file.write_text(file.read_text().replace('image-0,', 'image-60,'))
+  with pytest.raises(ValueError, match='2 images have boxes either'):
+    compare(a, b)

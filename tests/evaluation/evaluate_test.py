@@ -14,7 +14,7 @@ from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
 from dpjax.data import prepare
 from dpjax.data import store as store_lib
-from dpjax.evaluation import evaluate
+from dpjax.evaluation import bootstrap, evaluate
 from tests import fakes
 
 STORE = fakes.make_store()
@@ -373,3 +373,33 @@ def test_a_run_without_its_list_of_training_images_is_not_scored(
   if content is not None:
     file.write_bytes(content)
   assert str(file) in refused(workdir)
+
+
+def test_a_run_of_an_earlier_version_is_scored(workdir):
+  record = json.loads((workdir / 'config.json').read_text())
+  del record['model']['network'], record['retrain']['freeze']
+  (workdir / 'config.json').write_text(json.dumps(record))
+  assert evaluate.evaluate(make_config(), workdir)['num_images'] == 13
+
+
+def test_an_evaluation_that_breaks_off_leaves_no_scores_of_another(
+  workdir, monkeypatch
+):
+  evaluate.evaluate(make_config(), workdir)
+
+  def killed(*args, **kwargs):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(bootstrap, 'bootstrap', killed)
+  with pytest.raises(KeyboardInterrupt):
+    evaluate.evaluate(make_config(evaluate__checkpoint='best'), workdir)
+  assert not (workdir / 'evaluation.json').exists()
+
+
+def test_nothing_is_chosen_on_the_images_that_are_scored_by_their_path(
+  workdir, monkeypatch
+):
+  monkeypatch.setattr(store_lib, 'load', lambda path: STORE)
+  settings = {'evaluate__split': 'validation', 'evaluate__path': './memory'}
+  result = evaluate.evaluate(make_config(**settings), workdir)
+  assert result['chosen_on'] is None and result['threshold'] is None

@@ -212,3 +212,17 @@ def test_the_files_are_named_and_there(tmp_path):
   for name in ('ablation.json', 'ablation.md', 'fig7.png'):
     assert str(tmp_path / name) in text
     assert (tmp_path / name).stat().st_size
+
+
+def test_the_set_of_every_row_is_opened_before_anything_is_trained(
+  tmp_path, fake, monkeypatch
+):
+  def opened(config):
+    if config.data.path != 'memory':
+      raise ValueError(f'config.data.path: {config.data.path} is not there')
+
+  monkeypatch.setattr(prepare, 'open_prepared', opened)
+  rows = (('a', ()), ('b', ('data.path=elsewhere',)))
+  with pytest.raises(ValueError, match='elsewhere is not there'):
+    run(tmp_path, ablate__rows=rows)
+  assert not fake.calls

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from sklearn import ensemble, neighbors, svm, tree
 
-from dpjax import checkpoint
+from dpjax import checkpoint, manifest
 from dpjax import experiment as experiment_lib
+from dpjax.data import pipeline
 from dpjax.evaluation import predictions, scores
 from dpjax.studies import classical, runs
 from tests import fakes
@@ -177,3 +178,21 @@ def test_images_that_were_fitted_on_are_not_scored(tmp_path, inputs):
   )
   with pytest.raises(ValueError, match='24 of the 24 images'):
     classical.train(make_task(tmp_path), 'knn', store, inputs)
+
+
+def test_what_a_given_backbone_has_seen_is_not_scored(tmp_path, inputs):
+  backbone = tmp_path / 'elsewhere'
+  backbone.mkdir()
+  log = {'split': 'train', 'seconds_training': 100.0}
+  (backbone / 'metrics.jsonl').write_text(json.dumps(log) + '\n')
+  records = pipeline.Records((STORE.split('validation'),))
+  manifest.write(backbone, 'pretrain', records)
+  task = make_task(tmp_path, str(backbone))
+  classical.train(task, 'knn', STORE, inputs)
+  result = json.loads((task.workdir / 'evaluation.json').read_text())
+  assert result['seconds']['pretraining'] == 100
+  assert result['seconds']['training'] > 100
+  records = pipeline.Records((STORE.split('test'),))
+  manifest.write(backbone, 'pretrain', records)
+  with pytest.raises(ValueError, match='30 of the 30 images of test'):
+    classical.train(task, 'knn', STORE, inputs)

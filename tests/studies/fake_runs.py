@@ -82,10 +82,12 @@ class Fake:
     self._note('evaluate', workdir)
     seed = xxhash.xxh32_intdigest(str(workdir.relative_to(self.root)).encode())
     split = STORE.split(config.evaluate.split)
-    write_evaluation(workdir, split, np.random.default_rng(seed))
+    write_evaluation(
+      workdir, split, np.random.default_rng(seed), settings=config.evaluate
+    )
 
 
-def write_evaluation(workdir, split, rng, strength=1.0):
+def write_evaluation(workdir, split, rng, strength=1.0, settings=None):
   """The evaluation of random answers that lean to the truth."""
   logits = rng.normal(size=(len(split), 3))
   logits[np.arange(len(split)), split.labels] += strength
@@ -97,7 +99,8 @@ def write_evaluation(workdir, split, rng, strength=1.0):
   result = {
     'workdir': str(workdir),
     'checkpoint': 'last',
-    'data': 'memory',
+    'data': (settings and settings.path) or 'memory',
+    **({'settings': settings.to_dict()} if settings else {}),
     'split': 'test' if is_test else 'validation',
     'device': 'none',
     'class_names': ['0', '1', '2'],

@@ -1,6 +1,7 @@
 """What a study trains, what it shares, and what it takes as done."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -152,12 +153,63 @@ def test_other_flags_of_the_evaluation_evaluate_again(tmp_path, fake):
   assert runs.look(make_task(tmp_path)).state == 'missing'
 
 
-def test_an_evaluation_by_hand_on_another_split_is_not_taken(tmp_path, fake):
+@pytest.mark.parametrize(
+  'flags',
+  [
+    {'evaluate__split': 'validation'},
+    {'evaluate__path': 'another/set'},
+    {'evaluate__cam_target': 'label'},
+  ],
+)
+def test_an_evaluation_by_hand_with_other_flags_is_not_taken(
+  flags, tmp_path, fake
+):
   task = make_task(tmp_path)
   runs.run(task)
-  by_hand = make_task(tmp_path, evaluate__split='validation')
+  by_hand = make_task(tmp_path, **flags)
   fake.evaluate(by_hand.config, task.workdir)
   assert runs.look(task).state == 'missing'
+  assert runs.run(task).result['data'] == 'memory'
+
+
+def test_an_evaluation_that_does_not_say_its_flags_is_not_of_another_set(
+  tmp_path, fake
+):
+  task = make_task(tmp_path)
+  runs.run(task)
+  file = task.workdir / 'evaluation.json'
+  result = json.loads(file.read_text())
+  del result['settings']
+  file.write_text(json.dumps(result))
+  assert runs.look(task).state == 'finished'
+  file.write_text(json.dumps({**result, 'data': 'another/set'}))
+  assert runs.look(task).state == 'missing'
+
+
+def test_runs_on_a_set_elsewhere_ask_training_whether_it_is_the_same(
+  tmp_path, fake
+):
+  runs.run(make_task(tmp_path))
+  fake.calls.clear()
+  moved = make_task(tmp_path, data__path='elsewhere')
+  assert runs.look(moved).state == 'missing'
+  # train.train refuses another set (tests/train_test.py).
+  fake.fails['seed0/pretrain'] = ValueError('not the set')
+  with pytest.raises(ValueError, match='not the set'):
+    runs.run(moved)
+  assert runs.look(moved).state == 'missing'
+  assert fake.calls == [('pretrain', 'seed0/pretrain')]
+
+
+def test_a_workdir_may_be_named_from_the_root_or_from_here(
+  tmp_path, fake, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  fake.root = pathlib.Path('.')
+  runs.run(make_task(pathlib.Path('.')))
+  fake.calls.clear()
+  assert runs.run(make_task(tmp_path)).state == 'finished'
+  assert not fake.calls
 
 
 def test_a_signal_passes_and_the_run_goes_on_from_there(tmp_path, fake):
