@@ -186,7 +186,7 @@ def get_config(variant=''):
   c.loss.classification = 'cb_focal'  # ce, focal, cb_ce or cb_focal
   c.loss.kind = 'softmax'  # Eq. 9 as it reads; sigmoid: Cui et al.'s code
   c.loss.beta = 0.9999  # not stated in the paper
-  c.loss.gamma = 2.0  # not stated in the paper
+  c.loss.gamma = 0.5  # not stated in the paper; docs/results.md tries others
   # Scale of the class weights. classes: they sum to the number of classes, as
   # Cui et al. have it; on a long tail a training image then weighs a few
   # hundredths on average, far less than the MGACR terms beside it. images: a
@@ -209,10 +209,13 @@ def get_config(variant=''):
   c.mgacr.reduction = 'batch'  # ratio of batch means; sample: mean of ratios
   c.mgacr.negative = 'mse'  # Eq. 3 as it reads; ratio: symmetric to Eq. 2
   c.mgacr.eps = 0.1  # added to denominators; literally 0
-  c.mgacr.lesions_only = ('feat',)  # terms that skip images without a lesion
+  # Terms that skip images without a lesion: there the maps learn nothing but 0.
+  c.mgacr.lesions_only = ('att_pos', 'att_neg', 'feat')
   c.mgacr.stop_gradient_maps = True  # Eq. 5 teaches features, not maps
   c.mgacr.mask = 'area'  # covered share of a cell; binary: its centre
-  c.mgacr.batch_norm = False  # BatchNorm in the attention (CBAM's code: yes)
+  # BatchNorm in the attention, as in the code of CBAM's authors, not in their
+  # paper. Without it the maps go to 0 and stay there (docs/results.md).
+  c.mgacr.batch_norm = True
 
   # The loop.
   c.train = ConfigDict()
@@ -293,6 +296,8 @@ def get_config(variant=''):
     c.pretrain.optim.learning_rate = c.retrain.optim.learning_rate = 0.0125
     c.retrain.epochs = 30.0  # the paper does not say; our assumption
     c.retrain.optim.clip = 0.0
+    c.loss.gamma = 2.0
+    c.mgacr.batch_norm = False
     c.mgacr.weight_pos = c.mgacr.weight_neg = c.mgacr.weight_feat = 1.0
     c.mgacr.eps = 0.0
     c.mgacr.lesions_only = ()
@@ -302,9 +307,11 @@ def get_config(variant=''):
     c.data.image_size = 96
     c.model.stage_sizes = (1, 1, 1, 1)
     c.model.width = 32
-    c.pretrain.epochs = 12.0
-    c.retrain.epochs = 12.0
+    c.pretrain.epochs = 8.0
+    c.retrain.epochs = 10.0
     c.pretrain.batch_size = c.retrain.batch_size = 32
+    # The last stage has 3 x 3 cells here, and each of them sees all others.
+    c.evaluate.cam_stage = 'stage3'
   if variant == 'quick':
     c.data.store_size = 128
     c.data.image_size = 96
