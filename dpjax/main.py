@@ -162,6 +162,8 @@ def _prepare(config, workdir):
 def _evaluate(config, workdir):
   from dpjax.evaluation import against, evaluate, scores
 
+  if _AGAINST.value:
+    against.read_evaluation(_AGAINST.value)  # Before anything is computed.
   result = evaluate.evaluate(config, workdir)
   print(scores.format_table(result))
   written = pathlib.Path(result['workdir'])

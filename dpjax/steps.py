@@ -220,6 +220,12 @@ class Retraining:
     self, params: Any, batch_stats: Any, batch: Batch, axis_name: str | None
   ) -> tuple[jax.Array, tuple[Metrics, Any]]:
     """Scalar loss, (metrics, new batch statistics)."""
+    if self.frozen:  # No gradient of theirs is computed, clipped or logged.
+      params = jax.tree.map(
+        lambda p, frozen: jax.lax.stop_gradient(p) if frozen else p,
+        params,
+        self.frozen_parameters(params),
+      )
     images = self.pixels.views(batch)[:, 0]
     (logits, features), stats = _apply(
       self.backbone,

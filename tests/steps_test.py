@@ -233,7 +233,10 @@ def test_a_frozen_backbone_stays_to_the_bit_and_its_classifier_learns():
     )
   )
   for _ in range(2):
-    state, _ = step(state, first_batch(built))
+    state, metrics = step(state, first_batch(built))
+  (_, _), grads = loss_and_gradient(built)
+  assert norm({k: v for k, v in grads['backbone'].items() if k != 'fc'}) == 0
+  assert float(metrics['gradient_norm']) > 0
   params, batch_stats = before
   after = dict(state.params['backbone'])
   old = dict(params['backbone'])

@@ -37,7 +37,7 @@ def compare(
     ValueError: one line: a run is not evaluated, or on other images or classes.
   """
   a, b = map(evaluate.workdir_of, (workdir_a, workdir_b))
-  result_a, result_b = _evaluation(a), _evaluation(b)
+  result_a, result_b = read_evaluation(a), read_evaluation(b)
   names = result_a['class_names']
   if names != result_b['class_names']:
     raise ValueError(
@@ -103,7 +103,13 @@ def _sorted(workdir):
   return [ids[i] for i in order], labels[order], found[order]
 
 
-def _evaluation(workdir):
+def read_evaluation(workdir: str | pathlib.Path) -> dict[str, Any]:
+  """evaluation.json of an evaluated run, or of a recipe's second stage.
+
+  Raises:
+    ValueError: one line: there is none, or not a whole one.
+  """
+  workdir = evaluate.workdir_of(workdir)
   try:
     found = json.loads((workdir / evaluate.FILE).read_text())
     for name in ('class_names', 'threshold', 'temperature'):

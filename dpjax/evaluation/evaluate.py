@@ -244,6 +244,7 @@ def _open(config, workdir):
   here = pathlib.Path(config.data.path)
   if here.exists() and not pathlib.Path(own.data.path).exists():
     own.data.path = str(here)  # It was moved.
+  explain.cam_stage(own)  # Checked before anything is computed.
   own = prepare.as_made(own)
   data = prepare.open_prepared(own)
   run = experiment_lib.build(own, 'retrain', data)

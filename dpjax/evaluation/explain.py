@@ -131,7 +131,7 @@ def find_maps(
       explain_step,
       stage=run.model,
       target=cam_target(run.config, run.data.class_names),
-      cam_stage=_cam_stage(run.config),
+      cam_stage=cam_stage(run.config),
     ),
     gather=True,
   )
@@ -142,11 +142,23 @@ def find_maps(
   return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def _cam_stage(config):
-  if config.evaluate.cam_stage != 'last':
-    return config.evaluate.cam_stage
-  vgg16 = config.model.network == 'vgg16'
-  return vgg.STAGES[-1] if vgg16 else f'stage{len(config.model.stage_sizes)}'
+def cam_stage(config: Any) -> str:
+  """The stage that evaluate.cam_stage names.
+
+  Raises:
+    ValueError: the run's network has none of that name.
+  """
+  stages = vgg.STAGES
+  if config.model.network != 'vgg16':
+    count = len(config.model.stage_sizes)
+    stages = tuple(f'stage{i + 1}' for i in range(count))
+  wanted = config.evaluate.cam_stage
+  if wanted not in ('last', *stages):
+    raise ValueError(
+      f'config.evaluate.cam_stage is {wanted!r}; the stages of this run are'
+      f' {", ".join(stages)}'
+    )
+  return stages[-1] if wanted == 'last' else wanted
 
 
 def localise(

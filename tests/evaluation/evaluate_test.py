@@ -278,6 +278,14 @@ def test_a_folder_without_a_run_is_refused_and_stays_as_it_is(there, tmp_path):
   assert workdir.exists() == there and not list(tmp_path.glob('none/*'))
 
 
+def test_a_stage_that_the_run_lacks_is_refused(workdir):
+  config = make_config()
+  config.evaluate.cam_stage = 'stage2'  # as of a wider config's flags
+  with pytest.raises(ValueError, match='stages of this run are stage1'):
+    evaluate.evaluate(config, workdir)
+  assert not (workdir / 'predictions.csv').exists()
+
+
 def test_a_run_of_stage_one_is_refused(workdir):
   config = config_lib.load(workdir / 'config.json')
   config.stage = 'pretrain'
