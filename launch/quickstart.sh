@@ -20,6 +20,8 @@ workdir=runs/quickstart
   --workdir="$workdir" "$@"
 
 results=$workdir/retrain
+"$VENV/bin/python" -m dpjax.main report --config=configs/recipe.py:quick \
+  --workdir="$results" >/dev/null
 [[ -f $results/evaluation.json ]] ||
   die "the recipe ended without $results/evaluation.json"
 echo
@@ -29,6 +31,7 @@ show() { # show FILE WHAT
     printf '  %-40s %s\n' "$results/$1" "$2"
   fi
 }
+show report.html "all of it on one page: open it in a browser"
 show evaluation.json "scores on the test split"
 show predictions.csv "one line a radiograph"
 show metrics.jsonl "losses and scores over training"
