@@ -119,14 +119,14 @@ def groups(values: np.ndarray) -> dict[str, np.ndarray]:
   numbers are cut at their quartiles ('<= 41', '41 to 57', which is above 41
   and up to 57, '57 to 66', '> 66'); an age of DICOM's form, such as 018M, is a
   number of years (1.5). Of more than 8 values that are not all numbers the 7
-  commonest are groups and the rest is 'other'. '' is 'unknown' and is not
-  counted among them.
+  commonest are groups and the rest is 'other'; where most images have a value
+  of their own there are no groups. '' is 'unknown' and not counted among them.
 
   Args:
     values: (N,) str.
 
   Returns:
-    group -> (n,) the places of its images in `values`. None is empty.
+    group -> (n,) the places of its images in `values`. No group is empty.
   """
   texts = [str(value).strip() for value in values]
   texts = ['' if text == UNKNOWN else text for text in texts]
@@ -138,6 +138,8 @@ def groups(values: np.ndarray) -> dict[str, np.ndarray]:
     named = _quarters(column)
   else:
     shown = list(counts)
+    if len(shown) > MOST and 2 * len(shown) > counts.total():
+      return {}  # Names of the images, and no groups of them.
     if len(shown) > MOST:
       # Of equally common ones the first in the alphabet stay.
       shown.sort(key=lambda text: (-counts[text], text))

@@ -144,5 +144,10 @@ def test_values_that_are_called_other_or_unknown_join_those():
   'text', ['nan', 'inf', '1e999', '1_000', '١', '5 years', '1e']
 )
 def test_what_is_no_plain_number_is_a_text(text):
-  values = np.array([*map(str, range(20)), text])
+  values = np.array([*map(str, range(20)), text] * 3)
   assert 'other' in sizes(values)
+
+
+def test_names_of_images_are_no_groups():
+  names = np.array([f'study-{i // 2 if i < 8 else i}' for i in range(40)])
+  assert subgroups.groups(names) == {}
