@@ -117,8 +117,9 @@ def read_evaluation(workdir: str | pathlib.Path) -> dict[str, Any]:
         raise ValueError(f'it has no {name}: it is of another version')
     return found
   except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', None) or error
     raise ValueError(
-      f'{workdir / evaluate.FILE}: no evaluation to compare ({error}); run'
+      f'{workdir / evaluate.FILE}: no evaluation to compare ({reason}); run'
       ' evaluate there first'
     ) from error
 

@@ -124,7 +124,8 @@ def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
 
   Source: Guo et al. (2017), arXiv 1706.04599, section 4.2.
   """
-  check_temperature(temperature)
+  if not (np.isfinite(temperature) and temperature > 0):
+    raise ValueError(f'temperature must be above 0, not {temperature}')
   return np.exp(_log_scaled(np.asarray(probabilities, np.float64), temperature))
 
 
@@ -214,11 +215,6 @@ def lesion_score(probabilities: np.ndarray) -> np.ndarray:
   """(N,) 1 - p_0, what a threshold is compared with."""
   # A row may sum to a little more than 1.
   return np.clip(1 - probabilities[:, 0], 0, 1)
-
-
-def check_temperature(temperature: float) -> None:
-  if not (np.isfinite(temperature) and temperature > 0):
-    raise ValueError(f'temperature must be above 0, not {temperature}')
 
 
 def _binned(labels, probabilities, bins):

@@ -33,9 +33,8 @@ UNKNOWN = 'unknown'
 OTHER = 'other'
 
 _NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', re.ASCII | re.I)
-_AGE = re.compile(
-  r'(\d{1,3})([YMWD])', re.ASCII
-)  # DICOM's age strings: 057Y, 018M
+# DICOM's age strings: 057Y, 018M.
+_AGE = re.compile(r'(\d{1,3})([YMWD])', re.ASCII)
 _DAYS = {'Y': 365.25, 'M': 365.25 / 12, 'W': 7.0, 'D': 1.0}
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from dpjax import config as config_lib
 from dpjax.data import store
-from dpjax.evaluation import predictions
+from dpjax.evaluation import evaluate, predictions
 from dpjax.report import page
 
 _NEEDED = ('data', 'split', 'class_names', 'num_images', 'scores', 'intervals',
@@ -123,8 +123,7 @@ def load(workdirs: Sequence[str | pathlib.Path]) -> list[Run]:
 
 
 def _stage_two(path):
-  if (path / 'retrain' / 'config.json').is_file():  # of a recipe
-    path = path / 'retrain'
+  path = evaluate.workdir_of(path)
   files = ('config.json', 'evaluation.json', 'metrics.jsonl')
   if not any((path / file).is_file() for file in files):
     raise ValueError(

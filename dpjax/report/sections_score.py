@@ -55,8 +55,9 @@ MOST_CURVES = 10  # classes with a curve of their own
 OVERLAYS = 8  # half hits, half misses
 SIDE = 256  # pixels of an overlay's panel
 _LEGEND = (
-  'In brackets: 95 % bootstrap intervals over images. * Lower is better. A'
-  ' dash: not defined by these data, or not computed.'
+  'In brackets: 95 % bootstrap intervals over images; of a handful of images,'
+  ' or where a score is 0 or 1, they are too short. * Lower is better. A dash:'
+  ' not defined by these data, or not computed.'
 )
 
 
@@ -89,7 +90,9 @@ def decisions(section: page.Section, evidence: Evidence) -> None:
   section.say(
     'Confusion: images, and the share of their true class. A curve stands for'
     ' one class against all others; "any lesion" is 1 minus the probability of'
-    ' the class without one.'
+    ' the class without one. The confusion counts the most probable class:'
+    ' sensitivity and specificity of any lesion, under Scores, have a threshold'
+    ' of their own.'
   )
   for number, run in enumerate(runs):
     if len(runs) > 1:
@@ -415,7 +418,11 @@ def _gallery(section, evidence, run):
   section.say(
     f'{len(hits)} of {hit.sum():,} hits and {len(misses)} of'
     f' {(~hit).sum():,} misses of the pointing game of Grad-CAM, drawn at'
-    f' random (seed {evidence.seed}); none was chosen by hand.'
+    f' random (seed {evidence.seed}); none was chosen by hand. Hit and miss are'
+    " about the place of Grad-CAM's maximum, not about the predicted class."
+    ' From blue over red to yellow the colours stand for low to high: Grad-CAM'
+    " as a share of its maximum in the image, the network's attention to"
+    ' lesions (map+) and to all else (map-) from 0 to 1.'
   )
   stages = sorted(
     name.removeprefix('att_pos/')

@@ -20,8 +20,8 @@ _CELL = 11
 
 # Okabe and Ito (2008): told apart by colour-blind readers, and in grey by the
 # markers.
-COLOURS = ('#000000', '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00',
-           '#56b4e9')  # fmt: skip
+_COLOURS = ('#000000', '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00',
+            '#56b4e9')  # fmt: skip
 _MARKERS = 'os^Dv<>'
 
 
@@ -273,7 +273,7 @@ def draw(of: dict[str, Sequence[runs.Run]]) -> matplotlib.figure.Figure | None:
       if score not in own:
         continue
       time, found = own[score]  # (points,), (runs, points)
-      style = {'color': COLOURS[i % len(COLOURS)]}
+      style = {'color': _COLOURS[i % len(_COLOURS)]}
       axes.plot(
         time / unit, found.mean(axis=0), label=row, linewidth=1.5,
         marker=_MARKERS[i % len(_MARKERS)], markersize=4, **style,

@@ -20,9 +20,7 @@ from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
 from dpjax import manifest
 from dpjax.data import pipeline, store
-from dpjax.evaluation import (
-  evaluate,
-)
+from dpjax.evaluation import evaluate
 from dpjax.studies import runs
 
 _BATCH = 256  # images read at a time

@@ -118,7 +118,8 @@ class Images:
       b: finished runs, or none.
 
     Returns:
-      {score: [low, high]; None where undefined}, of the summary scores.
+      {score: [low, high]}, of the summary scores; None where undefined, and
+      for those that need a threshold, a temperature or an order of classes.
 
     Raises:
       ValueError: one line: the runs were not scored on the same images.
