@@ -111,7 +111,7 @@ def get_config(variant=''):
   c.data.csv.split = 'auto'  # (split): train, validation or test
   c.data.csv.metadata = ()  # more columns to carry, e.g. ('age', 'sex')
   c.data.csv.boxes = 'auto'  # (boxes.csv) a row a lesion
-  c.data.csv.box_image = 'image'
+  c.data.csv.box_image = 'image'  # the column of its file
   c.data.csv.box_columns = ('x', 'y', 'width', 'height')  # left upper corner
   c.data.csv.box_name = 'auto'  # (finding) what it is
   # Width and height of the frame that boxes count in; empty: the stored image's
@@ -146,13 +146,13 @@ def get_config(variant=''):
   c.pretrain = ConfigDict()
   c.pretrain.epochs = 4.0  # the paper: converged within about 4
   c.pretrain.batch_size = 64  # radiographs (pairs), all devices together
-  c.pretrain.temperature = 0.2
+  c.pretrain.temperature = 0.2  # of NT-Xent; the paper's
   # 'augmented': the pair is two augmented views. 'plain': the plain image and
   # one augmented view. 'three': the plain image and two augmented views, the
   # mean over the three pairs. The paper's "anchor, positive" may mean each.
   c.pretrain.views = 'augmented'
   c.pretrain.hidden = 512  # projector: Dense, ReLU, Dense
-  c.pretrain.projection = 128
+  c.pretrain.projection = 128  # its width
   c.pretrain.augment = _augmentation(scale=(0.3, 1.0))
   c.pretrain.optim = _optimizer(weight_decay=1e-4)
 
@@ -229,7 +229,8 @@ def get_config(variant=''):
   # Validation during training.
   c.eval = ConfigDict()
   c.eval.every = 1.0  # epochs between validations; 0: never
-  # The score that names the best checkpoint of stage II.
+  # The score that names the best checkpoint of stage II: accuracy,
+  # balanced_accuracy, macro_f1 or auroc_any_lesion.
   c.eval.best = 'balanced_accuracy'
 
   # The final evaluation.
@@ -237,7 +238,7 @@ def get_config(variant=''):
   c.evaluate.checkpoint = 'last'  # or best, by validation
   c.evaluate.split = 'test'  # or validation; train: of another set only
   c.evaluate.path = placeholder(str)  # another prepared set to score
-  c.evaluate.batch_size = 64
+  c.evaluate.batch_size = 64  # images at a time; changes the speed only
   c.evaluate.resamples = 2000  # bootstrap, for the intervals
   c.evaluate.seed = 0  # of the bootstrap, and of what is shown of the images
   # Grad-CAM of what: lesion (the log-odds of any lesion), label (the logit of
@@ -273,16 +274,19 @@ def get_config(variant=''):
     ('+ contrastive regulation', ('loss.classification=ce',)),
     ('+ class-balanced focal loss', ()),
   )
-  c.ablate.seeds = (0, 1, 2)  # of the weights, the order, the augmentation
+  # Which seeds, not how many; each stands in for `seed`: of the weights, the
+  # order and the augmentation.
+  c.ablate.seeds = (0, 1, 2)
 
   # The compare command: the paper's Table II on one split.
   c.compare = ConfigDict()
+  # resnet18 has the sizes of `model`, so under :small it is smaller than that.
   c.compare.methods = ('knn', 'tree', 'adaboost', 'forest', 'svm', 'vgg16',
                        'resnet18', 'resnet50', 'recipe')  # fmt: skip
   # scikit-learn's methods also on the features of the recipe's stage I.
   c.compare.features = True
   c.compare.pixels = 64  # side of the image whose pixels they see
-  c.compare.seeds = (0,)
+  c.compare.seeds = (0,)  # as ablate.seeds; one shows no spread over seeds
 
   # How the step runs on the devices.
   c.parallel = ConfigDict()

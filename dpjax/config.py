@@ -306,7 +306,11 @@ def _check_values(c):
     ):
       _refuse(name, seeds, 'different whole numbers, e.g. (0, 1, 2)')
   methods = flat['compare.methods']
-  if not isinstance(methods, tuple) or not set(methods) <= set(METHODS):
+  if (
+    not isinstance(methods, tuple)
+    or not methods
+    or not set(methods) <= set(METHODS)
+  ):
     _refuse('compare.methods', methods, f'a tuple of {", ".join(METHODS)}')
   rows = flat['ablate.rows']
   if (

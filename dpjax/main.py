@@ -160,12 +160,12 @@ def _prepare(config, workdir):
 
 
 def _evaluate(config, workdir):
-  from dpjax.evaluation import against, evaluate, scores
+  from dpjax.evaluation import against, evaluate, text
 
   if _AGAINST.value:
     against.read_evaluation(_AGAINST.value)  # Before anything is computed.
   result = evaluate.evaluate(config, workdir)
-  print(scores.format_table(result))
+  print(text.format_table(result))
   written = pathlib.Path(result['workdir'])
   files = ['evaluation.json', 'predictions.csv']
   if _AGAINST.value:
@@ -173,7 +173,7 @@ def _evaluate(config, workdir):
       written, _AGAINST.value, resamples=config.evaluate.resamples,
       seed=config.evaluate.seed,
     )  # fmt: skip
-    print(scores.format_comparison(found))
+    print(text.format_comparison(found))
     files.append(against.write(found).name)
   print(f'written: {", ".join(str(written / file) for file in files)}')
   return 0

@@ -46,10 +46,10 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
     config.init.backbone = str(workdir / 'pretrain')
   train.train(config, 'retrain', workdir / 'retrain')
 
-  from dpjax.evaluation import evaluate, scores
+  from dpjax.evaluation import evaluate, text
 
   result = evaluate.evaluate(config, workdir / 'retrain')
-  print(scores.format_table(result))
+  print(text.format_table(result))
 
 
 def _found_backbone(workdir):

@@ -24,7 +24,7 @@ from dpjax import checkpoint, manifest, steps
 from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
 from dpjax.data import labels, prepare
-from dpjax.evaluation import scores as scores_lib
+from dpjax.evaluation import bootstrap
 
 
 class Stopped(Exception):
@@ -236,7 +236,7 @@ def validate(run: Any, eval_step: Any, state: Any) -> dict[str, float | None]:
   """Scores the whole validation split; {} where the set has none.
 
   Stage I: the loss and accuracy among the views of each batch, by the running
-  statistics. Stage II: the loss and evaluation.scores.summary.
+  statistics. Stage II: the loss and evaluation.bootstrap.summary.
   """
   if 'validation' not in run.data.splits:
     return {}
@@ -252,7 +252,7 @@ def validate(run: Any, eval_step: Any, state: Any) -> dict[str, float | None]:
     return {'loss': loss, 'contrastive_accuracy': accuracy}
   if not math.isfinite(loss):
     return {'loss': loss}  # Nothing else is defined, and the loop stops.
-  summary = scores_lib.summary(
+  summary = bootstrap.summary(
     split.labels,
     probabilities(outputs['logits']),
     any_lesion=labels.is_normal(run.data.class_names[0]),

@@ -138,6 +138,7 @@ def test_every_table_of_checks_names_real_fields():
       ['ablate.rows', 'different names'],
     ),
     ({'compare__methods': ('knn', 'cnn')}, ['compare.methods', 'resnet50']),
+    ({'compare__methods': ()}, ['compare.methods', 'resnet50']),
     ({'compare__pixels': 1}, ['compare.pixels']),
     ({'data__layout': 'competition'}, ['data.source']),
     ({'num_devices': 8, 'retrain__batch_size': 12}, ['batch_size', '8']),

@@ -6,7 +6,7 @@ import pytest
 
 from dpjax import config as config_lib
 from dpjax import recipe, train
-from dpjax.evaluation import evaluate, scores
+from dpjax.evaluation import evaluate, text
 from tests import fakes
 
 
@@ -25,7 +25,7 @@ def calls(monkeypatch, tmp_path):
 
   monkeypatch.setattr(train, 'train', fake_train)
   monkeypatch.setattr(evaluate, 'evaluate', fake_evaluate)
-  monkeypatch.setattr(scores, 'format_table', lambda *_: 'the table')
+  monkeypatch.setattr(text, 'format_table', lambda *_: 'the table')
   monkeypatch.chdir(tmp_path)
   return calls
 

@@ -150,7 +150,7 @@ def test_evaluation_scores_the_whole_test_split_tail_included(finished):
   assert result['split'] == 'test' and result['checkpoint'] == 'last'
   assert len((finished[1] / 'predictions.csv').read_text().splitlines()) == 14
   low, high = result['intervals']['accuracy']
-  assert low <= result['accuracy'] <= high
+  assert low <= result['scores']['accuracy'] <= high
 
 
 def test_evaluation_does_not_depend_on_its_batch_size(finished):

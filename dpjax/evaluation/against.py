@@ -10,7 +10,7 @@ import numpy as np
 from dpjax.data import labels as labels_lib
 from dpjax.evaluation import bootstrap, evaluate, localisation, predictions
 
-FILE = 'comparison.json'
+FILE = 'against.json'
 
 
 def compare(
@@ -86,7 +86,7 @@ def compare(
 
 
 def write(found: dict[str, Any]) -> pathlib.Path:
-  """Writes what `compare` found as comparison.json into a's workdir."""
+  """Writes what `compare` found as against.json into a's workdir."""
   file = pathlib.Path(found['a']) / FILE
   temporary = file.with_suffix('.tmp')
   temporary.write_text(json.dumps(found, indent=2, allow_nan=False) + '\n')

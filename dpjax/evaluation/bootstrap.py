@@ -10,34 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from dpjax.evaluation import calibration, predictions
+from dpjax.evaluation import calibration, predictions, titles
 
-# The flat names of the scores: these, then `PER_CLASS`/NAME of every class.
-SUMMARY = (
-  'accuracy',
-  'balanced_accuracy',
-  'balanced_accuracy_0_2',
-  'macro_f1',
-  'auroc_any_lesion',
-  'average_precision_any_lesion',
-  'sensitivity_any_lesion',
-  'specificity_any_lesion',
-  'quadratic_kappa',
-  'ece',
-  'brier',
-  'nll',
-  'ece_scaled',
-  'brier_scaled',
-  'nll_scaled',
-)
-PER_CLASS = (
-  'precision',
-  'recall',
-  'specificity',
-  'f1',
-  'auroc',
-  'average_precision',
-)
+# What is scored during training.
+_VALIDATED = ('accuracy', 'balanced_accuracy', 'balanced_accuracy_0_2',
+              'macro_f1', 'auroc_any_lesion')  # fmt: skip
+# A class of fewer images takes an exact interval for its recall.
+_FEW = 10
 # Resamples are scored in blocks of so many (resample, image) pairs: 1 MiB,
 # which the processor's cache holds.
 _BLOCK = 2**17
@@ -67,6 +46,16 @@ def bootstrap(
   A resample that leaves a score undefined is left out of that score's
   interval.
 
+  Where a class has fewer than 10 images, its recall takes the exact binomial
+  interval instead: the bootstrap of 0 of 2 is [0, 0], as if that were sure.
+  With k of n images right and B_q(a, b) the q quantile of a beta distribution,
+
+      low = B_{(1 - level)/2}(k, n - k + 1)
+      high = B_{(1 + level)/2}(k + 1, n - k)
+
+  and low = 0 at k = 0, high = 1 at k = n. Means over classes keep the
+  bootstrap.
+
   Args:
     labels: (N,) true classes, 0..C-1.
     probabilities: (N, C), rows summing to 1.
@@ -80,14 +69,16 @@ def bootstrap(
 
   Returns:
     flat name -> [low, high], or None where `scores.scores` gives None. A class
-    of one image adds no spread: its interval is too short, not wide. The
-    calibration error is a sum of absolute values, which drawing again can but
-    raise where it is small: the interval of a good model may lie above it.
+    of one image adds no spread: but for its recall, its intervals are too
+    short, not wide. The calibration error is a sum of absolute values, which
+    drawing again can but raise where it is small: the interval of a good model
+    may lie above it.
 
   Raises:
     ValueError: if an argument has a wrong shape or an impossible value.
 
-  Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, 13.3.
+  Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, 13.3;
+  Clopper and Pearson (1934), Biometrika 26, 404-413.
   """
   labels, probabilities = predictions.check(labels, probabilities)
   _check_resampling(resamples, level)
@@ -100,8 +91,14 @@ def bootstrap(
     threshold=threshold,
     temperature=temperature,
   )
-  (values,) = _resampled([score], labels, resamples, seed, stratified)
-  return {name: _interval(value, level) for name, value in values.items()}
+  (values,) = resampled([score], labels, resamples, seed, stratified)
+  found = {name: interval(value, level) for name, value in values.items()}
+  right = probabilities.argmax(axis=1) == labels
+  for c, name in enumerate(class_names or ()):
+    of_class = right[labels == c]
+    if 0 < len(of_class) < _FEW:
+      found[f'recall/{name}'] = _binomial_interval(of_class, level)
+  return found
 
 
 def paired_bootstrap(
@@ -165,13 +162,13 @@ def paired_bootstrap(
   point_a, point_b = (
     score(np.ones((1, len(checked_labels)))) for score in scorers
   )
-  values_a, values_b = _resampled(
+  values_a, values_b = resampled(
     scorers, checked_labels, resamples, seed, stratified
   )
   return {
     name: {
       'difference': _number(point_a[name][0] - point_b[name][0]),
-      'interval': _interval(values_a[name] - values_b[name], level),
+      'interval': interval(values_a[name] - values_b[name], level),
     }
     for name in point_a
   }
@@ -348,7 +345,7 @@ def scorer(
     recall = _ratio(right, true)
     lesions, others, found_lesions, spared = found['lesion'].T
 
-    values = dict.fromkeys(SUMMARY, undefined)
+    values = dict.fromkeys(titles.SUMMARY, undefined)
     values['accuracy'] = right.sum(axis=1) / total
     values['balanced_accuracy'] = _mean_defined(recall)
     if num_classes > 3:
@@ -392,6 +389,31 @@ def scorer(
   return score
 
 
+def summary(
+  labels: np.ndarray, probabilities: np.ndarray, *, any_lesion: bool = True
+) -> dict[str, float | None]:
+  """Five of the scores of `scores.scores`, without scikit-learn.
+
+  For validation during training, which is not to import it.
+
+  Args:
+    labels: (N,) true classes, 0..C-1.
+    probabilities: (N, C), rows summing to 1.
+    any_lesion: whether class 0 means "no lesion".
+
+  Returns:
+    {name: float, or None where undefined}: accuracy, balanced_accuracy,
+    balanced_accuracy_0_2, macro_f1, auroc_any_lesion.
+
+  Raises:
+    ValueError: if an argument has a wrong shape or an impossible value.
+  """
+  labels, probabilities = predictions.check(labels, probabilities)
+  score = scorer(labels, probabilities, None, any_lesion=any_lesion)
+  values = score(np.ones((1, len(labels))))
+  return {name: _number(values[name][0]) for name in _VALIDATED}
+
+
 def _checked_pair(labels, probabilities_a, probabilities_b):
   models = []
   for name, probabilities in ('a', probabilities_a), ('b', probabilities_b):
@@ -423,16 +445,25 @@ def _standard_error(values: Sequence[float]) -> float:
   return np.std(values, ddof=1) / np.sqrt(len(values))
 
 
-def _resampled(
+def resampled(
   scorers: Sequence[Callable],
   labels: np.ndarray,  # (N,)
   resamples: int,
   seed: int,
   stratified: bool,
 ) -> list[dict[str, np.ndarray]]:
-  """For each scorer, name -> (R,) over the same resamples."""
+  """Values of every score over the same resamples.
+
+  Args:
+    scorers: of `scorer`, for the same labels.
+    labels: (N,) true classes.
+    resamples, seed, stratified: as in `bootstrap`.
+
+  Returns:
+    For each scorer, flat name -> (resamples,), NaN where undefined.
+  """
   blocks = [[] for _ in scorers]
-  for counts in _draws(labels, resamples, seed, stratified):
+  for counts in draws(labels, resamples, seed, stratified):
     for values, score in zip(blocks, scorers, strict=True):
       values.append(score(counts))
   return [
@@ -441,10 +472,15 @@ def _resampled(
   ]
 
 
-def _draws(
+def draws(
   labels: np.ndarray, resamples: int, seed: int, stratified: bool
 ) -> Iterator[np.ndarray]:
-  """Yields (R', N) float64 blocks: how often a resample drew each image."""
+  """Yields (R', N) float64 blocks: how often a resample drew each image.
+
+  Args:
+    labels: (N,) true classes.
+    resamples, seed, stratified: as in `bootstrap`.
+  """
   rng = np.random.default_rng(seed)
   n = len(labels)
   if stratified:
@@ -548,11 +584,25 @@ def _mean_defined(values: np.ndarray) -> np.ndarray:
   )
 
 
-def _interval(values: np.ndarray, level: float) -> list[float] | None:
+def interval(values: np.ndarray, level: float) -> list[float] | None:
+  """Quantiles (1 - level)/2 and (1 + level)/2 of resamples; None of none.
+
+  Args:
+    values: (R,) of one score, NaN where undefined.
+    level: the share of the values that lie between.
+  """
   values = values[~np.isnan(values)]
   if not values.size:
     return None
   return np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
+
+
+def _binomial_interval(right: np.ndarray, level: float) -> list[float]:
+  """Clopper and Pearson's, of the share of `right` that is set."""
+  from scipy import stats  # Here, so that training never imports it.
+
+  test = stats.binomtest(int(right.sum()), len(right))
+  return [float(bound) for bound in test.proportion_ci(level, method='exact')]
 
 
 def _number(value: float) -> float | None:

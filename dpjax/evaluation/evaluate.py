@@ -40,8 +40,15 @@ _EARLIER = {'model.network': 'resnet', 'retrain.freeze': False}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Opened:
-  """A trained run, and what it is to be scored on."""
+class Opened:
+  """A trained run, and what it is to be scored on.
+
+  Attributes:
+    run: its networks and data.
+    state: of the checkpoint.
+    step: of the checkpoint.
+    split: what is scored.
+  """
 
   run: experiment_lib.Experiment
   state: steps.TrainState
@@ -75,7 +82,7 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
       another set, or one with an image that the run was trained on.
   """
   workdir = workdir_of(workdir)
-  opened = _open(config, workdir)
+  opened = open_run(config, workdir)
   result = judge(
     workdir,
     opened.run.config.evaluate,
@@ -223,7 +230,16 @@ def are_counts(class_names: Sequence[str]) -> bool:
   return list(class_names) == [*map(str, range(len(class_names)))]
 
 
-def _open(config, workdir):
+def open_run(config: Any, workdir: pathlib.Path) -> Opened:
+  """Restores a run of stage II, and finds what it is to be scored on.
+
+  Args:
+    config: as resolved; the same of it counts as in `evaluate`.
+    workdir: of the run itself.
+
+  Raises:
+    ValueError: one line, as in `evaluate`.
+  """
   if not (workdir / 'config.json').is_file():
     raise ValueError(
       f'--workdir={workdir} holds no config.json; it must be the workdir of a'
@@ -261,7 +277,7 @@ def _open(config, workdir):
       step, experiment_lib.initial_state(run, optimizer)
     )
   run.check_trained_on(record)
-  return _Opened(run, state, step, split)
+  return Opened(run, state, step, split)
 
 
 def _predict(opened, progress, split):

@@ -23,6 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dpjax.models import resnet
+
 TARGETS = ('lesion', 'label', 'prediction')
 
 
@@ -100,11 +102,13 @@ def grad_cam(
   *,
   target: str,
   stage: str,
+  backward: bool = False,
 ) -> jax.Array:
   """Grad-CAM of any stage of any of our networks.
 
-  One forward and one backward pass for the whole batch: in evaluation mode no
-  image depends on another, so the gradient of the scores' sum is that of each.
+  The last stage of a ResNet takes `closed_form`. All others take one forward
+  and one backward pass for the whole batch: in evaluation mode no image depends
+  on another, so the gradient of the scores' sum is that of each.
 
   Args:
     model: of dpjax.models, with a classifier; takes `offsets`.
@@ -113,6 +117,7 @@ def grad_cam(
     labels: as in `target_weights`.
     target: one of TARGETS.
     stage: name of the features.
+    backward: take the backward pass also where the closed form would do.
 
   Returns:
     (B, h, w) float32, not negative.
@@ -132,15 +137,28 @@ def grad_cam(
       f'Grad-CAM: stage must be one of {", ".join(stages)}, got {stage!r}'
     )
 
+  if not backward and _is_pooled(model, stage):
+    logits, features = forward(None)
+    weights = target_weights(logits, labels, target)
+    kernel = variables['params']['fc']['kernel']
+    return closed_form(features[stage], kernel, weights)
+
   def of_offset(offset):
     logits, features = forward(offset)
     return logits, features[stage]
 
   zeros = jnp.zeros(shapes[stage].shape, jnp.float32)
-  logits, backward, features = jax.vjp(of_offset, zeros, has_aux=True)
+  logits, pull_back, features = jax.vjp(of_offset, zeros, has_aux=True)
   weights = target_weights(logits, labels, target)
-  (gradient,) = backward(weights.astype(logits.dtype))
+  (gradient,) = pull_back(weights.astype(logits.dtype))
   return _weighted_sum(features, gradient.mean((1, 2)))
+
+
+def _is_pooled(model, stage):
+  """Whether the logits are a dense layer on the stage's mean over positions."""
+  return isinstance(model, resnet.ResNet) and (
+    stage == f'stage{len(model.stage_sizes)}'
+  )
 
 
 def _weighted_sum(features, alpha):

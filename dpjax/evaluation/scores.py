@@ -1,55 +1,16 @@
-"""Scores of a classifier on labelled images, and the tables of them.
+"""Scores of a classifier on labelled images.
 
 A score that these images leave undefined is None: no score is made up by a
 convention for 0/0. The scores come from scikit-learn where it has them.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from sklearn import metrics
 
-from dpjax.data import tables
-from dpjax.evaluation import bootstrap, calibration, predictions
-
-# The scores of the summary, and their names in the table.
-_TITLES = {
-  'accuracy': 'accuracy',
-  'majority_accuracy': 'accuracy of always the commonest class',
-  'balanced_accuracy': 'balanced accuracy',
-  'balanced_accuracy_0_2': 'balanced accuracy, classes 0 to 2',
-  'macro_f1': 'macro F1',
-  'quadratic_kappa': 'quadratic kappa',
-  'auroc_any_lesion': 'any lesion: AUROC',
-  'average_precision_any_lesion': 'any lesion: average precision',
-  'sensitivity_any_lesion': 'any lesion: sensitivity',
-  'specificity_any_lesion': 'any lesion: specificity',
-  'ece': 'calibration error, 15 bins',
-  'brier': 'Brier score',
-  'nll': 'log loss, nats',
-  'ece_scaled': 'calibration error, scaled',
-  'brier_scaled': 'Brier score, scaled',
-  'nll_scaled': 'log loss, scaled',
-}
-# The scores of a class, and their columns.
-_COLUMNS = {
-  'precision': 'precision',
-  'recall': 'recall',
-  'specificity': 'specif.',
-  'f1': 'F1',
-  'auroc': 'AUROC',
-  'average_precision': 'AP',
-}
-_LOCALISATION = {
-  'pointing_game': 'pointing game',
-  'energy_in_box': 'energy in box',
-  'iou': 'IoU',
-  'pixel_ap': 'pixel AP',
-}
-_WIDTH = 80  # columns of the printed table
-_NAME_WIDTH = 22  # columns of it that a class or a value may take
-_DASH = re.compile(r'  -( |$)')  # what stands for None
+from dpjax.evaluation import calibration, predictions, titles
 
 
 def scores(
@@ -125,8 +86,6 @@ def scores(
   arXiv 1911.03347, Eq. 1; balanced accuracy, Brodersen et al. (2010); kappa,
   Cohen (1968); calibration error, Guo et al. (2017), Eq. 3; Brier (1950).
   """
-  from sklearn import metrics  # Here, so that training never imports it.
-
   labels, probabilities = predictions.check(labels, probabilities)
   num_classes = probabilities.shape[1]
   class_names = predictions.check_names(class_names, num_classes)
@@ -151,7 +110,7 @@ def scores(
       float(metrics.average_precision_score(positive, score)),
     ]
 
-  flat = dict.fromkeys(bootstrap.SUMMARY)
+  flat = dict.fromkeys(titles.SUMMARY)
   flat['accuracy'] = float(metrics.accuracy_score(labels, predicted))
   flat['balanced_accuracy'] = mean_recall(present)
   if num_classes > 3:
@@ -217,252 +176,6 @@ def scores(
   }
 
 
-def summary(
-  labels: np.ndarray, probabilities: np.ndarray, *, any_lesion: bool = True
-) -> dict[str, float | None]:
-  """Five of the scores of `scores`, without scikit-learn.
-
-  For validation during training, which is not to import it.
-
-  Args:
-    labels: (N,) true classes, 0..C-1.
-    probabilities: (N, C), rows summing to 1.
-    any_lesion: whether class 0 means "no lesion".
-
-  Returns:
-    {name: float, or None where undefined}: accuracy, balanced_accuracy,
-    balanced_accuracy_0_2, macro_f1, auroc_any_lesion.
-
-  Raises:
-    ValueError: if an argument has a wrong shape or an impossible value.
-  """
-  labels, probabilities = predictions.check(labels, probabilities)
-  score = bootstrap.scorer(labels, probabilities, None, any_lesion=any_lesion)
-  values = score(np.ones((1, len(labels))))
-  return {name: _number(values[name][0]) for name in bootstrap.SUMMARY[:5]}
-
-
-def format_table(result: dict[str, Any], *, level: float = 0.95) -> str:
-  """Sets what evaluation.json holds as plain text, at most 80 columns wide.
-
-  Args:
-    result: what `scores` returned, and of evaluation.json what there is:
-      'intervals', 'threshold', 'temperature', 'chosen_on', 'localisation',
-      'subgroups'.
-    level: the level that the intervals were made for, for their heading.
-
-  Returns:
-    Lines without a final newline: a row per class, the summary, the confusion
-    matrix (in several blocks where its columns need them), and the maps and
-    the subgroups where there are any. A dash stands for None, and a line says
-    so.
-  """
-  names = _numbered(result['per_class'])
-  intervals = result.get('intervals') or {}
-  count = result['num_images']
-  lines = [f'{count} image{"s" * (count != 1)}, {len(names)} classes', '']
-  lines += _class_rows(names, result['per_class'])
-  lines += ['', *_summary_rows(result, intervals, level)]
-  lines += ['', *_matrix_rows(names, result['confusion_matrix'])]
-  if result.get('localisation'):
-    lines += ['', *_localisation_rows(result['localisation'], level)]
-  if subgroups := result.get('subgroups'):
-    lines += ['', f'subgroups (with {100 * level:g} % intervals)']
-    for column, groups in subgroups.items():
-      lines += [*_subgroup_rows(column, groups), '']
-    lines.pop()
-  lines = [line.rstrip() for line in lines]
-  if any(_DASH.search(line) for line in lines):
-    lines += ['', '-: undefined on these images, or not for these classes']
-  return '\n'.join(lines)
-
-
-def format_comparison(
-  comparison: dict[str, Any], *, level: float = 0.95
-) -> str:
-  """Sets the comparison of two models as plain text, at most 80 columns wide.
-
-  What the models are called is not shortened.
-
-  Args:
-    comparison: 'a', 'b': what the models are called; 'scores': what
-      `bootstrap.paired_bootstrap` returned; and, where there are, 'mcnemar':
-      what `bootstrap.mcnemar` returned; 'localisation': map -> score ->
-      {'difference', 'interval'}.
-    level: the level that the intervals were made for, for their heading.
-
-  Returns:
-    Lines without a final newline. A star marks a difference whose interval
-    leaves out 0.
-  """
-  rows = comparison['scores']
-  lines = [f'a: {comparison["a"]}', f'b: {comparison["b"]}', '']
-  lines = [tables.printable(line) for line in lines]
-  titles = {
-    name: title
-    for name, title in _TITLES.items()
-    if name in rows and rows[name]['difference'] is not None
-  }
-  width = max(map(len, titles.values()))
-  lines.append(f'{"difference":<{width}}   a - b   {100 * level:g} % interval')
-  for name, title in titles.items():
-    lines.append(
-      f'{title:<{width}}  {_signed(rows[name])} {_signed_span(rows[name])}'
-    )
-
-  classes = [
-    name.partition('/')[2] for name in rows if name.startswith('recall/')
-  ]
-  if classes:
-    names = _numbered(classes)
-    width = max(map(len, [*names, 'a - b, class'])) + 1
-    heading = ''.join(f'{title:>9}' for title in _COLUMNS.values())
-    lines += ['', f'{"a - b, class":<{width}}{heading}']
-    for name, title in zip(classes, names, strict=True):
-      cells = (_signed(rows[f'{key}/{name}']) for key in _COLUMNS)
-      lines.append(f'{title:<{width}}' + ''.join(f'{c:>9}' for c in cells))
-
-  if test := comparison.get('mcnemar'):
-    lines += [
-      '',
-      f'images that a alone has right: {test["only_a_right"]}, b alone:'
-      f' {test["only_b_right"]}; McNemar p = {test["p_value"]:.3g}',
-    ]
-  if maps := comparison.get('localisation'):
-    lines += ['', _columns('a - b, map', _LOCALISATION.values())]
-    for name, differences in maps.items():
-      cells = [differences.get(key) for key in _LOCALISATION]
-      lines.append(_columns(_shorten(name, 15), map(_signed, cells)))
-      spans = [_signed_span(cell) for cell in cells]
-      if any(spans):
-        # Without the 0 before the point, to keep them apart.
-        spans = [span.replace('0.', '.') for span in spans]
-        lines.append(_columns('', spans))
-  lines = [line.rstrip() for line in lines]
-  lines += ['', f'*: the {100 * level:g} % interval leaves out 0']
-  if any(_DASH.search(line) for line in lines):
-    lines.append('-: undefined for a or b')
-  lines.append('lower is better: calibration error, Brier score, log loss')
-  return '\n'.join(lines)
-
-
-def _class_rows(names, per_class):
-  width = max(map(len, [*names, 'class']))
-  heading = ''.join(f'  {title:>5}' for title in _COLUMNS.values())
-  lines = [f'{"class":<{width}}{heading}  images']
-  for name, row in zip(names, per_class.values(), strict=True):
-    cells = ''.join(
-      f'  {_decimal(row[key]):>{max(5, len(title))}}'
-      for key, title in _COLUMNS.items()
-    )
-    lines.append(f'{name:<{width}}{cells}  {row["support"]:>6}')
-  return lines
-
-
-def _summary_rows(result, intervals, level):
-  values = {
-    **result['scores'],
-    'majority_accuracy': result['majority_accuracy'],
-  }
-  left_out = set()
-  if len(result['per_class']) <= 3:
-    left_out.add('balanced_accuracy_0_2')
-  if values['quadratic_kappa'] is None:
-    left_out.add('quadratic_kappa')
-  if result.get('threshold') is None:
-    left_out |= {'sensitivity_any_lesion', 'specificity_any_lesion'}
-  if values['ece_scaled'] is None:
-    left_out |= {'ece_scaled', 'brier_scaled', 'nll_scaled'}
-  titles = {
-    name: title for name, title in _TITLES.items() if name not in left_out
-  }
-  width = max(map(len, titles.values()))
-  heading = f'{"summary":<{width}}  value'
-  lines = [f'{heading}  {100 * level:g} % interval' if intervals else heading]
-  for name, title in titles.items():
-    line = f'{title:<{width}}  {_decimal(values[name]):>5}'
-    lines.append(f'{line}  {_span(intervals.get(name))}')
-  chosen = [
-    f'{title} {result[name]:.3f}'
-    for name, title in (
-      ('threshold', 'threshold of any lesion'),
-      ('temperature', 'temperature'),
-    )
-    if result.get(name) is not None
-  ]
-  if chosen:
-    where = result.get('chosen_on')
-    lines.append(', '.join(chosen) + (f': chosen on {where}' if where else ''))
-  return lines
-
-
-def _matrix_rows(names, matrix):
-  num_classes = len(names)
-  width = max(map(len, names))
-  cell = max(len(str(n)) for row in [range(num_classes), *matrix] for n in row)
-  cell += 2  # the gap before it
-  block = (_WIDTH - width) // cell
-  lines = ['confusion matrix (row: true class, column: predicted class)']
-  for start in range(0, num_classes, block):
-    columns = range(start, min(start + block, num_classes))
-    if start:
-      lines.append('')
-    lines.append(' ' * width + ''.join(f'{c:>{cell}}' for c in columns))
-    for name, row in zip(names, matrix, strict=True):
-      cells = ''.join(f'{row[c]:>{cell}}' for c in columns)
-      lines.append(f'{name:<{width}}{cells}')
-  return lines
-
-
-def _localisation_rows(maps, level):
-  count = max(row['num_images'] for row in maps.values())
-  lines = [
-    f'localisation on {count} image{"s" * (count != 1)} with boxes'
-    f' (below: {100 * level:g} % intervals)',
-    _columns('map', _LOCALISATION.values()),
-  ]
-  for name, row in maps.items():
-    values = (_decimal(row['scores'].get(key)) for key in _LOCALISATION)
-    lines.append(_columns(_shorten(name, 15), values))
-    spans = [_span(row['intervals'].get(key)) for key in _LOCALISATION]
-    if any(spans):
-      lines.append(_columns('', spans))
-  return lines
-
-
-def _subgroup_rows(column, groups):
-  """Two scores of each value, with intervals; evaluation.json has the rest."""
-  shown = ['balanced_accuracy', 'auroc_any_lesion']
-  if all(row['scores'][shown[1]] is None for row in groups.values()):
-    shown[1] = 'macro_f1'
-  names = {value: _shorten(value) for value in groups}
-  width = max(map(len, [*names.values(), _shorten(column)]))
-  heading = f'{_shorten(column):<{width}}  images'
-  for key in shown:
-    heading += f'  {_TITLES[key]:<22}'
-  lines = [heading]
-  for value, row in groups.items():
-    line = f'{names[value]:<{width}}  {row["num_images"]:>6}'
-    for key in shown:
-      span = _span((row.get('intervals') or {}).get(key))
-      line += f'  {_decimal(row["scores"][key]):>5}  {span:<15}'
-    lines.append(line)
-  return lines
-
-
-def _columns(name, cells):
-  """A row of a table of four columns."""
-  return f'{name:<15}' + ''.join(f'{cell:>16}' for cell in cells)
-
-
-def _numbered(names):
-  """Class names with their numbers before them, short enough for a table."""
-  return [
-    _shorten(name if name == str(c) else f'{c} {name}')
-    for c, name in enumerate(names)
-  ]
-
-
 def _variants(probabilities, temperature):
   """Suffix of the score -> the probabilities that it is of."""
   if temperature is None:
@@ -478,31 +191,3 @@ def _share(flags: np.ndarray) -> float | None:
 
 def _number(value: float) -> float | None:
   return None if np.isnan(value) else float(value)
-
-
-def _decimal(value: float | None) -> str:
-  return '-' if value is None else f'{value:.3f}'
-
-
-def _span(interval: Sequence[float] | None) -> str:
-  return '{:.3f} to {:.3f}'.format(*interval) if interval else ''
-
-
-def _signed(row: dict[str, Any] | None) -> str:
-  """A difference with its sign, and a star if its interval leaves out 0."""
-  if row is None or row['difference'] is None:
-    return '- '
-  interval = row['interval']
-  star = '*' if interval and (interval[0] > 0 or interval[1] < 0) else ' '
-  return f'{row["difference"]:+.3f}{star}'
-
-
-def _signed_span(row: dict[str, Any] | None) -> str:
-  if row is None or not row['interval']:
-    return ''
-  return '{:+.3f} to {:+.3f}'.format(*row['interval'])
-
-
-def _shorten(text: str, width: int = _NAME_WIDTH) -> str:
-  text = tables.printable(text)
-  return text if len(text) <= width else f'{text[: width - 3]}...'

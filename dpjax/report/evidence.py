@@ -19,6 +19,14 @@ from dpjax.data import store
 from dpjax.evaluation import evaluate, predictions
 from dpjax.report import page
 
+# Of config.json, what the sections read; a run of another version may lack it.
+_FIELDS = (
+  'stage', 'seed', 'init.backbone', 'data.path', 'data.layout',
+  'data.image_size', 'data.store_size', 'model.stage_sizes', 'model.block',
+  'model.width', 'loss.classification', 'mgacr.attention', 'mgacr.features',
+  'mgacr.stages', 'mgacr.mask', 'pretrain.epochs', 'pretrain.batch_size',
+  'retrain.epochs', 'retrain.batch_size',
+)  # fmt: skip
 _NEEDED = ('data', 'split', 'class_names', 'num_images', 'scores', 'intervals',
            'per_class', 'confusion_matrix')  # fmt: skip
 
@@ -105,6 +113,18 @@ class Evidence:
     return found
 
 
+def read_image(split: store.Split, row: int) -> np.ndarray:
+  """The stored square (S, S) uint8 of one image.
+
+  Raises:
+    page.Missing: it is damaged.
+  """
+  try:
+    return split.images(np.array([row]))[0]
+  except (ValueError, OSError) as error:
+    raise page.Missing(_line(error)) from error
+
+
 def load(workdirs: Sequence[str | pathlib.Path]) -> list[Run]:
   """Reads the workdirs.
 
@@ -150,9 +170,11 @@ def _load(path, name):
   if (path / 'config.json').is_file():
     try:
       config = config_lib.load(path / 'config.json')
-      config_lib.flatten(config)
-      str(config.data.path)  # that of another version may lack it
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+      flat = config_lib.flatten(config)
+      lacking = [field for field in _FIELDS if field not in flat]
+      if lacking:
+        raise ValueError(f'it has no {lacking[0]}')
+    except (OSError, ValueError, TypeError) as error:
       notes.append(f'config.json cannot be read ({_line(error)})')
       config = None
   evaluation = _json(path, 'evaluation.json', notes)
@@ -163,9 +185,18 @@ def _load(path, name):
       ' evaluate again'
     )
     evaluation = None
+  if evaluation:
+    try:
+      _check_evaluation(evaluation)
+    except (KeyError, TypeError, ValueError) as error:
+      notes.append(
+        'evaluation.json is not as evaluate writes it'
+        f' ({type(error).__name__}: {_line(error)}); evaluate again'
+      )
+      evaluation = None
   log = _log(path, notes)
   pretraining = []
-  start = config.get('init', {}).get('backbone') if config else None
+  start = config.init.backbone if config else None
   if config and config.stage == 'pretrain':
     log, pretraining = [], log
   elif start and start != 'auto':
@@ -198,6 +229,8 @@ def _load(path, name):
       maps = store.read_table(path / 'maps.npz')
       if any(len(one) != len(maps['ids']) for one in maps.values()):
         raise ValueError('its arrays are of different lengths')
+      if any(one.ndim != 3 for name, one in maps.items() if name != 'ids'):
+        raise ValueError('a map is not (images, rows, columns)')
     except (
       OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile
     ) as error:  # fmt: skip
@@ -217,6 +250,65 @@ def _load(path, name):
     benchmark=_json(path, 'benchmark.json', notes),
     notes=tuple(notes),
   )
+
+
+def _check_evaluation(result):
+  """Reads each field of evaluation.json that a section will read.
+
+  Whatever is odd in the file is met here, so that an error in a section is the
+  section's own.
+
+  Raises:
+    KeyError, TypeError, ValueError: a field is missing or of another kind.
+  """
+  names = result['class_names']
+  if not isinstance(names, list) or len(names) < 2:
+    raise ValueError('class_names is no list of two or more')
+  _check_scores(result)
+  if np.shape(result['confusion_matrix']) != (len(names), len(names)):
+    raise ValueError('confusion_matrix is not (classes, classes)')
+  np.array(result['confusion_matrix'], float)
+  for name in names:
+    _number(_object(result['per_class'])[str(name)]['support'])
+  for key in ('threshold', 'temperature', 'majority_accuracy',
+              'images_per_second'):  # fmt: skip
+    _number(result.get(key), undefined=True)
+  for key in ('reliability', 'reliability_scaled'):
+    for one in result.get(key) or []:
+      for field in ('low', 'high', 'count'):
+        _number(one[field])
+      for field in ('confidence', 'accuracy'):
+        _number(one[field], undefined=not one['count'])
+  for groups in _object(result.get('subgroups') or {}).values():
+    for group in _object(groups).values():
+      _check_scores(group)
+  for group in _object(result.get('localisation') or {}).values():
+    _check_scores(group)
+    _number(group.get('threshold'), undefined=True)
+
+
+def _check_scores(group):
+  """Of all images, or of a group or a map: a count, scores and intervals."""
+  _number(_object(group)['num_images'])
+  for value in _object(group['scores']).values():
+    _number(value, undefined=True)
+  for interval in _object(group['intervals']).values():
+    if interval is not None:
+      low, high = interval
+      _number(low)
+      _number(high)
+
+
+def _object(value):
+  if not isinstance(value, dict):
+    raise TypeError(f'{value!r} is no object'[:80])
+  return value
+
+
+def _number(value, undefined=False):
+  if isinstance(value, (int, float)) or (undefined and value is None):
+    return
+  raise TypeError(f'{value!r} is no number'[:80])
 
 
 def _json(path, name, notes):
@@ -256,7 +348,12 @@ def _log(path, notes):
   for line in lines:
     try:
       entry = json.loads(line)
-      entry['step'], entry['split'], entry['epoch']
+      _number(entry['step'])
+      _number(entry['epoch'])
+      for name, value in entry.items():
+        if name != 'split':
+          _number(value, undefined=True)
+      str(entry['split'])
     except (ValueError, KeyError, TypeError):
       torn += bool(line.strip())
     else:

@@ -1,4 +1,4 @@
-"""The charts and image tiles of the report, for light and dark pages.
+"""The charts of the report, for light and dark pages.
 
 A chart is drawn once, in the inks of a light page on no background; `render`
 puts those of a dark page in their place. It is made to be read at its own
@@ -9,11 +9,11 @@ colour-blind can tell apart; where they run out, the dashes change.
 import functools
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import cv2
 import matplotlib
 import numpy as np
 from matplotlib import patches, ticker
@@ -35,7 +35,6 @@ _DARK = {
 }
 _INK, _AXIS, _GRID, *_COLOURS = _DARK
 _DASHES = ('-', '--', ':', '-.')
-_ORANGE, _BLUE = (230, 159, 0), (86, 180, 233)  # RGB, on radiographs
 _STYLE = {
   'font.size': 9,
   'axes.titlesize': 9.5,
@@ -79,7 +78,8 @@ class Series(NamedTuple):
     y: (N,); NaN leaves a gap.
     number: of its colour and dashes; -1: the ink of the text.
     kind: 'line', 'marked' (with a mark at each point), 'steps' (a value holds
-      back to the point before) or 'faint' (a thin dashed line to refer to).
+      back to the point before), 'dots' (without a line) or 'faint' (a thin
+      dashed line to refer to).
   """
 
   name: str
@@ -163,6 +163,8 @@ def lines(
       style |= {'marker': 'o', 'markersize': 3.5}
     if one.kind == 'steps':
       style['drawstyle'] = 'steps-post'
+    if one.kind == 'dots':
+      style |= {'marker': 'o', 'markersize': 6.5, 'linestyle': 'none'}
     if one.kind == 'faint':
       style = {'color': _AXIS, 'linestyle': (0, (3, 3)), 'linewidth': 1}
     axes.plot(one.x, one.y, label=_plain(one.name), **style)
@@ -359,8 +361,14 @@ def intervals(
     zero: whether to mark 0, for differences.
   """
   step = 0.7 / len(series)
-  height = 1.0 + len(rows) * max(0.24, 0.16 * len(series))
-  figure, axes = _new(height, title, x, y)
+  named = [_wrapped(row, 24) for row in rows]
+  lines_ = max(name.count('\n') + 1 for name in named)
+  height = 1.0 + len(rows) * max(0.08 + 0.16 * lines_, 0.16 * len(series))
+  figure, axes = _new(height, '', x, y)
+  # From the edge: the names of the rows leave little room over the axes.
+  figure.suptitle(
+    _wrapped(title, 40), fontsize=9.5, weight='bold', x=0.01, ha='left'
+  )
   if zero:
     axes.axvline(0, color=_AXIS, linewidth=1)
   for s, (name, values) in enumerate(series.items()):
@@ -373,7 +381,7 @@ def intervals(
     axes.hlines(places, low, high, color=_colour(s), linewidth=1.6)
     axes.plot(value, places, 'osD^v<'[s % 6], markersize=5, color=_colour(s),
               label=_plain(name))  # fmt: skip
-  axes.set_yticks(range(len(rows)), [_short(row, 26) for row in rows])
+  axes.set_yticks(range(len(rows)), named, linespacing=0.95)
   axes.set_ylim(len(rows) - 0.4, -0.6)
   axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
   axes.tick_params(axis='y', length=0)
@@ -381,35 +389,6 @@ def intervals(
   if len(series) > 1:
     _legend(figure, axes, '')
   return figure
-
-
-def masked(
-  image: np.ndarray, mask: np.ndarray, positive: bool, side: int
-) -> np.ndarray:
-  """A radiograph under the cells of a mask, as dense as their value.
-
-  Args:
-    image: (S, S) uint8.
-    mask: (h, h) in 0..1.
-    positive: mask+ (orange) or mask- (blue).
-    side: of the tile, pixels.
-
-  Returns:
-    (side, side, 3) uint8, RGB.
-  """
-  cells = cv2.resize(
-    np.asarray(mask, np.float32), (side, side), interpolation=cv2.INTER_NEAREST
-  )
-  share = 0.6 * cells[..., None]  # (side, side, 1)
-  colour = np.array(_ORANGE if positive else _BLUE)
-  mixed = (1 - share) * _tile(image, side) + share * colour
-  return np.rint(mixed).astype(np.uint8)
-
-
-def _tile(image, side):
-  method = cv2.INTER_AREA if len(image) > side else cv2.INTER_CUBIC
-  tile = cv2.resize(image, (side, side), interpolation=method)
-  return cv2.cvtColor(tile, cv2.COLOR_GRAY2RGB)
 
 
 def _new(height, title, x, y):
@@ -476,3 +455,11 @@ def _short(text, length=22):
   text = str(text)
   kept = text if len(text) <= length else f'{text[: length - 3]}...'
   return _plain(kept)
+
+
+def _wrapped(text, length):
+  """`text` on two lines at most."""
+  found = textwrap.wrap(
+    ' '.join(str(text).split()), length, max_lines=2, placeholder='...'
+  )
+  return '\n'.join(map(_plain, found))

@@ -1,8 +1,6 @@
 """Pictures of where a network looks: heat and boxes over the radiograph."""
 
-import pathlib
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -13,6 +11,7 @@ BACKGROUND, INK, FAINT = (252, 252, 252), (30, 30, 30), (105, 105, 105)
 BOX, EDGE = (60, 230, 255), (0, 40, 60)
 OPACITY = 0.5  # of the heat at 1; none at 0
 DIMMED = 0.8  # the radiograph under it: yellow would be lost on white
+_ORANGE, _BLUE = (230, 159, 0), (86, 180, 233)  # of mask+ and mask-
 FONT = cv2.FontFace('sans')
 # Perceptually uniform, from blue over red to a yellow that is not pale.
 _HEAT = cv2.applyColorMap(
@@ -24,28 +23,24 @@ def draw(
   image: np.ndarray,
   boxes: np.ndarray,
   num_boxes: int,
-  cam: np.ndarray | None,
-  att_pos: np.ndarray | None,
-  att_neg: np.ndarray | None,
+  maps: Mapping[str, tuple[np.ndarray, float | None]],
   *,
   label: str,
   prediction: str,
   side: int = 256,
 ) -> np.ndarray:
-  """A row of panels: radiograph, Grad-CAM, map+ and map-, with boxes.
+  """A row of panels: the radiograph, and each map over it, with boxes.
 
   The colour and the opacity of the heat follow the value, so that the
-  radiograph, a little dimmed, stays visible. Grad-CAM is shown as a share of
-  its maximum in this image, the attention maps from 0 to 1. Maps are scaled
-  up bilinearly, as they are scored (localisation.py).
+  radiograph, a little dimmed, stays visible. Maps are scaled up bilinearly, as
+  they are scored (localisation.py).
 
   Args:
     image: (S, S) uint8.
     boxes: (K, 4) x0, y0, x1, y1 in 0..1.
     num_boxes: how many of the K are real.
-    cam: (h, w), none negative; None: no such panel.
-    att_pos: map+ (h, w) in 0..1, or None.
-    att_neg: map- (h, w) in 0..1, or None.
+    maps: title -> (values (h, w), none negative; the value of the hottest
+      colour, or None for the maximum of this map).
     label: name of the true class, for the caption.
     prediction: name of the predicted class.
     side: of a panel, pixels.
@@ -64,19 +59,13 @@ def draw(
   boxes = np.asarray(boxes).reshape(-1, 4)[:num_boxes]
   grey = _resized(image, side)
   radiograph = np.repeat(grey[..., None], 3, axis=-1)
-  titles, panels = ['radiograph'], [radiograph]
-  for title, values, top in (
-    ('Grad-CAM', cam, None),
-    ('map+', att_pos, 1.0),
-    ('map-', att_neg, 1.0),
-  ):
-    if values is not None:
-      titles.append(title)
-      panels.append(_heated(radiograph, values, top))
+  panels = {'Radiograph': radiograph}
+  for title, (values, top) in maps.items():
+    panels[title] = _heated(radiograph, values, top)
 
   width = len(panels) * (side + GAP) - GAP
   row = np.full((TITLE + side + CAPTION, width, 3), BACKGROUND, np.uint8)
-  for i, (title, panel) in enumerate(zip(titles, panels, strict=True)):
+  for i, (title, panel) in enumerate(panels.items()):
     left = i * (side + GAP)
     _write(row, _shortened(title, side, 12), (left, TITLE - 7), FAINT, 12)
     row[TITLE : TITLE + side, left : left + side] = _boxed(panel, boxes)
@@ -87,65 +76,27 @@ def draw(
   return row
 
 
-def write_overlays(
-  folder: str | pathlib.Path,
-  ids: Sequence[str],
-  images: np.ndarray,
-  boxes: np.ndarray,
-  num_boxes: np.ndarray,
-  labels: Sequence[str],
-  predictions: Sequence[str],
-  *,
-  cam: np.ndarray | None = None,
-  att_pos: np.ndarray | None = None,
-  att_neg: np.ndarray | None = None,
-  side: int = 256,
-) -> list[pathlib.Path]:
-  """Draws each image (`draw`) into a PNG file of its own.
+def masked(
+  image: np.ndarray, mask: np.ndarray, positive: bool, side: int
+) -> np.ndarray:
+  """A radiograph under the cells of a mask, as dense as their value.
 
   Args:
-    folder: made if it is not there.
-    ids: N, of the images; the files are named by number and id.
-    images: (N, S, S) uint8.
-    boxes: (N, K, 4).
-    num_boxes: (N,).
-    labels: N names of classes.
-    predictions: N names of classes.
-    cam: (N, h, w) or None.
-    att_pos: (N, h, w) or None.
-    att_neg: (N, h, w) or None.
-    side: of a panel, pixels.
+    image: (S, S) uint8.
+    mask: (h, h) in 0..1.
+    positive: mask+ (orange) or mask- (blue).
+    side: of the tile, pixels.
 
   Returns:
-    The files, in order.
-
-  Raises:
-    ValueError: one line: a file cannot be written; as `draw`.
+    (side, side, 3) uint8, red, green, blue.
   """
-  folder = pathlib.Path(folder)
-  files = []
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, name in enumerate(ids):
-      row = draw(
-        images[i],
-        boxes[i],
-        int(num_boxes[i]),
-        *(None if m is None else m[i] for m in (cam, att_pos, att_neg)),
-        label=str(labels[i]),
-        prediction=str(predictions[i]),
-        side=side,
-      )
-      # An id may be a path, or longer than a file's name can be.
-      plain = re.sub(r'[^A-Za-z0-9._-]+', '_', str(name))[-80:]
-      file = folder / f'{i:04d}-{plain}.png'
-      file.write_bytes(png(row))
-      files.append(file)
-  except OSError as error:
-    raise ValueError(
-      f'{folder}: overlays cannot be written: {error.strerror}'
-    ) from error
-  return files
+  cells = cv2.resize(
+    np.asarray(mask, np.float32), (side, side), interpolation=cv2.INTER_NEAREST
+  )
+  share = 0.6 * cells[..., None]  # (side, side, 1)
+  colour = np.array(_ORANGE if positive else _BLUE)
+  mixed = (1 - share) * _resized(image, side)[..., None] + share * colour
+  return np.rint(mixed).astype(np.uint8)
 
 
 def png(picture: np.ndarray) -> bytes:

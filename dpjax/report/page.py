@@ -8,7 +8,7 @@ import base64
 import html
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,9 +19,6 @@ _STYLES = pathlib.Path(__file__).with_name('report.css')
 # Should anything ask for the network, the browser refuses.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
-# What reading a file of another version, or one changed by hand, may raise.
-UNEXPECTED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
-
 
 class Html(str):
   """A text that is HTML already."""
@@ -29,6 +26,22 @@ class Html(str):
 
 class Missing(Exception):
   """A section's data are not there; the text says in a line why."""
+
+
+class Fact(NamedTuple):
+  """A large figure at the top of the page.
+
+  Attributes:
+    what: its name.
+    value: the figure.
+    interval: below it, or ''.
+    note: below that: what it is to be held against, or ''.
+  """
+
+  what: str
+  value: str
+  interval: str = ''
+  note: str = ''
 
 
 def escape(value: Any) -> Html:
@@ -52,6 +65,11 @@ def score(
     return Html(text)
   low, high = (f'{end:{sign}.3f}' for end in interval)
   return Html(f'{text} <span class="interval">[{low}, {high}]</span>')
+
+
+def capital(text: str) -> str:
+  """`text` with a large first letter."""
+  return text[:1].upper() + text[1:]
 
 
 class Section:
@@ -154,13 +172,16 @@ class Section:
       name: of its file.
       pixels: (H, W, 3) uint8, RGB.
       side: of its panels.
-      titles: of its panels.
+      titles: of its panels; of the last of them, if the first are not to be
+        shown on the page.
       caption: above them.
     """
     self.files[f'{self.key}-{name}.png'] = overlay.png(pixels)
     parts = [
       _picture(panel, title, f'{title}. {caption}')
-      for panel, title in zip(cut(pixels, side), titles, strict=True)
+      for panel, title in zip(
+        cut(pixels, side)[-len(titles) :], titles, strict=True
+      )
     ]
     self._html.append(
       f'<h4>{escape(caption)}</h4><div class="tiles row">{"".join(parts)}</div>'
@@ -190,7 +211,9 @@ def cut(row: np.ndarray, side: int) -> list[np.ndarray]:
 def render(
   title: str,
   lead: str,
-  facts: Sequence[tuple[str, str, str]],
+  warnings: Sequence[str],
+  data: str,
+  facts: Sequence[Fact],
   whose: str,
   sections: Sequence[Section],
 ) -> str:
@@ -199,18 +222,32 @@ def render(
   Args:
     title: of the page.
     lead: a line below it.
-    facts: large figures at the top: (what, value, interval or '').
+    warnings: what nobody may overlook, a line each.
+    data: what the facts were counted on, or ''.
+    facts: large figures at the top.
     whose: the run that they are of; '' where there is one only.
     sections: in order.
   """
   cells = ''.join(
-    f'<div><dt>{escape(what)}</dt><dd>{escape(value)}'
-    f'<span class="interval">{escape(interval)}</span></dd></div>'
-    for what, value, interval in facts
+    f'<div><dt>{escape(one.what)}</dt><dd>{escape(one.value)}'
+    + join(
+      Html(f'<span class="{kind}">{escape(text)}</span>')
+      for kind, text in (('interval', one.interval), ('against', one.note))
+      if text
+    )
+    + '</dd></div>'
+    for one in facts
   )
   large = f'<dl class="facts">{cells}</dl>' if cells else ''
-  if cells and whose:
-    large = f'<p class="whose">{escape(whose)}</p>{large}'
+  above = ''.join(
+    f'<p class="{kind}">{escape(text)}</p>'
+    for kind, text in (
+      *(('warning', one) for one in warnings),
+      ('whose', whose if cells else ''),
+      ('data', data),
+    )
+    if text
+  )
   links = ''.join(
     f'<li><a href="#{one.key}">{escape(one.title)}</a>'
     + ('' if one.missing is None else ' <small>(left out)</small>')
@@ -225,7 +262,7 @@ def render(
     '<meta name="color-scheme" content="light dark">'
     f'<link rel="icon" href="data:,"><title>{escape(title)}</title>'
     f'<style>{_STYLES.read_text(encoding="utf-8")}</style></head><body>'
-    f'<header><h1>{escape(title)}</h1><p>{escape(lead)}</p>{large}'
+    f'<header><h1>{escape(title)}</h1><p>{escape(lead)}</p>{above}{large}'
     f'<nav aria-label="Sections"><ol>{links}</ol></nav></header>'
     f'<main>{body}</main></body></html>\n'
   )

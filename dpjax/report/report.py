@@ -65,18 +65,13 @@ def write(workdirs: Sequence[str | pathlib.Path], config: Any) -> pathlib.Path:
       make(section, evidence)
     except page.Missing as missing:
       section.leave_out(str(missing))
-    except page.UNEXPECTED as error:
-      reason = f'{type(error).__name__}: {error}'.splitlines()[0]
-      section.leave_out(f'its data are not as expected ({reason})')
     written.append(section)
-  try:
-    facts = sections_score.headline(evidence)
-  except page.UNEXPECTED:
-    facts = []  # The sections say what is wrong.
   html = page.render(
     f'Report: {", ".join(run.name for run in runs)}',
     'Research code, not a medical device. Do not use it to diagnose anyone.',
-    facts,
+    sections_run.warnings(evidence),
+    sections_score.scored_on(evidence),
+    sections_score.headline(evidence),
     runs[0].name if len(runs) > 1 else '',
     written,
   )

@@ -13,8 +13,9 @@ import numpy as np
 
 from dpjax import config as config_lib
 from dpjax.data import augment
+from dpjax.evaluation import titles
 from dpjax.report import figures, overlay, page
-from dpjax.report.evidence import Evidence
+from dpjax.report.evidence import Evidence, read_image
 
 SIDE = 320  # pixels of a radiograph's tile
 MOST_POINTS = 300  # of a training curve
@@ -27,11 +28,10 @@ QUANTITIES = {
   'loss/att_neg': ('Attention, mask- (Eq. 3)', 'Loss'),
   'loss/feat': ('Features (Eq. 5)', 'Loss'),
   'contrastive_accuracy': ('Contrastive accuracy', 'Share'),
-  'accuracy': ('Accuracy', 'Share'),
-  'balanced_accuracy': ('Balanced accuracy', 'Share'),
-  'balanced_accuracy_0_2': ('Balanced accuracy, classes 0 to 2', 'Share'),
-  'macro_f1': ('Macro F1', 'Score'),
-  'auroc_any_lesion': ('AUROC, any lesion', 'Score'),
+  **{
+    name: (page.capital(title.long), 'Score')
+    for name, title in titles.SUMMARY.items()
+  },
   'gradient_norm': ('Norm of the gradient', 'Norm'),
 }
 # Not for a chart by epoch.
@@ -39,15 +39,23 @@ _HIDDEN = ('step', 'split', 'epoch', 'learning_rate', 'images_per_second',
            'seconds_training', 'seconds_wall')  # fmt: skip
 
 
+def warnings(evidence: Evidence) -> list[str]:
+  """What nobody may overlook, for the top of the page."""
+  layouts = {run.config.data.layout for run in evidence.runs if run.config}
+  sets = (evidence.scored, evidence.trained)
+  # A set is named after its layout.
+  layouts |= {data.info.get('name') for data in sets if data}
+  if 'phantom' not in layouts:
+    return []
+  return [
+    'The radiographs are computed phantoms: scores on them say nothing about'
+    ' patients.'
+  ]
+
+
 def what_was_run(section: page.Section, evidence: Evidence) -> None:
   """Settings and circumstances of each run."""
   runs = evidence.runs
-  layouts = {run.config.data.layout for run in runs if run.config}
-  if 'phantom' in layouts:
-    section.say(
-      'The radiographs are computed phantoms: scores on them say nothing about'
-      ' patients.'
-    )
   for run in runs:
     for note in run.notes:
       section.say(f'{run.name}: {note}.', 'note')
@@ -267,7 +275,7 @@ def masks(section: page.Section, evidence: Evidence) -> None:
     sides,
     run.config.mgacr.mask,
   )
-  image = split.images(np.array([row]))[0]
+  image = read_image(split, row)
   section.say(
     f'{split.ids[row]} ({split_name}), drawn at random among the images with'
     f' boxes (seed {evidence.seed}), without augmentation. mask+ is the share'
@@ -280,7 +288,7 @@ def masks(section: page.Section, evidence: Evidence) -> None:
     for stage, side in sides.items():
       mask = found[stage][0] if sign == '+' else 1 - found[stage][0]
       tiles[f'{stage}-{kind}'] = (
-        figures.masked(image, mask, sign == '+', SIDE),
+        overlay.masked(image, mask, sign == '+', SIDE),
         f'mask{sign}, {stage}, {side} x {side} cells',
         f'Radiograph under mask{sign} of {stage}',
       )
@@ -498,8 +506,7 @@ def _plain(value):
 def _radiograph(split, row):
   """The tile of one image under its boxes, (SIDE, SIDE, 3) uint8."""
   drawn = overlay.draw(
-    split.images(np.array([row]))[0], split.boxes[row],
-    int(split.num_boxes[row]), None, None, None, label='', prediction='',
-    side=SIDE,
+    read_image(split, row), split.boxes[row],
+    int(split.num_boxes[row]), {}, label='', prediction='', side=SIDE,
   )  # fmt: skip
   return page.cut(drawn, SIDE)[0]

@@ -10,78 +10,110 @@ import numpy as np
 from sklearn import metrics
 
 from dpjax.data import labels
-from dpjax.evaluation import against
+from dpjax.evaluation import against, titles
+from dpjax.evaluation import calibration as calibration_lib
 from dpjax.evaluation import localisation as localisation_lib
 from dpjax.report import figures, overlay, page
-from dpjax.report.evidence import Evidence
+from dpjax.report.evidence import Evidence, read_image
 
-# Flat name of evaluation.json -> in a table, in a chart.
+_STAR = '\u00a0*'  # lower is better; never on a line of its own
+_LOWER = ('ece', 'brier', 'nll')
+# What the page calls them, by the names of evaluation.json.
 SCORES = {
-  'accuracy': ('Accuracy', 'Accuracy'),
-  'balanced_accuracy': ('Balanced accuracy', 'Balanced accuracy'),
-  'balanced_accuracy_0_2': ('Balanced accuracy, classes 0 to 2',
-                            'Bal. accuracy, 0 to 2'),
-  'macro_f1': ('Macro F1', 'Macro F1'),
-  'auroc_any_lesion': ('AUROC, any lesion', 'AUROC, any lesion'),
-  'average_precision_any_lesion': ('Average precision, any lesion',
-                                   'AP, any lesion'),
-  'sensitivity_any_lesion': ('Sensitivity, any lesion',
-                             'Sensitivity, any lesion'),
-  'specificity_any_lesion': ('Specificity, any lesion',
-                             'Specificity, any lesion'),
-  'quadratic_kappa': ('Quadratic kappa', 'Quadratic kappa'),
-  'ece': ('Calibration error, ECE *', 'ECE *'),
-  'brier': ('Brier score *', 'Brier score *'),
-  'nll': ('Negative log-likelihood, nats *', 'NLL, nats *'),
-  'ece_scaled': ('ECE, temperature scaled *', 'ECE, scaled *'),
-  'brier_scaled': ('Brier score, temperature scaled *', 'Brier, scaled *'),
-  'nll_scaled': ('NLL, temperature scaled, nats *', 'NLL, scaled *'),
-}  # fmt: skip
+  name: page.capital(title.long)
+  + (_STAR if name.removesuffix('_scaled') in _LOWER else '')
+  for name, title in titles.SUMMARY.items()
+}
 PER_CLASS = {
-  'precision': 'Precision',
-  'recall': 'Recall',
-  'specificity': 'Specificity',
-  'f1': 'F1',
-  'auroc': 'AUROC',
-  'average_precision': 'Average precision',
+  name: page.capital(title.long) for name, title in titles.PER_CLASS.items()
 }
 LOCALISATION = {
-  'pointing_game': 'Pointing game',
-  'energy_in_box': 'Energy in the boxes',
-  'iou': 'IoU',
-  'pixel_ap': 'Pixel AP',
+  name: page.capital(title.long) for name, title in titles.LOCALISATION.items()
 }
 MOST_CURVES = 10  # classes with a curve of their own
 OVERLAYS = 8  # half hits, half misses
 SIDE = 256  # pixels of an overlay's panel
 _LEGEND = (
-  'In brackets: 95 % bootstrap intervals over images; of a handful of images,'
-  ' or where a score is 0 or 1, they are too short. * Lower is better. A dash:'
-  ' not defined by these data, or not computed.'
+  'In brackets: 95 % bootstrap intervals over images (Clopper-Pearson for the'
+  ' recall of a class with fewer than 10). Of a handful of images the others'
+  ' are too short. * Lower is better. A dash: not defined by these data, or not'
+  ' computed.'
 )
 
 
-def headline(evidence: Evidence) -> list[tuple[str, str, str]]:
-  """What the page begins with: (score, value, interval) of the first run."""
+def scored_on(evidence: Evidence) -> str:
+  """What the first run was scored on, in a line; '' if it was not."""
+  run = evidence.runs[0]
+  result = run.evaluation
+  if not result:
+    return ''
+  images = result['num_images']
+  counted = f'{images:,} radiographs'
+  if labels.is_normal(run.class_names[0]):
+    normal = result['per_class'][run.class_names[0]]['support']
+    counted += f', {images - normal:,} of them with a lesion'
+  name = pathlib.Path(str(result['data'])).name
+  return f'Scored on {counted}: {name}, {result["split"]} split.'
+
+
+def headline(evidence: Evidence) -> list[page.Fact]:
+  """What the page begins with, of the first run."""
   result = evidence.runs[0].evaluation
   if not result:
     return []
-  cam = (result.get('localisation') or {}).get('cam')
-  wanted = [
-    (SCORES[name][0], result, name)
-    for name in ('auroc_any_lesion', 'sensitivity_any_lesion',
-                 'specificity_any_lesion', 'balanced_accuracy', 'macro_f1')
-  ]  # fmt: skip
-  if cam:
-    wanted.append(('Pointing game, Grad-CAM', cam, 'pointing_game'))
-  facts = []
-  for title, source, name in wanted:
-    value = source['scores'].get(name)
-    if value is not None:
-      interval = source['intervals'].get(name)
-      shown = '[{:.3f}, {:.3f}]'.format(*interval) if interval else ''
-      facts.append((title, f'{value:.3f}', shown))
-  return facts
+  threshold, chosen_on = result.get('threshold'), result.get('chosen_on')
+  at = ''
+  if threshold is not None:
+    at = f'at threshold {threshold:.3f}' + (
+      f', chosen on {chosen_on}' if chosen_on else ''
+    )
+  facts = [
+    _fact(SCORES[name], result, name, note)
+    for name, note in (
+      ('auroc_any_lesion', ''),
+      ('sensitivity_any_lesion', at),
+      ('specificity_any_lesion', at),
+      ('balanced_accuracy', ''),
+      ('macro_f1', ''),
+    )
+  ]
+  maps = result.get('localisation') or {}
+  against_ = ''
+  if known := _pointing(maps, localisation_lib.BASELINES):
+    best = max(known, key=known.get)
+    against_ = f'best baseline: {best}, {known[best]:.3f}'
+  if 'cam' in maps:
+    facts.append(
+      _fact('Pointing game, Grad-CAM', maps['cam'], 'pointing_game', against_)
+    )
+  stages = [name for name in maps if name.startswith('att_pos/')]
+  if known := _pointing(maps, stages):
+    best = max(known, key=known.get)
+    title = f'Pointing game, {_map_name(best)}'
+    if len(known) > 1:
+      title += f' (best of {len(known)} stages)'
+    facts.append(_fact(title, maps[best], 'pointing_game', against_))
+  return [fact for fact in facts if fact]
+
+
+def _pointing(maps, names):
+  """{name: pointing game} of the maps that have one."""
+  found = {
+    name: maps[name]['scores'].get('pointing_game')
+    for name in names
+    if name in maps
+  }
+  return {name: value for name, value in found.items() if value is not None}
+
+
+def _fact(what, group, name, note):
+  """A page.Fact of a group or a map, or None where undefined."""
+  value = group['scores'].get(name)
+  if value is None:
+    return None
+  interval = group['intervals'].get(name)
+  shown = '[{:.3f}, {:.3f}]'.format(*interval) if interval else ''
+  return page.Fact(what, f'{value:.3f}', shown, note)
 
 
 def decisions(section: page.Section, evidence: Evidence) -> None:
@@ -92,7 +124,7 @@ def decisions(section: page.Section, evidence: Evidence) -> None:
     ' one class against all others; "any lesion" is 1 minus the probability of'
     ' the class without one. The confusion counts the most probable class:'
     ' sensitivity and specificity of any lesion, under Scores, have a threshold'
-    ' of their own.'
+    ' of their own, the dot on the ROC.'
   )
   for number, run in enumerate(runs):
     if len(runs) > 1:
@@ -112,6 +144,10 @@ def decisions(section: page.Section, evidence: Evidence) -> None:
     numbers = {'confusion_matrix': matrix}
     if run.probabilities is not None:
       shown, curves = _curves(run)
+      dot = _at_threshold(run)
+      if dot:
+        shown['roc'].append(dot)
+        curves['roc']['any lesion']['at_threshold'] = [dot.x[0], dot.y[0]]
       for kind, title, x, y, score in (
         ('roc', 'ROC', '1 - specificity', 'Sensitivity', 'AUROC'),
         ('pr', 'Precision and recall', 'Recall', 'Precision', 'AP'),
@@ -174,6 +210,24 @@ def _curves(run):
   return shown, numbers
 
 
+def _at_threshold(run):
+  """Where the threshold of any lesion lies on its ROC, or None."""
+  threshold = run.evaluation.get('threshold')
+  positive = run.labels > 0
+  if (
+    threshold is None
+    or not labels.is_normal(run.class_names[0])
+    or positive.all()
+    or not positive.any()
+  ):
+    return None
+  called = calibration_lib.lesion_score(run.probabilities) >= threshold
+  return figures.Series(
+    f'any lesion at {threshold:.3f}', [float(called[~positive].mean())],
+    [float(called[positive].mean())], -1, 'dots',
+  )  # fmt: skip
+
+
 def _without_repeats(x, y):
   """The points without those that repeat the one before."""
   kept = np.ones(len(x), bool)
@@ -231,20 +285,16 @@ def scores(section: page.Section, evidence: Evidence) -> None:
     section.say('These runs were scored on different images: their scores do'
                 ' not compare.')  # fmt: skip
   section.say(_LEGEND, 'note')
-  rows = [
-    [title, *(_cell(run.evaluation, name) for run in runs)]
-    for name, (title, _) in SCORES.items()
-    if any(run.evaluation['scores'].get(name) is not None for run in runs)
-  ]
-  for key, title in (
-    ('threshold', 'Threshold of any lesion'),
-    ('temperature', 'Temperature'),
-    ('majority_accuracy', 'Accuracy of always saying the commonest class'),
-  ):
-    if any(run.evaluation.get(key) is not None for run in runs):
-      rows.append(
-        [title, *(page.score(run.evaluation.get(key)) for run in runs)]
+  rows = []
+  for name, title in SCORES.items():
+    if any(run.evaluation['scores'].get(name) is not None for run in runs):
+      rows.append([title, *(_cell(run.evaluation, name) for run in runs)])
+    if name == 'accuracy':  # Beside what it is to be held against.
+      rows += _plain_row(
+        'Accuracy of always the commonest class', 'majority_accuracy', runs
       )
+  rows += _plain_row('Threshold of any lesion', 'threshold', runs)
+  rows += _plain_row('Temperature', 'temperature', runs)
   rows.append(['Images', *(f'{r.evaluation["num_images"]:,}' for r in runs)])
   section.table(['Score', *(run.name for run in runs)], rows, 'Summary')
   chosen = {run.evaluation.get('chosen_on') for run in runs} - {None}
@@ -274,6 +324,14 @@ def scores(section: page.Section, evidence: Evidence) -> None:
     }  # fmt: skip
 
 
+def _plain_row(title, key, runs):
+  """The row of a number of evaluation.json that has no interval, if any."""
+  values = [run.evaluation.get(key) for run in runs]
+  if all(value is None for value in values):
+    return []
+  return [[title, *map(page.score, values)]]
+
+
 def subgroups(section: page.Section, evidence: Evidence) -> None:
   """The scores of each group of the metadata."""
   runs = [run for run in evidence.evaluated if run.evaluation.get('subgroups')]
@@ -295,7 +353,7 @@ def subgroups(section: page.Section, evidence: Evidence) -> None:
         if any(g['scores'].get(name) is not None for g in groups.values())
       ]
       section.table(
-        [column, 'Images', *(SCORES[name][0] for name in names)],
+        [column, 'Images', *(SCORES[name] for name in names)],
         [
           [value, f'{group["num_images"]:,}',
            *(_cell(group, name) for name in names)]
@@ -315,10 +373,10 @@ def subgroups(section: page.Section, evidence: Evidence) -> None:
         for run in runs
       }
       if any(any(found) for found in spans.values()):
-        title = f'{SCORES[name][1]}, by {column}'
+        title = f'{SCORES[name]}, by {column}'
         charts[f'{number}-{name.replace("_", "-")}'] = (
           figures.intervals(
-            list(values), spans, title=title, x=SCORES[name][1], y=column
+            list(values), spans, title=title, x=SCORES[name], y=column
           ),
           f'{title}: {_describe(list(values), spans)}',
         )
@@ -339,7 +397,8 @@ def localisation(section: page.Section, evidence: Evidence) -> None:
     " map's maximum lies in a box. Energy: the share of the map that does. IoU:"
     ' of the boxes and the map, cut at a threshold that was chosen on'
     ' validation. Pixel AP: the average precision of the pixels. Means over the'
-    ' images with boxes. The baselines have not seen the image.'
+    ' images with boxes. The baselines random, centre and prior have not seen'
+    ' the image.'
   )
   section.say(_LEGEND, 'note')
   names: dict[str, None] = {}  # of all maps, in order
@@ -381,8 +440,6 @@ def localisation(section: page.Section, evidence: Evidence) -> None:
     _gallery(section, evidence, runs[0])
   except page.Missing as missing:
     section.say(f'None: {missing}.', 'note')
-  except page.UNEXPECTED as error:
-    section.say(f'None: maps.npz is not as expected ({error}).', 'note')
 
 
 def _gallery(section, evidence, run):
@@ -390,6 +447,8 @@ def _gallery(section, evidence, run):
   if 'cam' not in run.maps:
     raise page.Missing('maps.npz is missing or has no Grad-CAM')
   data = evidence.data('scored')
+  if run.evaluation['split'] not in data.splits:
+    raise page.Missing(f'{data.path} has no split {run.evaluation["split"]}')
   split = data.split(run.evaluation['split'])
   places = {str(name): row for row, name in enumerate(split.ids)}
   known = [
@@ -429,10 +488,6 @@ def _gallery(section, evidence, run):
     for name in run.maps
     if name.startswith('att_pos/') and f'att_neg/{name[8:]}' in run.maps
   )
-  titles = ['Radiograph', 'Grad-CAM']
-  if stages:
-    finest = stages[0]
-    titles += [f'map+, {finest}', f'map-, {finest}']
   predicted = dict(zip(run.ids.tolist(), _predicted(run), strict=True))
   chosen = []
   for kind, picked in (('hit', hits), ('miss', misses)):
@@ -441,23 +496,40 @@ def _gallery(section, evidence, run):
       id = str(split.ids[row])
       label = str(data.class_names[split.labels[row]])
       prediction = predicted.get(id, 'unknown')
-      attention = [
-        run.maps[f'{sign}/{finest}'][place].astype(np.float32)
-        if stages
-        else None
-        for sign in ('att_pos', 'att_neg')
-      ]
+      maps = {'Grad-CAM': (cams[i], None)}
+      if stages:
+        maps |= {
+          _map_name(name): (run.maps[name][place].astype(np.float32), 1.0)
+          for name in (f'att_pos/{stages[0]}', f'att_neg/{stages[0]}')
+        }
+      rest = {
+        'image': read_image(split, row),
+        'boxes': split.boxes[row],
+        'num_boxes': int(split.num_boxes[row]),
+        'label': label,
+        'prediction': prediction,
+        'side': SIDE,
+      }
+      about = f'{id}, class {label}, predicted {prediction}'
       section.row(
         f'{kind}-{number}',
-        overlay.draw(
-          split.images(np.array([row]))[0], split.boxes[row],
-          int(split.num_boxes[row]), cams[i], *attention, label=label,
-          prediction=prediction, side=SIDE,
-        ),
+        overlay.draw(maps=maps, **rest),
         SIDE,
-        titles,
-        f'{kind.capitalize()}: {id}, class {label}, predicted {prediction}',
-      )  # fmt: skip
+        ['Radiograph', *maps],
+        f'Grad-CAM {kind}: {about}',
+      )
+      if len(stages) > 1 and not chosen:
+        maps = {
+          _map_name(name): (run.maps[name][place].astype(np.float32), 1.0)
+          for name in (f'att_pos/{stage}' for stage in stages)
+        }
+        section.row(
+          'stages',
+          overlay.draw(maps=maps, **rest),
+          SIDE,
+          [*maps],  # The radiograph stands in the row above.
+          f'map+ at every stage: {about}',
+        )
       chosen.append({'id': id, 'hit': kind == 'hit'})
   section.numbers['overlays'] = chosen
 
@@ -469,13 +541,13 @@ def _predicted(run):
 
 
 def comparison(section: page.Section, evidence: Evidence) -> None:
-  """Paired differences of the other runs from the first."""
+  """Paired differences: the first run minus each other one."""
   first, *others = evidence.runs
   found, said = [], []  # against.compare's; why there is none
   for other in others:
-    result = _compare(other, first, evidence)
+    result = _compare(first, other, evidence)
     if isinstance(result, str):
-      said.append(f'{other.name} and {first.name}: {result}')
+      said.append(f'{first.name} and {other.name}: {result}')
     else:
       found.append(result)
   if not found:
@@ -500,7 +572,7 @@ def comparison(section: page.Section, evidence: Evidence) -> None:
       if (differences.get(name) or {}).get('difference') is not None
     ]
     spans = [_difference(differences[name]) for name in names]
-    rows = [SCORES[name][1] for name in names]
+    rows = [SCORES[name] for name in names]
     section.charts(
       {
         str(number): (
@@ -514,7 +586,7 @@ def comparison(section: page.Section, evidence: Evidence) -> None:
       ['Score', 'Difference'],
       [
         *(
-          [SCORES[name][0], _difference_cell(differences[name])]
+          [SCORES[name], _difference_cell(differences[name])]
           for name in names
         ),
         *(
@@ -607,9 +679,9 @@ def _map_name(name):
     'cam': 'Grad-CAM',
     'att_pos': 'map+',
     'att_neg': 'map-',
-    'random': 'baseline: random',
-    'centre': 'baseline: centre',
-    'prior': 'baseline: mean mask',
+    'random': 'random: uniform noise',
+    'centre': 'centre: Gaussian in the middle',
+    'prior': 'prior: mean lesion mask of training',
   }
   return words.get(kind, kind) + (f', {stage}' if stage else '')
 

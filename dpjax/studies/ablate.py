@@ -13,6 +13,7 @@ import matplotlib.figure
 import numpy as np
 
 from dpjax.data import prepare
+from dpjax.evaluation import titles
 from dpjax.studies import runs, tables
 
 _WIDTH = 100  # columns of the printed table
@@ -71,20 +72,20 @@ def ablate(
   images = tables.Images(base.evaluate.resamples, base.evaluate.seed)
 
   def tabulated():
-    of = {name: [runs.look(plan[name, s]) for s in seeds] for name in names}
-    table = tabulate(of, dict(base.ablate.rows), images)
+    by_row = {name: [runs.look(plan[name, s]) for s in seeds] for name in names}
+    table = tabulate(by_row, dict(base.ablate.rows), images)
     runs.write_json(workdir / 'ablation.json', table)
-    runs.write_text(workdir / 'ablation_runs.csv', tables.runs_csv(of))
-    return of, table
+    runs.write_text(workdir / 'ablation_runs.csv', tables.runs_csv(by_row))
+    return by_row, table
 
   for task in plan.values():  # a seed after the other
     before = runs.look(task).state
     if runs.run(task).state != before:
       tabulated()
-  of, table = tabulated()
+  by_row, table = tabulated()
   runs.write_text(workdir / 'ablation.md', format_markdown(table))
   files = ['ablation.json', 'ablation_runs.csv', 'ablation.md']
-  if figure := draw(of):
+  if figure := draw(by_row):
     figure.savefig(workdir / 'fig7.png')
     files.append('fig7.png')
   return (
@@ -94,14 +95,14 @@ def ablate(
 
 
 def tabulate(
-  of: dict[str, Sequence[runs.Run]],
+  by_row: dict[str, Sequence[runs.Run]],
   overrides: dict[str, Sequence[str]],
   images: tables.Images,
 ) -> dict[str, Any]:
   """The table of a study, as far as its runs are there.
 
   Args:
-    of: {row: its runs, one a seed}, in the order of the rows.
+    by_row: {row: its runs, one a seed}, in the order of the rows.
     overrides: {row: its overrides}.
     images: the bootstrap over images.
 
@@ -116,7 +117,7 @@ def tabulate(
   """
   rows = []
   above = None
-  for name, own in of.items():
+  for name, own in by_row.items():
     rows.append(
       {
         'name': name,
@@ -128,12 +129,12 @@ def tabulate(
       }
     )
     above = own
-  first, last = next(iter(of.values())), above
+  first, last = next(iter(by_row.values())), above
   return {
-    **tables.about(of),
+    **tables.about(by_row),
     'rows': rows,
     'last_to_first': (
-      tables.differences(last, first, images) if len(of) > 1 else None
+      tables.differences(last, first, images) if len(by_row) > 1 else None
     ),
   }
 
@@ -237,7 +238,9 @@ def _difference(entry):
   return text
 
 
-def draw(of: dict[str, Sequence[runs.Run]]) -> matplotlib.figure.Figure | None:
+def draw(
+  by_row: dict[str, Sequence[runs.Run]],
+) -> matplotlib.figure.Figure | None:
   """Validation scores against training time, a line a row (the paper's Fig. 7).
 
   Stage I's time comes first. A line is the mean over the finished runs, its
@@ -246,14 +249,10 @@ def draw(of: dict[str, Sequence[runs.Run]]) -> matplotlib.figure.Figure | None:
   Returns:
     The figure; None without a validation line.
   """
-  curves = {name: _curves(own) for name, own in of.items()}
+  curves = {name: _curves(own) for name, own in by_row.items()}
   panels = {
-    score: title
-    for score, title in (
-      ('accuracy', 'accuracy'),
-      ('balanced_accuracy', 'balanced accuracy'),
-      ('auroc_any_lesion', 'AUROC, any lesion'),
-    )
+    score: titles.SUMMARY[score].long
+    for score in ('accuracy', 'balanced_accuracy', 'auroc_any_lesion')
     if any(score in own for own in curves.values())
   }
   if not panels:
@@ -266,7 +265,7 @@ def draw(of: dict[str, Sequence[runs.Run]]) -> matplotlib.figure.Figure | None:
   figure = matplotlib.figure.Figure(
     figsize=(0.4 + 3.4 * len(panels), 3.9), dpi=150
   )
-  rows = -(-len(of) // 3)
+  rows = -(-len(by_row) // 3)
   grid = figure.subplots(1, len(panels), squeeze=False)[0]
   for axes, (score, title) in zip(grid, panels.items(), strict=True):
     for i, (row, own) in enumerate(curves.items()):

@@ -12,10 +12,13 @@ from typing import Any
 import matplotlib.figure
 
 from dpjax.data import prepare
+from dpjax.evaluation import titles
 from dpjax.studies import classical, runs, tables
 
 _WIDTH = 100  # columns of the printed table
 _CELL = 12
+_GAIN = 26  # columns of a difference with its interval
+_GAINS = ('balanced_accuracy', 'auroc_any_lesion')  # the differences shown
 
 # Without what the recipe adds.
 _PLAIN = ('init.backbone=None', 'loss.classification=ce',
@@ -49,7 +52,7 @@ def compare(
 ) -> str:
   """Trains and scores the methods of config.compare that are missing.
 
-  Writes into `workdir`, after every finished run: comparison_table.json and
+  Writes into `workdir`, after every finished run: comparison.json and
   comparison_runs.csv; and at the end: comparison.md and fig8.png.
 
   Args:
@@ -94,13 +97,13 @@ def compare(
   images = tables.Images(base.evaluate.resamples, base.evaluate.seed)
 
   def tabulated():
-    of = {
+    by_row = {
       title: [runs.look(plan[title, seed][1]) for seed in base.compare.seeds]
       for title in kinds
     }
-    table = tabulate(of, kinds, images)
-    runs.write_json(workdir / 'comparison_table.json', table)
-    runs.write_text(workdir / 'comparison_runs.csv', tables.runs_csv(of))
+    table = tabulate(by_row, kinds, images)
+    runs.write_json(workdir / 'comparison.json', table)
+    runs.write_text(workdir / 'comparison_runs.csv', tables.runs_csv(by_row))
     return table
 
   for _, task, work in plan.values():
@@ -109,7 +112,7 @@ def compare(
       tabulated()
   table = tabulated()
   runs.write_text(workdir / 'comparison.md', format_markdown(table))
-  files = ['comparison_table.json', 'comparison_runs.csv', 'comparison.md']
+  files = ['comparison.json', 'comparison_runs.csv', 'comparison.md']
   if figure := draw(table):
     figure.savefig(workdir / 'fig8.png')
     files.append('fig8.png')
@@ -137,7 +140,7 @@ def _tasks(method, config, workdir, data, kept):
     inputs['features'] = 'features of stage I', config.init.backbone
   for what, (kind, backbone) in inputs.items():
     title = f'{name}, {what}'
-    task = runs.task(config, workdir, title, 'classical', backbone)
+    task = runs.make_task(config, workdir, title, 'classical', backbone)
     key = what, task.config.init.backbone
     yield (
       title,
@@ -179,14 +182,14 @@ def network_title(model: Any) -> str:
 
 
 def tabulate(
-  of: dict[str, Sequence[runs.Run]],
+  by_row: dict[str, Sequence[runs.Run]],
   kinds: dict[str, str],
   images: tables.Images,
 ) -> dict[str, Any]:
   """The table of a comparison, as far as its runs are there.
 
   Args:
-    of: {method: its runs, one a seed}, in the order of the table.
+    by_row: {method: its runs, one a seed}, in the order of the table.
     kinds: {method: what it sees}.
     images: the bootstrap over images.
 
@@ -199,13 +202,13 @@ def tabulate(
     method (tables.differences), None in its own row.
   """
   rows = []
-  for name, own in of.items():
+  for name, own in by_row.items():
     scores = tables.over_seeds(own)
     if done := tables.finished(own):
       for score, interval in images.interval(done).items():
         if interval is not None and scores[score]['mean'] is not None:
           scores[score]['image_interval'] = interval
-    recipe = of.get('recipe')
+    recipe = by_row.get('recipe')
     rows.append(
       {
         'name': name,
@@ -220,7 +223,7 @@ def tabulate(
         ),
       }
     )
-  return {**tables.about(of), 'rows': rows}
+  return {**tables.about(by_row), 'rows': rows}
 
 
 def _columns(table):
@@ -232,6 +235,27 @@ def _columns(table):
 def _interval(entry):
   """That over images of one run, that over seeds of several."""
   return entry['interval'] or entry.get('image_interval')
+
+
+def _gains(table):
+  """Columns, and [(method, [recipe minus method, as text, a column])]."""
+  shown = _columns(table)
+  columns = {
+    score: titles.SUMMARY[score].long for score in _GAINS if score in shown
+  }
+  rows = []
+  for row in table['rows']:
+    entries = [(row['recipe_minus'] or {}).get(score) for score in columns]
+    if any(entry and entry['mean'] is not None for entry in entries):
+      rows.append((row['name'], [_gain(entry) for entry in entries]))
+  return [*columns.values()], rows
+
+
+def _gain(entry):
+  text = tables.number(entry and entry['mean'], '+')
+  if entry and (interval := _interval(entry)):
+    text += f' ({tables.span(interval, "+")})'
+  return text
 
 
 def _note(table):
@@ -248,10 +272,10 @@ def _note(table):
 
 
 def format_text(table: dict[str, Any]) -> str:
-  """The table as plain text, at most 100 columns wide: two lines a method."""
+  """The tables as plain text, at most 100 columns wide: two lines a method."""
   columns = _columns(table)
   room = _WIDTH - _CELL * len(columns) - 15
-  names = ['method', *(row['name'] for row in table['rows'])]
+  names = ['recipe minus', *(row['name'] for row in table['rows'])]
   width = min(room, max(map(len, names)))
 
   def line(name, seconds, rate, cells):
@@ -274,7 +298,7 @@ def format_text(table: dict[str, Any]) -> str:
       line(
         row['name'],
         f'{seconds["training"]:.1f}',
-        f'{seconds["inference"]:.2f}',
+        f'{seconds["ms_per_image"]:.2f}',
         [tables.number(e and e['mean']) for e in entries],
       )
     )
@@ -283,19 +307,26 @@ def format_text(table: dict[str, Any]) -> str:
       '-'.join(tables.number(v) for v in span) if span else '' for span in spans
     ]
     lines.append(line('', '', '', cells))
+  heads, gains = _gains(table)
+  if gains:
+    lines += ['', *(
+      f'{tables.short(name, width):<{width}}'
+      + ''.join(f'{cell:>{_GAIN}}' for cell in cells)
+      for name, cells in [('recipe minus', heads), *gains]
+    )]  # fmt: skip
   lines += ['', _note(table), tables.explained(columns)]
   return tables.wrapped([*lines, *tables.diverged(table['rows'])], _WIDTH)
 
 
 def format_markdown(table: dict[str, Any]) -> str:
-  """comparison.md: times and the main scores with their intervals."""
+  """comparison.md: times, the main scores, and what the recipe gains."""
   columns = _columns(table)
   rows = []
   for row in table['rows']:
     seconds = row['seconds']
     cells = ['-', '-', *('-' for _ in columns)]
     if row['scores']:
-      cells = [f'{seconds["training"]:.1f}', f'{seconds["inference"]:.2f}']
+      cells = [f'{seconds["training"]:.1f}', f'{seconds["ms_per_image"]:.2f}']
       for column in columns:
         entry = row['scores'].get(column)
         text = tables.number(entry and entry['mean'])
@@ -309,8 +340,16 @@ def format_markdown(table: dict[str, Any]) -> str:
     f'{tables.describe(table)}.',
     tables.markdown(header, rows),
     f'{_note(table)}\n{tables.explained(columns)}',
-    *tables.diverged(table['rows']),
   ]
+  heads, gains = _gains(table)
+  if gains:
+    text += [
+      '## Recipe minus each method',
+      tables.markdown(['method', *heads], [[name, *c] for name, c in gains]),
+      'Paired: the same seeds, the same resamples of the images. Intervals as'
+      ' above.',
+    ]
+  text += tables.diverged(table['rows'])
   return '\n\n'.join(text) + '\n'
 
 
@@ -324,22 +363,21 @@ def draw(table: dict[str, Any]) -> matplotlib.figure.Figure | None:
     The figure, a dot a method; None without a finished run.
   """
   rows = [row for row in table['rows'] if row['scores']]
-  titles = {
-    'accuracy': 'accuracy',
-    'balanced_accuracy': 'balanced accuracy',
-    'macro_f1': 'macro F1',
-    'auroc_any_lesion': 'AUROC, any lesion',
-  }
-  shown = _columns(table)
-  titles = {score: title for score, title in titles.items() if score in shown}
-  if not titles:
+  panels = {
+    score: titles.SUMMARY[score].long
+    for score in (
+      'accuracy', 'balanced_accuracy', 'macro_f1', 'auroc_any_lesion',
+    )
+    if score in _columns(table)
+  }  # fmt: skip
+  if not panels:
     return None
   figure = matplotlib.figure.Figure(
-    figsize=(2.2 + 2.1 * len(titles), 1.3 + 0.24 * len(rows)), dpi=150
+    figsize=(2.2 + 2.1 * len(panels), 1.3 + 0.24 * len(rows)), dpi=150
   )
-  grid = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+  grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
   handles = {}
-  for axes, (score, title) in zip(grid, titles.items(), strict=True):
+  for axes, (score, title) in zip(grid, panels.items(), strict=True):
     for place, row in enumerate(rows):
       entry = row['scores'].get(score)
       if not entry or entry['mean'] is None:

@@ -180,10 +180,10 @@ def network(config: Any, workdir: str | pathlib.Path, name: str) -> Task:
     workdir: of the study.
     name: of the row or method.
   """
-  return task(config, workdir, name, 'retrain', config.init.backbone)
+  return make_task(config, workdir, name, 'retrain', config.init.backbone)
 
 
-def task(
+def make_task(
   config: Any, workdir: str | pathlib.Path, name: str, stage: str,
   backbone: str | None,
 ) -> Task:  # fmt: skip
@@ -402,26 +402,26 @@ def seconds(run: Run) -> dict[str, float]:
 
   Returns:
     'pretraining': seconds of its stage I, 0 without one (or from weights);
-    'training': seconds of all training, stage I in it; 'inference':
-    milliseconds an image.
+    'training': seconds of all training, stage I in it;
+    'ms_per_image': milliseconds of inference.
   """
   own = run.result['seconds']
   rate = run.result['images_per_second']
   if rate is None:  # of a single batch, the compilation in it
     rate = run.result['num_images'] / own['inference']
-  inference = 1000 / rate
+  ms_per_image = 1000 / rate
   if 'training' in own:  # not a network
     return {
       'pretraining': own['pretraining'],
       'training': own['training'],
-      'inference': inference,
+      'ms_per_image': ms_per_image,
     }
   backbone = config_lib.load(run.workdir / 'config.json').init.backbone
   before = trained(backbone) if backbone else 0.0
   return {
     'pretraining': before,
     'training': before + trained(run.workdir),
-    'inference': inference,
+    'ms_per_image': ms_per_image,
   }
 
 

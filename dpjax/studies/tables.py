@@ -14,17 +14,22 @@ from typing import Any
 import numpy as np
 
 from dpjax.data import labels as labels_lib
-from dpjax.evaluation import bootstrap, predictions
+from dpjax.evaluation import bootstrap, evaluate, predictions, titles
 from dpjax.studies import runs
 
 # The scores that are shown, and the heads of their columns; the JSON has all.
 MAIN = {
-  'accuracy': 'accuracy',
-  'balanced_accuracy': 'balanced',
-  'balanced_accuracy_0_2': 'bal. 0-2',
-  'macro_f1': 'macro F1',
-  'auroc_any_lesion': 'AUROC',
-  'cam/energy_in_box': 'in box',
+  **{
+    name: titles.SUMMARY[name].short
+    for name in (
+      'accuracy',
+      'balanced_accuracy',
+      'balanced_accuracy_0_2',
+      'macro_f1',
+      'auroc_any_lesion',
+    )
+  },
+  'cam/energy_in_box': titles.LOCALISATION['energy_in_box'].short,
 }
 _EXPLAINED = {
   'balanced_accuracy': 'balanced: mean recall of the classes.',
@@ -33,7 +38,6 @@ _EXPLAINED = {
   'cam/energy_in_box': "in box: share of Grad-CAM's sum inside of the boxes.",
 }
 _LEVEL = 0.95
-_BLOCK = 128  # resamples at a time
 
 
 def finished(of: Sequence[runs.Run]) -> list[runs.Run]:
@@ -99,7 +103,8 @@ class Images:
   """The bootstrap over the scored images, the same resamples for all runs.
 
   So a mean over runs, or a difference of means, can be taken within each
-  resample. Every run is resampled once.
+  resample. Every run is resampled once. Of one run, or one pair, the intervals
+  are those of `bootstrap.bootstrap` and `paired_bootstrap` with this seed.
   """
 
   def __init__(self, resamples: int, seed: int):
@@ -118,26 +123,27 @@ class Images:
       b: finished runs, or none.
 
     Returns:
-      {score: [low, high]}, of the summary scores; None where undefined, and
-      for those that need a threshold, a temperature or an order of classes.
+      {score: [low, high]}, of the summary scores; None where undefined. A
+      threshold and a temperature are those of each run.
 
     Raises:
       ValueError: one line: the runs were not scored on the same images.
     """
     drawn_a, drawn_b = ([self._resampled(run) for run in of] for of in (a, b))
     found = {}
-    for name in bootstrap.SUMMARY:
+    for name in titles.SUMMARY:
       value = np.mean([drawn[name] for drawn in drawn_a], axis=0)  # (R,)
       if drawn_b:
         value = value - np.mean([drawn[name] for drawn in drawn_b], axis=0)
-      value = value[~np.isnan(value)]
-      tails = (1 - _LEVEL) / 2, (1 + _LEVEL) / 2
-      found[name] = np.quantile(value, tails).tolist() if value.size else None
+      found[name] = bootstrap.interval(value, _LEVEL)
     return found
 
   def _resampled(self, run):
-    file = run.workdir / 'predictions.csv'
-    key = file, file.stat().st_mtime_ns
+    file = run.workdir / evaluate.PREDICTIONS
+    chosen = {
+      name: run.result.get(name) for name in ('threshold', 'temperature')
+    }
+    key = file, file.stat().st_mtime_ns, *chosen.values()
     if key in self._drawn:
       return self._drawn[key]
     ids, labels, probabilities = predictions.read_predictions(file)
@@ -148,45 +154,31 @@ class Images:
         f'{file} has other images or labels than the runs before it; a study'
         ' compares on the same ones'
       )
+    names = run.result['class_names']
     score = bootstrap.scorer(
       labels,
       probabilities,
       None,
-      any_lesion=labels_lib.is_normal(run.result['class_names'][0]),
+      any_lesion=labels_lib.is_normal(names[0]),
+      ordinal=evaluate.are_counts(names),
+      **chosen,
     )
-    blocks = [score(counts) for counts in self._draws(labels)]
-    self._drawn[key] = {
-      name: np.concatenate([block[name] for block in blocks])
-      for name in blocks[0]
-    }
+    (self._drawn[key],) = bootstrap.resampled(
+      [score], labels, self._resamples, self._seed, stratified=True
+    )
     return self._drawn[key]
 
-  def _draws(self, labels):
-    """Yields (R', N) blocks: how often a resample has each image.
 
-    Drawn within each class, so that every resample has the class sizes.
-    """
-    rng = np.random.default_rng(self._seed)
-    for start in range(0, self._resamples, _BLOCK):
-      counts = np.empty((min(_BLOCK, self._resamples - start), len(labels)))
-      for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        counts[:, rows] = rng.multinomial(
-          len(rows), np.full(len(rows), 1 / len(rows)), size=len(counts)
-        )
-      yield counts
-
-
-def about(of: dict[str, Sequence[runs.Run]]) -> dict[str, Any]:
+def about(by_row: dict[str, Sequence[runs.Run]]) -> dict[str, Any]:
   """What was run and scored, as the JSON of a study begins.
 
   Args:
-    of: {row: its runs, one a seed}.
+    by_row: {row: its runs, one a seed}.
   """
-  done = [run for own in of.values() for run in finished(own)]
+  done = [run for own in by_row.values() for run in finished(own)]
   result = done[0].result if done else {}
   return {
-    'seeds': sorted({run.seed for own in of.values() for run in own}),
+    'seeds': sorted({run.seed for own in by_row.values() for run in own}),
     **{
       key: result.get(key)
       for key in ('data', 'split', 'device', 'num_images', 'class_names')
@@ -230,12 +222,12 @@ def records(of: Sequence[runs.Run]) -> list[dict[str, Any]]:
   ]
 
 
-def runs_csv(of: dict[str, Sequence[runs.Run]]) -> str:
+def runs_csv(by_row: dict[str, Sequence[runs.Run]]) -> str:
   """The finished runs as CSV: row, seed, seconds of training, main scores."""
   file = io.StringIO()
   writer = csv.writer(file, lineterminator='\n')
   writer.writerow(['row', 'seed', 'training_seconds', *MAIN])
-  for name, own in of.items():
+  for name, own in by_row.items():
     for run in finished(own):
       found = values(run)
       scores = (found.get(score) for score in MAIN)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from dpjax.evaluation import against, evaluate, predictions, scores
+from dpjax.evaluation import against, evaluate, predictions, scores, text
 
 NAMES = ['0', '1', '2']
 N = 60
@@ -60,7 +60,7 @@ def test_the_difference_is_that_of_the_two_whatever_the_order_of_rows(tmp_path):
   right_a, right_b = (p.argmax(axis=1) == labels for p in (p_a, p_b))
   assert found['mcnemar']['only_a_right'] == (right_a & ~right_b).sum()
   assert found['scores']['accuracy']['interval'][0] > 0
-  assert 'accuracy' in scores.format_comparison(found)
+  assert 'accuracy' in text.format_comparison(found)
 
 
 def test_maps_are_compared_image_by_image(tmp_path):

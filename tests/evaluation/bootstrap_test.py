@@ -1,12 +1,14 @@
 """Resampled scores against scikit-learn, intervals against theory."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from dpjax.evaluation import bootstrap, scores
+from dpjax.evaluation import bootstrap, scores, titles
 from tests.evaluation.predicted import (
   NAMES,
   PAPER_SIZES,
@@ -86,7 +88,7 @@ def test_a_resample_of_all_images_once_scores_as_scores_does():
 @pytest.mark.parametrize('kind', KINDS)
 def test_intervals_are_quantiles_of_scikit_learns_scores(kind):
   labels, probabilities = some_set(kind)
-  (counts,) = bootstrap._draws(labels, 12, seed=7, stratified=True)
+  (counts,) = bootstrap.draws(labels, 12, seed=7, stratified=True)
   values = [plain_scores(labels, probabilities, row) for row in counts]
   intervals = bootstrap.bootstrap(
     labels,
@@ -99,10 +101,42 @@ def test_intervals_are_quantiles_of_scikit_learns_scores(kind):
     **OPTIONS,
   )
   assert list(intervals) == list(values[0])
+  few = {f'recall/{NAMES[c]}' for c in range(5) if 0 < (labels == c).sum() < 10}
+  assert len(few) == (2 if kind == 'a class of one image' else 0)
   for name, interval in intervals.items():
+    if name in few:
+      continue
     defined = [v[name] for v in values if v[name] is not None]
     quantiles = np.quantile(defined, [0.1, 0.9]).tolist()
     assert interval == pytest.approx(quantiles, abs=1e-12), name
+
+
+@pytest.mark.parametrize('right', range(10))
+@pytest.mark.parametrize('level', [0.95, 0.8])
+def test_the_recall_of_a_small_class_has_the_exact_interval(right, level):
+  labels = np.repeat([0, 1], [10, 9])
+  # Of each class so many; they are found by the second column.
+  said = np.where(np.arange(19) < 10, np.arange(19) >= right,
+                  np.arange(19) < 10 + right)  # fmt: skip
+  found = bootstrap.bootstrap(
+    labels, one_hot(said.astype(int), 2), ['no', 'yes'],
+    resamples=200, seed=0, level=level,
+  )  # fmt: skip
+  low, high = found['recall/yes']
+  # By the tails: at each end, so many or more (fewer) have (1 - level) / 2.
+  tail = (1 - level) / 2
+  if right == 0:
+    assert low == 0
+  else:
+    assert stats.binom.sf(right - 1, 9, low) == pytest.approx(tail)
+  if right == 9:
+    assert high == 1
+  else:
+    assert stats.binom.cdf(right, 9, high) == pytest.approx(tail)
+  test = stats.binomtest(right, 9).proportion_ci(level)
+  assert (low, high) == pytest.approx((test.low, test.high))
+  if right == 0:  # so of the other class, too; ten images are not few
+    assert found['recall/no'] == [0, 0]
 
 
 @pytest.mark.parametrize('stratified', [True, False])
@@ -111,7 +145,7 @@ def test_resamples_draw_n_images_and_keep_class_sizes_if_stratified(
 ):
   monkeypatch.setattr(bootstrap, '_BLOCK', 300)  # 15 resamples a block
   labels = np.repeat([0, 1, 4], [12, 7, 1])
-  blocks = list(bootstrap._draws(labels, 400, 0, stratified))
+  blocks = list(bootstrap.draws(labels, 400, 0, stratified))
   assert len(blocks) == 27
   counts = np.concatenate(blocks)
   assert counts.shape == (400, 20)
@@ -175,7 +209,7 @@ def test_without_names_the_summary_is_the_same_and_no_class_is_scored():
     bootstrap.bootstrap(labels, probabilities, names, resamples=20, seed=1)
     for names in (NAMES, None)
   )
-  assert tuple(without) == bootstrap.SUMMARY
+  assert tuple(without) == tuple(titles.SUMMARY)
   assert without == {name: with_names[name] for name in without}
 
 
@@ -223,6 +257,38 @@ def test_impossible_settings_are_refused():
     draw(temperature=0)
 
 
+# --- validation -------------------------------------------------------------
+
+
+def test_the_summary_is_that_of_scores():
+  labels, probabilities = random_set(3)
+  full = scores.scores(labels, probabilities, NAMES)['scores']
+  found = bootstrap.summary(labels, probabilities)
+  assert list(found) == [
+    'accuracy',
+    'balanced_accuracy',
+    'balanced_accuracy_0_2',
+    'macro_f1',
+    'auroc_any_lesion',
+  ]
+  for name, value in found.items():
+    assert value == pytest.approx(full[name], abs=1e-12)
+  without = bootstrap.summary(labels, probabilities, any_lesion=False)
+  assert without == {**found, 'auroc_any_lesion': None}
+
+
+def test_the_summary_of_training_needs_neither_scikit_learn_nor_scipy():
+  program = (
+    'import sys; from dpjax.evaluation import bootstrap;'
+    'bootstrap.summary([0, 1], [[0.5, 0.5], [0.1, 0.9]]);'
+    "print({'sklearn', 'scipy', 'matplotlib'} & set(sys.modules))"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True, check=True
+  )
+  assert done.stdout == 'set()\n'
+
+
 # --- pairs ------------------------------------------------------------------
 
 
@@ -255,7 +321,7 @@ def test_paired_differences_are_of_the_same_resamples():
     threshold=thresholds,
     temperature=temperatures,
   )
-  (counts,) = bootstrap._draws(labels, 15, seed=3, stratified=True)
+  (counts,) = bootstrap.draws(labels, 15, seed=3, stratified=True)
   drawn = [np.repeat(np.arange(150), row.astype(int)) for row in counts]
   values_a, values_b = (
     [

@@ -49,9 +49,9 @@ def score(logits, labels, target):
   return z[np.arange(len(z)), chosen]
 
 
-def cam(model, variables, images, labels, target, stage):
+def cam(model, variables, images, labels, target, stage, **kwargs):
   function = functools.partial(
-    gradcam.grad_cam, model, target=target, stage=stage
+    gradcam.grad_cam, model, target=target, stage=stage, **kwargs
   )
   return np.asarray(jax.jit(function)(variables, images, labels))
 
@@ -94,16 +94,33 @@ def test_a_case_of_two_by_two_positions_and_two_channels_by_hand():
 def test_both_ways_agree_on_the_last_stage_of_a_resnet(model, target):
   variables, images = filled(model, 48), pixels(3, 48)
   labels = np.array([2, 0, 1])
-  general = cam(model, variables, images, labels, target, 'stage2')
-  logits, features = jax.jit(model.apply)(variables, images)
-  weights = gradcam.target_weights(logits, labels, target)
-  kernel = variables['params']['fc']['kernel']
-  closed = gradcam.closed_form(features['stage2'], kernel, weights)
+  given = variables, images, labels, target, 'stage2'
+  closed, general = (cam(model, *given, backward=b) for b in (False, True))
   assert general.shape == closed.shape == (3, 6, 6)
   assert general.max() > 0
   np.testing.assert_allclose(
     general, closed, rtol=0, atol=2e-6 * np.max(closed)
   )
+
+
+def test_only_the_last_stage_of_a_resnet_goes_without_a_backward_pass():
+  def convolutions(function, *args):
+    return str(jax.make_jaxpr(function)(*args)).count('conv_general_dilated')
+
+  for model, size, stage, without in (
+    (RESNET, 48, 'stage2', True),
+    (RESNET, 48, 'stage1', False),
+    (VGG, 64, 'stage4', False),
+  ):
+    given = filled(model, size), pixels(1, size)
+    forward = convolutions(model.apply, *given)
+    found = convolutions(
+      functools.partial(
+        gradcam.grad_cam, model, labels=None, target='lesion', stage=stage
+      ),
+      *given,
+    )
+    assert (found == forward) == without, (stage, found, forward)
 
 
 @pytest.mark.parametrize(

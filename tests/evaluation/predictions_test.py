@@ -157,7 +157,7 @@ def test_impossible_predictions_are_refused_in_one_line_by_all_that_score(
   for call in (
     lambda: predictions.check(labels, probabilities),
     lambda: scores.scores(labels, probabilities, ['a', 'b']),
-    lambda: scores.summary(labels, probabilities),
+    lambda: bootstrap.summary(labels, probabilities),
     lambda: bootstrap.bootstrap(labels, probabilities, None, seed=0),
     lambda: bootstrap.paired_bootstrap(
       labels, probabilities, good, None, seed=0

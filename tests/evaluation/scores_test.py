@@ -1,27 +1,20 @@
-"""Scores against scikit-learn and hand counts; the tables."""
+"""Scores against scikit-learn and hand counts."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from dpjax.evaluation import bootstrap, scores, subgroups
+from dpjax.evaluation import bootstrap, scores, text, titles
 from tests.evaluation.predicted import (
   NAMES,
-  PAPER_SIZES,
   assert_same,
   expected,
   one_hot,
-  predict,
   random_set,
 )
 
 OPTIONS = {'ordinal': True, 'threshold': 0.6, 'temperature': 1.7}
-
-
-# --- scores -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize('tenths', [False, True])
@@ -35,7 +28,7 @@ def test_scores_are_those_of_scikit_learn(tenths):
     support = row.pop('support')
     assert support == (labels == NAMES.index(name)).sum()
     assert row == {
-      key: result['scores'][f'{key}/{name}'] for key in bootstrap.PER_CLASS
+      key: result['scores'][f'{key}/{name}'] for key in titles.PER_CLASS
     }
 
 
@@ -159,8 +152,11 @@ def test_images_of_a_single_class_leave_rankings_undefined(n, label):
   )
   for name, interval in intervals.items():
     value = flat[name]
+    if value is not None and name.startswith('recall/') and n < 10:
+      assert interval[0] < 1 == interval[1]  # the exact one
+      continue
     assert interval == (value if value is None else pytest.approx([value] * 2))
-  table = scores.format_table({**result, 'intervals': intervals})
+  table = text.format_table({**result, 'intervals': intervals})
   assert '\n-: undefined' in table
 
 
@@ -207,212 +203,3 @@ def test_a_score_upon_the_threshold_is_a_lesion():
   )
   assert result['scores']['sensitivity_any_lesion'] == 1.0
   assert result['scores']['specificity_any_lesion'] == 1.0
-
-
-def test_the_summary_is_that_of_scores():
-  labels, probabilities = random_set(3)
-  full = scores.scores(labels, probabilities, NAMES)['scores']
-  found = scores.summary(labels, probabilities)
-  assert list(found) == [
-    'accuracy',
-    'balanced_accuracy',
-    'balanced_accuracy_0_2',
-    'macro_f1',
-    'auroc_any_lesion',
-  ]
-  for name, value in found.items():
-    assert value == pytest.approx(full[name], abs=1e-12)
-  without = scores.summary(labels, probabilities, any_lesion=False)
-  assert without == {**found, 'auroc_any_lesion': None}
-
-
-def test_the_summary_of_training_needs_neither_scikit_learn_nor_scipy():
-  program = (
-    'import sys; from dpjax.evaluation import scores;'
-    'scores.summary([0, 1], [[0.5, 0.5], [0.1, 0.9]]);'
-    "print({'sklearn', 'scipy', 'matplotlib'} & set(sys.modules))"
-  )
-  done = subprocess.run(
-    [sys.executable, '-c', program], capture_output=True, text=True, check=True
-  )
-  assert done.stdout == 'set()\n'
-
-
-# --- the tables -------------------------------------------------------------
-
-MAPS = ('cam', 'att_pos/stage1', 'random')
-LOCALISATION = ('pointing_game', 'energy_in_box', 'iou', 'pixel_ap')
-
-
-def evaluation(labels, probabilities, names=NAMES, **options):
-  """What evaluation.json holds, as far as the table reads it."""
-  draws = {'resamples': 10, 'seed': 0, **options}
-  age = [f'{20 + i % 60:03d}Y' for i in range(len(labels))]
-  return {
-    **scores.scores(labels, probabilities, names, **options),
-    'intervals': bootstrap.bootstrap(labels, probabilities, names, **draws),
-    'threshold': options.get('threshold'),
-    'temperature': options.get('temperature'),
-    'chosen_on': 'validation',
-    'subgroups': subgroups.subgroups(
-      {'age': np.array(age)}, labels, probabilities, names, **draws
-    ),
-    'localisation': {
-      name: {
-        'num_images': 40,
-        'scores': dict.fromkeys(LOCALISATION, 0.25),
-        'intervals': {key: [0.125, 0.5] for key in LOCALISATION},
-        'threshold': None,
-      }
-      for name in MAPS
-    },
-  }
-
-
-def test_table_says_every_score_and_lines_up():
-  labels = np.repeat(np.arange(5), PAPER_SIZES)
-  probabilities = predict(np.random.default_rng(14), labels, 5)
-  result = evaluation(labels, probabilities, **OPTIONS)
-  table = scores.format_table(result, level=0.9)
-  assert '90 % interval' in table
-  for name in bootstrap.SUMMARY:
-    low, high = result['intervals'][name]
-    line = f'  {result["scores"][name]:.3f}  {low:.3f} to {high:.3f}'
-    assert line in table, name
-  assert f'{result["majority_accuracy"]:.3f}' in table
-  assert 'lesion 0.600, temperature 1.700: chosen on validation' in table
-  lines = table.splitlines()
-  start = next(i for i, line in enumerate(lines) if line.startswith('class'))
-  assert len({len(line) for line in lines[start : start + 6]}) == 1
-  for c, line in enumerate(lines[start + 1 : start + 6]):
-    cells = [
-      f'{result["per_class"][NAMES[c]][k]:.3f}' for k in bootstrap.PER_CLASS
-    ]
-    assert line.split() == [str(c), NAMES[c], *cells, str(PAPER_SIZES[c])]
-  start = next(i for i, line in enumerate(lines) if 'confusion' in line) + 2
-  for c, line in enumerate(lines[start : start + 5]):
-    assert line.split() == [
-      str(c),
-      NAMES[c],
-      *map(str, result['confusion_matrix'][c]),
-    ]
-  assert 'localisation on 40 images with boxes' in table
-  for name in MAPS:
-    start = next(i for i, line in enumerate(lines) if line.startswith(name))
-    assert lines[start].split() == [name, *['0.250'] * 4]
-    assert lines[start + 1].split() == ['0.125', 'to', '0.500'] * 4
-  for name, group in result['subgroups']['age'].items():
-    auroc = f'{group["scores"]["auroc_any_lesion"]:.3f}'
-    (line,) = [line for line in lines if line.startswith(f'{name} ')]
-    assert auroc in line and str(group['num_images']) in line
-  assert 'undefined' not in table
-
-
-@pytest.mark.parametrize('num_classes', [2, 5, 14, 40])
-def test_tables_stay_within_80_columns(num_classes):
-  labels = np.arange(3 * num_classes) % num_classes
-  probabilities = predict(np.random.default_rng(0), labels, num_classes)
-  names = [f'{c}\na finding of a very long name' for c in range(num_classes)]
-  result = evaluation(labels, probabilities, names, **OPTIONS)
-  # Counts of a large set; the table does not add them up again.
-  result['confusion_matrix'] = [
-    [123456 * n for n in row] for row in result['confusion_matrix']
-  ]
-  result['subgroups']['a column of the longest name'] = {
-    'a value\nwithout an end, almost': result['subgroups']['age'].popitem()[1]
-  }
-  table = scores.format_table(result)
-  assert max(map(len, table.splitlines())) <= 80
-  assert '\\n' in table  # escaped
-  matrix = table.split('confusion matrix')[1].split('\n\nlocal')[0].splitlines()
-  heads = [line.split() for line in matrix[1:] if line.startswith('   ')]
-  columns = [int(c) for head in heads for c in head]
-  assert columns == list(range(num_classes))  # wrapped, none dropped
-
-  difference = {'difference': -1.0, 'interval': [-1.0, 1.0]}
-  compared = scores.format_comparison(
-    {
-      'a': 'one',
-      'b': 'other',
-      'scores': dict.fromkeys(result['scores'], difference),
-      'localisation': {
-        name: dict.fromkeys(LOCALISATION, difference) for name in MAPS
-      },
-    }
-  )
-  assert max(map(len, compared.splitlines())) <= 80
-
-
-def test_table_without_intervals_has_no_column_for_them():
-  labels, probabilities = random_set(15, num_classes=2)
-  result = scores.scores(labels, probabilities, ['0', '1'])
-  table = scores.format_table(result)
-  assert 'interval' not in table
-  assert '-: undefined' not in table  # nothing is
-  for absent in ('classes 0 to 2', 'kappa', 'sensitivity', 'scaled', 'local'):
-    assert absent not in table  # nothing that does not apply
-  assert '\n0 ' in table and '0 0' not in table  # a number is not numbered
-
-
-def test_a_dash_in_a_name_is_no_score_that_is_undefined():
-  labels, probabilities = random_set(15, num_classes=2)
-  result = scores.scores(labels, probabilities, ['opacity - mild', '-'])
-  assert 'undefined' not in scores.format_table(result)
-
-
-def test_subgroups_without_a_lesion_class_show_another_score():
-  labels, probabilities = random_set(15)
-  table = scores.format_table(
-    evaluation(labels, probabilities, any_lesion=False)
-  )
-  assert 'macro F1' in table.split('subgroups')[1]
-
-
-def test_comparison_says_every_difference_and_stars_the_sure_ones():
-  labels, a = random_set(16)
-  b = predict(np.random.default_rng(17), labels, 5, skill=0.2)
-  found = bootstrap.paired_bootstrap(
-    labels,
-    a,
-    b,
-    NAMES,
-    resamples=50,
-    seed=0,
-    ordinal=True,
-    threshold=(0.6, 0.5),
-  )
-  nothing = {'difference': None, 'interval': None}
-  given = {
-    'a': 'runs/a',
-    'b': 'runs/b',
-    'scores': found,
-    'mcnemar': {'only_a_right': 31, 'only_b_right': 7, 'p_value': 0.000112},
-    'localisation': {
-      'cam': {
-        'pointing_game': {'difference': 0.1, 'interval': [0.05, 0.2]},
-        'iou': nothing,
-      }
-    },
-  }
-  text = scores.format_comparison(given, level=0.9)
-  assert text.startswith('a: runs/a\nb: runs/b\n')
-  for name in bootstrap.SUMMARY:
-    value = found[name]
-    if value['difference'] is None:
-      assert name.endswith('_scaled')
-      continue
-    low, high = value['interval']
-    star = '*' if low > 0 or high < 0 else ' '
-    line = f'{value["difference"]:+.3f}{star} {low:+.3f} to {high:+.3f}'
-    assert line in text, name
-  assert found['accuracy']['interval'][0] > 0  # so a star was there
-  assert 'scaled' not in text
-  (line,) = [t for t in text.splitlines() if t.startswith('3 three')]
-  assert [cell.rstrip('*') for cell in line.split()[2:]] == [
-    f'{found[f"{key}/three"]["difference"]:+.3f}' for key in bootstrap.PER_CLASS
-  ]
-  assert 'a alone has right: 31, b alone: 7; McNemar p = 0.000112' in text
-  (line,) = [t for t in text.splitlines() if t.startswith('cam')]
-  assert line.split() == ['cam', '+0.100*', '-', '-', '-']
-  assert '+.050 to +.200' in text
-  assert '-: undefined for a or b' in text

@@ -22,7 +22,7 @@ VIEWS = [
 @pytest.fixture(scope='module')
 def page_file(tmp_path_factory):
   """The report of two recipes with a class name that is long."""
-  data = fakes.make_store(test=40)
+  data = workdirs.make_store(test=40)
   root = tmp_path_factory.mktemp('reports')
   names = ['0', 'a<b & c', 'pneumonia' * 12]
   workdirs.write(root / 'mine', data, seed=1, names=names)

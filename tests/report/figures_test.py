@@ -42,6 +42,14 @@ def make_intervals():
   return figures.intervals(NAMES, series, title='T', x='Score', y='Map')
 
 
+def make_long_intervals():
+  names = ['balanced accuracy, classes 0 to 2', 'x' * 80, *NAMES[2:]]
+  return figures.intervals(
+    names, {'a': [(0.5, 0.4, 0.6)] * 5}, title='class-balanced-focal-loss '
+    'minus contrastive-pre-training', x='Difference', y='Score', zero=True,
+  )  # fmt: skip
+
+
 CHARTS = {
   'bars': make_bars,
   'lines': make_lines,
@@ -51,6 +59,7 @@ CHARTS = {
   ),
   'reliability': make_reliability,
   'intervals': make_intervals,
+  'long': make_long_intervals,
 }
 
 
@@ -123,6 +132,22 @@ def test_every_axis_has_a_title(chart):
   shown = chart.axes[-1:] if len(chart.axes) > 1 else chart.axes
   assert all(axes.get_xlabel() for axes in shown)
   assert all(axes.get_ylabel() for axes in chart.axes)
+
+
+def test_a_long_title_and_long_rows_go_on_below():
+  found = texts(make_long_intervals())
+  for words in ('contrastive-pre-training', 'balanced accuracy,', '0 to 2'):
+    assert words in found
+
+
+def test_a_dot_has_no_line_and_a_name_in_the_legend():
+  chart = figures.lines(
+    [figures.Series('at 0.5', [0.2, 0.4], [0.7, 0.8], -1, 'dots')],
+    title='T', x='x', y='y', unit_square=True,
+  )  # fmt: skip
+  (line,) = chart.axes[0].lines
+  assert line.get_linestyle() == 'None' and line.get_marker() == 'o'
+  assert 'at 0.5' in texts(chart)
 
 
 def test_matplotlibs_own_settings_stay_as_they_are():
@@ -218,17 +243,3 @@ def test_the_colour_blind_tell_the_colours_apart(loss, dark):
   lab = cv2.cvtColor(seen[None], cv2.COLOR_RGB2LAB)[0]
   apart = np.linalg.norm(lab[:, None] - lab[None], axis=-1)
   assert apart[np.triu_indices(len(colours), 1)].min() > 8
-
-
-def test_a_mask_tints_what_it_covers_and_nothing_else():
-  image = np.full((32, 32), 100, np.uint8)
-  mask = np.zeros((4, 4))
-  mask[1, 2], mask[3, 3] = 1, 0.5
-  tile = figures.masked(image, mask, True, 32)
-  assert tile.shape == (32, 32, 3)
-  tinted = (tile != 100).any(axis=-1)
-  np.testing.assert_array_equal(
-    tinted, np.kron(mask > 0, np.ones((8, 8))).astype(bool)
-  )
-  # Denser where the mask is higher.
-  assert tile[8, 16, 2] < tile[31, 31, 2] < 100

@@ -19,9 +19,9 @@ def image(size=32):
 def draw(cam=None, att_pos=None, att_neg=None, num_boxes=1, **changes):
   options = {'label': '2', 'prediction': '0', 'side': SIDE} | changes
   pixels = options.pop('image', image())
-  return overlay.draw(
-    pixels, BOXES, num_boxes, cam, att_pos, att_neg, **options
-  )
+  maps = {'Grad-CAM': (cam, None), 'map+': (att_pos, 1), 'map-': (att_neg, 1)}
+  maps = {title: one for title, one in maps.items() if one[0] is not None}
+  return overlay.draw(pixels, BOXES, num_boxes, maps, **options)
 
 
 def panel(row, i):
@@ -141,34 +141,18 @@ def test_arguments_are_not_changed():
   np.testing.assert_array_equal(BOXES, boxes)
 
 
-def test_files_hold_the_rows_and_are_named_by_number_and_id(tmp_path):
-  images = np.stack([image(), image().T])
-  boxes = np.stack([BOXES, BOXES])
-  cam = np.random.default_rng(1).random((2, 4, 4), np.float32)
-  files = overlay.write_overlays(
-    tmp_path / 'new' / 'folder',
-    ['one', '../two <3>.png' + 'x' * 300],
-    images,
-    boxes,
-    np.array([1, 2]),
-    ['0', '1'],
-    ['1', '1'],
-    cam=cam,
-    side=SIDE,
+def test_a_mask_tints_what_it_covers_and_nothing_else():
+  image = np.full((32, 32), 100, np.uint8)
+  mask = np.zeros((4, 4))
+  mask[1, 2], mask[3, 3] = 1, 0.5
+  tile = overlay.masked(image, mask, True, 32)
+  assert tile.shape == (32, 32, 3)
+  tinted = (tile != 100).any(axis=-1)
+  np.testing.assert_array_equal(
+    tinted, np.kron(mask > 0, np.ones((8, 8))).astype(bool)
   )
-  assert [file.parent for file in files] == 2 * [tmp_path / 'new' / 'folder']
-  assert files[0].name == '0000-one.png' and files[1].name.startswith('0001-')
-  read = cv2.imread(str(files[0]))[..., ::-1]
-  expected = draw(cam[0], label='0', prediction='1')
-  np.testing.assert_array_equal(read, expected)
-  assert cv2.imread(str(files[1])).shape == expected.shape
-
-
-def test_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path):
-  (tmp_path / 'file').write_text('')
-  with pytest.raises(ValueError, match='overlays cannot be written') as error:
-    overlay.write_overlays(tmp_path / 'file', [], *5 * [np.zeros(0)])
-  assert '\n' not in str(error.value)
+  # Denser where the mask is higher.
+  assert tile[8, 16, 2] < tile[31, 31, 2] < 100
 
 
 def test_images_and_maps_of_another_shape_are_refused():

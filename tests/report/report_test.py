@@ -5,17 +5,19 @@ import dataclasses
 import html
 import html.parser
 import json
+import re
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 
-from dpjax.evaluation import predictions
-from dpjax.report import figures, report
+from dpjax.evaluation import predictions, titles
+from dpjax.report import figures, overlay, report
 from tests import fakes
 from tests.report import workdirs
 
-STORE = fakes.make_store(test=60)
+STORE = workdirs.make_store(test=60)
 CONFIG = fakes.make_config(evaluate__resamples=20)
 PNG = b'\x89PNG\r\n\x1a\n'  # begins such a file
 DRAWN = ('<svg/>', '<svg/>', PNG)
@@ -183,6 +185,76 @@ def test_scores_stand_there_to_three_decimals_with_their_intervals(both):
   assert 'balanced accuracy, classes 0 to 2' not in table.lower()  # undefined
 
 
+def test_the_top_says_on_what_the_first_run_was_scored(both):
+  folder, text, _ = both
+  top = ' '.join(Page(text[: text.index('<main>')]).texts)
+  lesions = int((STORE.split('test').labels > 0).sum())
+  assert f'Scored on 60 radiographs, {lesions} of them with a lesion' in top
+  assert 'memory, test split' in top
+  assert 'computed phantoms' in top
+  assert 'at threshold 0.410, chosen on validation' in top
+  maps = json.loads((folder / 'retrain/evaluation.json').read_text())[
+    'localisation'
+  ]
+  points = {n: one['scores']['pointing_game'] for n, one in maps.items()}
+  best = max(('random', 'centre', 'prior'), key=points.get)
+  assert top.count(f'best baseline: {best}, {points[best]:.3f}') == 2
+  stage = max(workdirs.STAGES, key=lambda s: points[f'att_pos/{s}'])
+  assert f'Pointing game, map+, {stage} (best of 2 stages)' in top
+  assert f'{points[f"att_pos/{stage}"]:.3f}' in top
+
+
+def test_only_phantoms_are_called_phantoms(made, tmp_path, monkeypatch, only):
+  only('counts')
+  monkeypatch.setitem(STORE.info, 'name', 'rsna')
+  shutil.copytree(made, tmp_path / 'runs')
+  file = tmp_path / 'runs/mine/retrain/config.json'
+  record = json.loads(file.read_text())
+  record['data']['layout'] = 'rsna'
+  file.write_text(json.dumps(record))
+  text = report.write([tmp_path / 'runs/mine'], CONFIG).read_text()
+  assert 'phantoms' not in text
+
+
+def test_the_accuracy_stands_beside_that_of_the_commonest_class(both):
+  text = both[1]
+  table = text[text.index('id="scores"') : text.index('id="subgroups"')]
+  names = re.findall(r'<th scope="row">([^<]*)</th>', table)
+  assert names[:2] == ['Accuracy', 'Accuracy of always the commonest class']
+
+
+def test_scores_are_called_as_in_the_printed_table(both):
+  text = ' '.join(Page(both[1]).texts)
+  for name, title in titles.SUMMARY.items():
+    if name != 'balanced_accuracy_0_2':  # undefined for three classes
+      assert f'{title.long[0].upper()}{title.long[1:]}' in text
+  assert 'NLL' not in text
+  assert 'prior: mean lesion mask of training' in text
+
+
+def test_a_damaged_image_costs_its_section_alone(folders, monkeypatch, only):
+  only('classes', 'masks', 'scores', 'localisation')
+
+  def damaged(self, indices):
+    raise ValueError('memory: an image cannot be read; prepare it again')
+
+  monkeypatch.setattr(type(STORE.split('test')), 'images', damaged)
+  text = report.write(folders[:1], CONFIG).read_text()
+  out = left_out(read(folders[0]))
+  assert set(out) == {'classes', 'masks'}
+  assert all('cannot be read' in reason for reason in out.values())
+  assert 'None: memory: an image cannot be read' in text
+
+
+def test_an_error_of_ours_is_not_blamed_on_the_data(folders, monkeypatch):
+  def broken(section, evidence):
+    raise KeyError('ours')
+
+  monkeypatch.setattr(report, 'SECTIONS', {'scores': ('Scores', broken)})
+  with pytest.raises(KeyError, match='ours'):
+    report.write(folders, CONFIG)
+
+
 def test_the_config_fields_that_differ_are_listed(both):
   differences = both[2]['run']['differences']
   assert differences['mgacr.features'] == [True, False]
@@ -247,6 +319,28 @@ def test_a_curve_has_the_area_that_its_legend_says(both):
     assert f'{name}: {area:.3f}' in text
 
 
+def test_the_dot_on_the_roc_is_the_threshold(both):
+  folder, text, sections = both
+  _, labels, probabilities = predictions.read_predictions(
+    folder / 'retrain/predictions.csv'
+  )
+  pairs = [(label > 0, 1 - p[0] >= 0.41)
+           for label, p in zip(labels, probabilities, strict=True)]  # fmt: skip
+  called = {
+    truth: np.mean([said for is_lesion, said in pairs if is_lesion == truth])
+    for truth in (False, True)
+  }
+  roc = sections['decisions']['mine']['roc']['any lesion']
+  assert roc['at_threshold'] == pytest.approx([called[False], called[True]])
+  assert 'any lesion at 0.410' in text
+  # It lies on the curve.
+  corners = np.stack([roc['x'], roc['y']], axis=1)
+  share = np.linspace(0, 1, 501)[:, None, None]
+  curve = (1 - share) * corners[:-1] + share * corners[1:]
+  away = np.linalg.norm(curve - roc['at_threshold'], axis=-1)
+  assert away.min() < 2e-3
+
+
 def test_the_training_curves_are_the_log(both):
   folder, _, sections = both
   lines = (folder / 'retrain/metrics.jsonl').read_text().splitlines()
@@ -299,10 +393,32 @@ def test_the_gallery_shows_as_many_hits_as_misses(both):
       for x0, y0, x1, y1 in split.boxes[row, : split.num_boxes[row]]
     )
     assert inside or not one['hit']
-    assert f'{"Hit" if one["hit"] else "Miss"}: {one["id"]}, class' in text
+    kind = 'hit' if one['hit'] else 'miss'
+    assert f'Grad-CAM {kind}: {one["id"]}, class' in text
 
 
-def test_the_comparison_subtracts_the_first_run(both):
+def test_the_attention_of_every_stage_is_shown_once(both):
+  _, text, sections = both
+  assert text.count('<h4>map+ at every stage: ') == 1
+  shown = sections['localisation']['overlays'][0]['id']
+  assert f'<h4>map+ at every stage: {shown}, class' in text
+  for stage in workdirs.STAGES:
+    assert f'map+, {stage}. map+ at every stage: {shown}' in text
+  assert 'localisation-stages.png' in sections['localisation']['figures']
+
+
+def test_each_row_of_the_gallery_is_a_png_of_its_panels(both):
+  folder, _, sections = both
+  names = sections['localisation']['figures']
+  for kind in ('hit', 'miss'):
+    for number in range(4):
+      assert f'localisation-{kind}-{number}.png' in names
+      file = folder / f'report/localisation-{kind}-{number}.png'
+      width = cv2.imread(str(file)).shape[1]
+      assert width == 4 * 256 + 3 * overlay.GAP
+
+
+def test_the_comparison_subtracts_the_other_from_the_first_run(both):
   folder, _, sections = both
   right = {}
   for name in ('mine', 'plain'):
@@ -310,12 +426,12 @@ def test_the_comparison_subtracts_the_first_run(both):
       folder.parent / name / 'retrain/predictions.csv'
     )
     right[name] = probabilities.argmax(axis=1) == labels
-  found = sections['comparison']['plain minus mine']
+  found = sections['comparison']['mine minus plain']
   assert found['scores']['accuracy']['difference'] == pytest.approx(
-    right['plain'].mean() - right['mine'].mean()
+    right['mine'].mean() - right['plain'].mean()
   )
   assert found['mcnemar']['only_a_right'] == (
-    (right['plain'] & ~right['mine']).sum()
+    (right['mine'] & ~right['plain']).sum()
   )
 
 
@@ -327,7 +443,7 @@ def test_the_order_of_the_predictions_does_not_matter(both, folders, only):
   with open(file, 'w', newline='') as stream:
     csv.writer(stream).writerows([header, *rows[::-1]])
   report.write(folders, CONFIG)
-  title = 'plain minus mine'
+  title = 'mine minus plain'
   now, before = (s['comparison'][title] for s in (read(folders[0]), both[2]))
   for key in ('scores', 'mcnemar'):
     assert now[key] == before[key]
@@ -456,6 +572,7 @@ def test_a_torn_last_line_of_the_log_is_said_and_the_rest_is_shown(
     {'reliability': [{}]},
     {'intervals': None},
     {'class_names': []},
+    {'threshold': '0.5'},
   ],
   ids=lambda change: next(iter(change)),
 )

@@ -1,5 +1,6 @@
 """Workdirs as training and `evaluate` leave them, of seeded random numbers."""
 
+import dataclasses
 import itertools
 import json
 
@@ -19,6 +20,19 @@ SUMMARY = (
 )  # fmt: skip
 PER_CLASS = ('precision', 'recall', 'specificity', 'f1', 'auroc',
              'average_precision')  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Store(fakes.Store):
+  """fakes.Store with what the report reads of summary.json."""
+
+  info: dict = dataclasses.field(default_factory=lambda: {'name': 'phantom'})
+
+
+def make_store(**sizes):
+  """fakes.make_store, as a Store."""
+  made = fakes.make_store(**sizes)
+  return Store(splits=made.splits, size=made.size)
 
 
 def write(workdir, data, *, seed=0, path='memory', changes=(), names=None):

@@ -23,7 +23,7 @@ SIDE = 8
 
 
 def make_task(tmp_path, backbone=None):
-  return runs.task(
+  return runs.make_task(
     fake_runs.make_config(), tmp_path, 'method', 'classical', backbone
   )
 

@@ -48,7 +48,7 @@ def run(workdir, **changes):
     **{'compare__methods': METHODS, 'data__image_size': 48, **changes}
   )
   text = compare.compare(config, workdir, fake_runs.resolve)
-  return text, json.loads((workdir / 'comparison_table.json').read_text())
+  return text, json.loads((workdir / 'comparison.json').read_text())
 
 
 def test_every_method_is_run_once_and_all_share_one_stage_i(tmp_path, fake):
@@ -61,7 +61,7 @@ def test_every_method_is_run_once_and_all_share_one_stage_i(tmp_path, fake):
   ]  # fmt: skip
   (pretraining,) = tmp_path.glob('seed0/pretrain-*')
   assert Features.made == (str(pretraining),)
-  for name in ('comparison_table.json', 'comparison.md', 'fig8.png'):
+  for name in ('comparison.json', 'comparison.md', 'fig8.png'):
     assert str(tmp_path / name) in text
     assert (tmp_path / name).stat().st_size
 
@@ -176,8 +176,45 @@ def test_the_text_is_at_most_100_columns_wide(tmp_path):
   assert max(map(len, table.splitlines())) <= 100
   for title in TITLES:
     assert any(line.startswith(title) for line in table.splitlines())
-  markdown = (tmp_path / 'comparison.md').read_text().splitlines()
-  assert sum(line.startswith('| ') for line in markdown) == 2 + len(TITLES)
+  markdown = (tmp_path / 'comparison.md').read_text()
+  table, gains = markdown.split('## Recipe minus each method')
+  rows = [
+    sum(line.startswith('| ') for line in part.splitlines())
+    for part in (table, gains)
+  ]
+  assert rows == [2 + len(TITLES), 2 + len(TITLES) - 1]
+
+
+@pytest.mark.parametrize('seeds', [(0,), (0, 1)])
+def test_both_tables_say_what_the_recipe_gains(tmp_path, seeds):
+  text, table = run(
+    tmp_path,
+    compare__seeds=seeds,
+    compare__methods=('knn', 'recipe'),
+    compare__features=False,
+  )
+  row = table['rows'][0]
+  assert row['name'] == 'KNN, 8 px'
+  cells = []
+  for score in ('balanced_accuracy', 'auroc_any_lesion'):
+    entry = row['recipe_minus'][score]
+    # Over the seeds; of one, over the images.
+    kind = 'image_interval' if len(seeds) == 1 else 'interval'
+    numbers = [f'{v:+.3f}'.replace('0.', '.') for v in entry[kind]]
+    mean = f'{entry["mean"]:+.3f}'.replace('0.', '.')
+    cells.append(f'{mean} ({" to ".join(numbers)})')
+  assert (
+    f'| KNN, 8 px | {cells[0]} | {cells[1]} |'
+    in (tmp_path / 'comparison.md').read_text()
+  )
+  (line,) = [t for t in text.splitlines() if t.endswith(cells[1])]
+  assert line.startswith('KNN, 8 px ') and cells[0] in line
+
+
+def test_without_the_recipe_nothing_is_said_of_its_gains(tmp_path):
+  text, _ = run(tmp_path, compare__methods=('knn',), compare__features=False)
+  assert 'recipe minus' not in text
+  assert 'Recipe minus' not in (tmp_path / 'comparison.md').read_text()
 
 
 def test_several_seeds_have_intervals_over_them(tmp_path):

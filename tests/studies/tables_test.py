@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from dpjax.evaluation import predictions
+from dpjax.evaluation import bootstrap, predictions
 from dpjax.studies import runs, tables
 from tests import fakes
 from tests.studies import fake_runs
@@ -40,7 +40,12 @@ def models(tmp_path_factory):
       folder.mkdir()
       rng = np.random.default_rng([row, seed])
       fake_runs.write_evaluation(folder, split, rng, strength)
-      result = {'class_names': ['0', '1', '2'], 'localisation': {}}
+      result = {
+        'class_names': ['0', '1', '2'],
+        'localisation': {},
+        'threshold': 0.5 + 0.1 * row,
+        'temperature': 1.2 + 0.1 * row,
+      }
       rows[-1].append(runs.Run(seed, folder, result))
   return rows
 
@@ -96,18 +101,10 @@ def test_intervals_over_images_average_the_seeds_in_each_resample(models):
     for row in models
   ]
   labels = read[0][0][1]
-  rng = np.random.default_rng(seed)
   wanted = {'accuracy': [], 'balanced_accuracy': [], 'auroc_any_lesion': []}
-  counts = np.empty((resamples, len(labels)), int)
-  for start in range(0, resamples, 128):
-    block = counts[start : start + 128]
-    for label in np.unique(labels):
-      rows = np.flatnonzero(labels == label)
-      block[:, rows] = rng.multinomial(
-        len(rows), np.full(len(rows), 1 / len(rows)), size=len(block)
-      )
+  counts = np.concatenate([*bootstrap.draws(labels, resamples, seed, True)])
   for count in counts:
-    drawn = np.repeat(np.arange(len(labels)), count)
+    drawn = np.repeat(np.arange(len(labels)), count.astype(int))
     truth = labels[drawn]
     means = []
     for row in read:
@@ -125,7 +122,47 @@ def test_intervals_over_images_average_the_seeds_in_each_resample(models):
   for name, values in wanted.items():
     want = np.quantile(values, [0.025, 0.975])
     np.testing.assert_allclose(found[name], want, atol=1e-9)
-  assert found['quadratic_kappa'] is None  # the classes are in no order here
+
+
+def test_intervals_over_images_of_one_run_and_of_a_pair_are_the_bootstraps(
+  models,
+):
+  def given(run):
+    file = run.workdir / 'predictions.csv'
+    _, labels, probabilities = predictions.read_predictions(file)
+    own = run.result['threshold'], run.result['temperature']
+    return labels, probabilities, *own
+
+  a, b = models[1][0], models[0][0]
+  images = tables.Images(60, 5)
+  labels, p_a, threshold_a, temperature_a = given(a)
+  one = bootstrap.bootstrap(
+    labels, p_a, None, resamples=60, seed=5, ordinal=True,
+    threshold=threshold_a, temperature=temperature_a,
+  )  # fmt: skip
+  assert images.interval([a]) == one
+  assert None not in [v for k, v in one.items() if k != 'balanced_accuracy_0_2']
+  _, p_b, threshold_b, temperature_b = given(b)
+  pair = bootstrap.paired_bootstrap(
+    labels, p_a, p_b, None, resamples=60, seed=5, ordinal=True,
+    threshold=(threshold_a, threshold_b),
+    temperature=(temperature_a, temperature_b),
+  )  # fmt: skip
+  assert images.interval([a], [b]) == {
+    name: value['interval'] for name, value in pair.items()
+  }
+
+
+def test_a_run_without_a_threshold_has_no_interval_of_a_sensitivity(models):
+  other = dataclasses.replace(
+    models[0][1], result={**models[0][1].result, 'threshold': None}
+  )
+  images = tables.Images(10, 0)
+  assert images.interval(models[0][:2])['sensitivity_any_lesion'] is not None
+  found = images.interval([models[0][0], other])
+  assert found['sensitivity_any_lesion'] is None
+  assert found['specificity_any_lesion'] is None
+  assert found['nll_scaled'] is not None
 
 
 def test_a_row_against_itself_differs_nowhere(models):
