@@ -1,0 +1,134 @@
+"""Do the answers follow the lesion? Phantoms with and without their opacities.
+
+python docs/counterfactual.py RUN [RUN ...]
+
+A phantom is computed, so the same chest can be computed without its opacities.
+For every lesion image of the test split this prints how the log-odds of any
+lesion, logsumexp_{c > 0} z_c - z_0, change when they are taken out, and what
+share of Grad-CAM and of HiResCAM (Draelos and Carin, 2020: gradients are not
+averaged over the positions) lies in the boxes at each stage.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpjax import config as config_lib
+from dpjax.data import shards
+from dpjax.data.readers import phantom
+from dpjax.evaluation import evaluate, explain, localisation
+from dpjax.models import resnet
+
+
+def without_opacities(split, rows, info):
+  """The stored squares (N, S, S) of rows of a split, recomputed without any."""
+  size = max(256, split.size)  # as data/prepare.py computes them
+  records = {
+    record.id: record
+    for record in phantom.read(
+      info['data.phantom.count'], info['data.phantom.seed'], size
+    )
+  }
+  none = np.zeros((0, 4), np.float32)
+  images = []
+  for row in rows:
+    plan = records[str(split.ids[row])].pixels.args[0]
+    for label in (plan.label, 0):
+      pixels = phantom.render(dataclasses.replace(plan, label=label), size)
+      square, _ = shards.square(pixels, none, split.size, 'stretch')
+      if label:  # Else it would be another chest.
+        assert (square == split.images(np.array([row]))[0]).all()
+    images.append(square)
+  return np.stack(images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Replaced(explain.Rows):
+  """Rows with other images."""
+
+  pixels: np.ndarray
+
+  def images(self, indices):
+    return self.pixels[indices]
+
+
+def describe(workdir):
+  """Prints the lines of one run."""
+  config = config_lib.load(workdir / 'config.json')
+  opened = evaluate.open_run(config, workdir)
+  run, state, split = opened.run, opened.state, opened.split
+  model = run.model.backbone
+  variables = {
+    'params': state.params['backbone'],
+    'batch_stats': state.batch_stats['backbone'],
+  }
+  lesions = explain.Rows(split, np.flatnonzero(split.num_boxes))
+  info = run.data.info['provenance']
+  bare = Replaced(
+    split, lesions.rows, without_opacities(split, lesions.rows, info)
+  )
+
+  def odds(logits):
+    return jax.nn.logsumexp(logits[:, 1:], axis=1) - logits[:, 0]
+
+  def views(part):
+    for batch in run.stream_once(part, config.evaluate.batch_size):
+      count = int(batch['valid'].sum())
+      inputs = {k: v for k, v in batch.items() if k not in ('index', 'valid')}
+      yield run.model.pixels.views(inputs)[:count, 0]
+
+  answer = jax.jit(lambda images: odds(model.apply(variables, images)[0]))
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def cams(images, stage):
+    features = model.apply(variables, images)[1][stage]
+    slope = jax.grad(
+      lambda zero: odds(
+        model.apply(variables, images, offsets={stage: zero})[0]
+      ).sum()
+    )(jnp.zeros_like(features))
+    mean = slope.mean(axis=(1, 2), keepdims=True)
+    return [
+      jax.nn.relu((features * g).sum(axis=-1)).astype(jnp.float32)
+      for g in (mean, slope)
+    ]
+
+  present, taken_out, normal = (
+    np.concatenate([answer(images) for images in views(part)])
+    for part in (
+      lesions,
+      bare,
+      explain.Rows(split, np.flatnonzero(split.num_boxes == 0)),
+    )
+  )
+  change = present - taken_out
+  print(
+    f'{workdir}\n  log-odds: {present.mean():+.2f} with opacities,'
+    f' {taken_out.mean():+.2f} without, difference {change.mean():+.2f},'
+    f' above 0 in {np.mean(change > 0):.2f} of {len(change)}; normal images'
+    f' {normal.mean():+.2f}'
+  )
+  for stage in resnet.stage_shapes(
+    config.data.image_size, config.model.stage_sizes
+  ):
+    maps = zip(*(cams(images, stage) for images in views(lesions)), strict=True)
+    shares = [
+      localisation.per_image(
+        np.concatenate(parts), lesions.boxes, lesions.num_boxes,
+        config.data.image_size, None,
+      )['energy_in_box'].mean()
+      for parts in maps
+    ]  # fmt: skip
+    print(
+      f'  {stage}: in box, Grad-CAM {shares[0]:.3f}, HiResCAM {shares[1]:.3f}'
+    )
+
+
+if __name__ == '__main__':
+  for argument in sys.argv[1:]:
+    describe(pathlib.Path(argument))
