@@ -131,7 +131,8 @@ def test_removing_the_heads_leaves_the_logits_bit_identical():
       taught.model.pixels.views(batch)[:, 0],
     )
     maps = taught.model.attention.apply(
-      {'params': params['attention']}, features
+      {'params': params['attention'], 'batch_stats': stats['attention']},
+      features,
     )
     return logits, maps
 
