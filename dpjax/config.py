@@ -15,6 +15,8 @@ import sys
 import ml_collections
 from absl import flags
 
+from dpjax import atomic
+
 # Where a field takes one of a few words.
 CHOICES = {
   'stage': ('pretrain', 'retrain', 'recipe'),
@@ -412,10 +414,7 @@ _FREE = ('data.source', 'data.path', 'data.threads', 'data.prefetch',
 
 def save(config, path):
   """Writes config.json, whole or not at all."""
-  path = pathlib.Path(path)
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(config.to_dict(), indent=2) + '\n')
-  temporary.replace(path)
+  atomic.write_json(path, config.to_dict())
 
 
 def load(path):

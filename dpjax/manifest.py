@@ -6,12 +6,12 @@ any of them, or a copy, from whatever file or set.
 """
 
 import csv
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from dpjax import atomic
 from dpjax.data import duplicates
 
 FILE = 'training_manifest.csv'
@@ -39,15 +39,13 @@ def write(
   columns = [records.column(name) for name in ('ids', 'source_digests')]
   hashes = [row.tobytes().hex() for row in records.column('hashes')]
   rows += [(stage, *row) for row in zip(*columns, hashes, strict=True)]
-  file = pathlib.Path(workdir) / FILE
-  temporary = file.with_suffix('.tmp')
-  with open(temporary, 'w', newline='', encoding='utf-8') as stream:
+  with (
+    atomic.replacing(pathlib.Path(workdir) / FILE) as temporary,
+    open(temporary, 'w', newline='', encoding='utf-8') as stream,
+  ):
     writer = csv.writer(stream)
     writer.writerow(_COLUMNS)
     writer.writerows(rows)
-    stream.flush()
-    os.fsync(stream.fileno())
-  temporary.replace(file)
 
 
 def check_unseen(

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import tqdm
 
-from dpjax import checkpoint, manifest, steps
+from dpjax import atomic, checkpoint, manifest, steps
 from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
 from dpjax.data import labels, prepare
@@ -312,9 +312,7 @@ class MetricsLog:
         # The last line may be torn.
         if line.endswith('}') and json.loads(line)['step'] <= done
       ]
-      temporary = path.with_suffix('.tmp')
-      temporary.write_text(''.join(line + '\n' for line in kept))
-      temporary.replace(path)
+      atomic.write_text(path, ''.join(line + '\n' for line in kept))
     self._file = path.open('a')
     self._events = None
     if tensorboard:

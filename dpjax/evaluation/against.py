@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dpjax import atomic
 from dpjax.data import labels as labels_lib
 from dpjax.evaluation import bootstrap, evaluate, localisation, predictions
 
@@ -88,9 +89,7 @@ def compare(
 def write(found: dict[str, Any]) -> pathlib.Path:
   """Writes what `compare` found as against.json into a's workdir."""
   file = pathlib.Path(found['a']) / FILE
-  temporary = file.with_suffix('.tmp')
-  temporary.write_text(json.dumps(found, indent=2, allow_nan=False) + '\n')
-  temporary.replace(file)
+  atomic.write_json(file, found)
   return file
 
 

@@ -4,8 +4,6 @@ import contextlib
 import csv
 import dataclasses
 import functools
-import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +13,7 @@ import jax
 import numpy as np
 import tqdm
 
-from dpjax import checkpoint, manifest, steps, train
+from dpjax import atomic, checkpoint, manifest, steps, train
 from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
 from dpjax.data import labels as labels_lib
@@ -172,9 +170,7 @@ def judge(
 
 def write(workdir: pathlib.Path, result: dict[str, Any]) -> None:
   """Writes evaluation.json, whole or not at all."""
-  temporary = workdir / f'{FILE}.tmp'
-  temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + '\n')
-  temporary.replace(workdir / FILE)
+  atomic.write_json(workdir / FILE, result)
 
 
 def split_to_score(settings: Any, data: store.Store) -> tuple[store.Store, Any]:
@@ -320,13 +316,15 @@ def _localise(opened, workdir):
   maps = explain.find_maps(opened.run, opened.state, shown, settings.batch_size)
   if not all(np.isfinite(value).all() for value in maps.values()):
     raise ValueError(f'{workdir}: its maps are not finite; has it diverged?')
-  temporary = workdir / f'{MAPS}.tmp.npz'
-  np.savez_compressed(
-    temporary,
-    ids=shown.ids,
-    **{name: value.astype(np.float16) for name, value in maps.items()},
-  )
-  temporary.replace(workdir / MAPS)
+  with (
+    atomic.replacing(workdir / MAPS) as temporary,
+    open(temporary, 'wb') as file,
+  ):
+    np.savez_compressed(
+      file,
+      ids=shown.ids,
+      **{name: value.astype(np.float16) for name, value in maps.items()},
+    )
   chosen_on = None
   if validation is not None and validation.num_boxes.any():
     rows = explain.Rows(validation, np.flatnonzero(validation.num_boxes))
@@ -339,14 +337,13 @@ def _localise(opened, workdir):
     size=opened.run.config.data.image_size, resamples=settings.resamples,
     seed=settings.seed,
   )  # fmt: skip
-  temporary = workdir / f'{LOCALISATION}.tmp'
-  with open(temporary, 'w', newline='', encoding='utf-8') as file:
+  with (
+    atomic.replacing(workdir / LOCALISATION) as temporary,
+    open(temporary, 'w', newline='', encoding='utf-8') as file,
+  ):
     writer = csv.writer(file, lineterminator='\n')
     writer.writerow(['id', *per_image])
     writer.writerows(zip(ids, *map(_cells, per_image.values()), strict=True))
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.replace(workdir / LOCALISATION)
   return result
 
 

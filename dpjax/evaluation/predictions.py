@@ -6,12 +6,13 @@ is its most probable class, the lowest one on a tie.
 """
 
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from dpjax import atomic
 
 
 def check(
@@ -116,7 +117,6 @@ def write_predictions(
   Raises:
     ValueError: if an argument has a wrong shape or an impossible value.
   """
-  path = Path(path)
   checked_labels, checked = check(labels, probabilities)
   class_names = check_names(class_names, checked.shape[1])
   ids = [str(image) for image in ids]
@@ -127,19 +127,16 @@ def write_predictions(
   if np.asarray(probabilities).dtype != np.float64:
     checked = checked.astype(np.float32)
 
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  try:
-    with temporary.open('w', newline='', encoding='utf-8') as file:
-      writer = csv.writer(file, lineterminator='\n')
-      writer.writerow(
-        ['id', 'label', 'prediction', *(f'p_{name}' for name in class_names)]
-      )
-      rows = zip(ids, checked_labels, checked, strict=True)
-      for image, label, row in rows:
-        writer.writerow([image, label, row.argmax(), *map(str, row)])
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with (
+    atomic.replacing(path) as temporary,
+    open(temporary, 'w', newline='', encoding='utf-8') as file,
+  ):
+    writer = csv.writer(file, lineterminator='\n')
+    writer.writerow(
+      ['id', 'label', 'prediction', *(f'p_{name}' for name in class_names)]
+    )
+    for image, label, row in zip(ids, checked_labels, checked, strict=True):
+      writer.writerow([image, label, row.argmax(), *map(str, row)])
 
 
 def read_predictions(

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from dpjax import atomic
 from dpjax.data import store
 from dpjax.report import evidence as evidence_lib
 from dpjax.report import page, sections_run, sections_score
@@ -127,9 +128,7 @@ def _write(folder, html, written, runs):
   }
   text = json.dumps(_finite(record), indent=1, allow_nan=False) + '\n'
   for name, content in (('report.json', text), ('report.html', html)):
-    temporary = folder / f'{name}.tmp'
-    temporary.write_text(content, encoding='utf-8')
-    temporary.replace(folder / name)
+    atomic.write_text(folder / name, content)
 
 
 def _earlier(folder):

@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
+from dpjax import atomic
 from dpjax.data import prepare
 from dpjax.evaluation import titles
 from dpjax.studies import runs, tables
@@ -74,8 +75,8 @@ def ablate(
   def tabulated():
     by_row = {name: [runs.look(plan[name, s]) for s in seeds] for name in names}
     table = tabulate(by_row, dict(base.ablate.rows), images)
-    runs.write_json(workdir / 'ablation.json', table)
-    runs.write_text(workdir / 'ablation_runs.csv', tables.runs_csv(by_row))
+    atomic.write_json(workdir / 'ablation.json', table)
+    atomic.write_text(workdir / 'ablation_runs.csv', tables.runs_csv(by_row))
     return by_row, table
 
   for task in plan.values():  # a seed after the other
@@ -83,7 +84,7 @@ def ablate(
     if runs.run(task).state != before:
       tabulated()
   by_row, table = tabulated()
-  runs.write_text(workdir / 'ablation.md', format_markdown(table))
+  atomic.write_text(workdir / 'ablation.md', format_markdown(table))
   files = ['ablation.json', 'ablation_runs.csv', 'ablation.md']
   if figure := draw(by_row):
     figure.savefig(workdir / 'fig7.png')

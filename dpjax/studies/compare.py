@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib.figure
 
+from dpjax import atomic
 from dpjax.data import prepare
 from dpjax.evaluation import titles
 from dpjax.studies import classical, runs, tables
@@ -102,8 +103,8 @@ def compare(
       for title in kinds
     }
     table = tabulate(by_row, kinds, images)
-    runs.write_json(workdir / 'comparison.json', table)
-    runs.write_text(workdir / 'comparison_runs.csv', tables.runs_csv(by_row))
+    atomic.write_json(workdir / 'comparison.json', table)
+    atomic.write_text(workdir / 'comparison_runs.csv', tables.runs_csv(by_row))
     return table
 
   for _, task, work in plan.values():
@@ -111,7 +112,7 @@ def compare(
     if runs.run(task, work).state != before:
       tabulated()
   table = tabulated()
-  runs.write_text(workdir / 'comparison.md', format_markdown(table))
+  atomic.write_text(workdir / 'comparison.md', format_markdown(table))
   files = ['comparison.json', 'comparison_runs.csv', 'comparison.md']
   if figure := draw(table):
     figure.savefig(workdir / 'fig8.png')

@@ -21,7 +21,7 @@ from typing import Any
 
 import xxhash
 
-from dpjax import checkpoint, train
+from dpjax import atomic, checkpoint, train
 from dpjax import config as config_lib
 from dpjax.evaluation import evaluate
 
@@ -251,7 +251,7 @@ def pretrain(task: Task) -> None:
   try:
     train.train(config, 'pretrain', folder)
   except train.NonFinite as error:
-    write_json(folder / 'failed.json', {'error': str(error)})
+    atomic.write_json(folder / 'failed.json', {'error': str(error)})
     raise
   (folder / 'finished').touch()
 
@@ -368,7 +368,7 @@ def run(task: Task, work: Callable[[Task], None] | None = None) -> Run:
     (work or _retrain)(task)
   except train.NonFinite as error:
     if look(task).state != 'diverged':  # Stage I has put it on record.
-      write_json(task.workdir / 'failed.json', {'error': str(error)})
+      atomic.write_json(task.workdir / 'failed.json', {'error': str(error)})
     found = look(task)
     print(f'{task}: diverged ({found.error}); the study goes on', flush=True)
     return found
@@ -423,16 +423,3 @@ def seconds(run: Run) -> dict[str, float]:
     'training': before + trained(run.workdir),
     'ms_per_image': ms_per_image,
   }
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes a JSON file, whole or not at all, beside other processes."""
-  write_text(path, json.dumps(value, indent=2) + '\n')
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a text file, whole or not at all, beside other processes."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  temporary.write_text(text)
-  temporary.replace(path)

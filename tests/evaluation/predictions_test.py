@@ -1,6 +1,7 @@
 """predictions.csv to the bit and by row, and what is refused before it."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
   def disk_full(*_):
     raise OSError('disk full')
 
-  monkeypatch.setattr(predictions.os, 'replace', disk_full)
+  monkeypatch.setattr(os, 'replace', disk_full)
   with pytest.raises(OSError, match='disk full'):
     predictions.write_predictions(path, ['a'], [1], [[0.2, 0.8]], ['n', 'y'])
   assert path.read_text() == 'old'

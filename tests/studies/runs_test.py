@@ -293,11 +293,3 @@ def test_a_torn_last_line_of_a_log_is_left_out(tmp_path):
   assert runs.lines(tmp_path, 'train') == [whole]
   assert runs.trained(tmp_path) == 2.5
   assert runs.trained(tmp_path / 'nothing') == 0
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-  runs.write_json(tmp_path / 'a' / 'x.json', {'x': 1})
-  with pytest.raises(TypeError):
-    runs.write_json(tmp_path / 'a' / 'x.json', {'x': object()})
-  assert json.loads((tmp_path / 'a' / 'x.json').read_text()) == {'x': 1}
-  assert [f.name for f in (tmp_path / 'a').iterdir()] == ['x.json']

@@ -1,0 +1,44 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+  """A file to write, which takes the place of `path` when the block ends.
+
+  After an error `path` is as it was. Processes do not disturb each other.
+
+  Args:
+    path: of the file; its folder must be there.
+  """
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  try:
+    yield temporary
+    with open(temporary, 'rb') as stream:
+      os.fsync(stream.fileno())  # Else a crash may leave the name, empty.
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | pathlib.Path, text: str) -> None:
+  """Writes a text file in UTF-8."""
+  with replacing(path) as temporary:
+    temporary.write_text(text, encoding='utf-8')
+
+
+def write_json(path: str | pathlib.Path, value: Any) -> None:
+  """Writes a JSON file.
+
+  Raises:
+    ValueError: a number is NaN or infinite, which JSON has not.
+    TypeError: a value is nothing that JSON has.
+  """
+  write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
