@@ -61,7 +61,7 @@ def describe(workdir):
   """Prints the lines of one run."""
   config = config_lib.load(workdir / 'config.json')
   opened = evaluate.open_run(config, workdir)
-  run, state, split = opened.run, opened.state, opened.split
+  run, state, split = opened.run, opened.state, opened.images.split
   model = run.model.backbone
   variables = {
     'params': state.params['backbone'],
@@ -76,30 +76,38 @@ def describe(workdir):
   def odds(logits):
     return jax.nn.logsumexp(logits[:, 1:], axis=1) - logits[:, 0]
 
-  def views(part):
-    for batch in run.stream_once(part, config.evaluate.batch_size):
-      count = int(batch['valid'].sum())
-      inputs = {k: v for k, v in batch.items() if k not in ('index', 'valid')}
-      yield run.model.pixels.views(inputs)[:count, 0]
+  def collect(step, part):
+    return run.collect(
+      jax.jit(step), variables, part, config.evaluate.batch_size
+    )
 
-  answer = jax.jit(lambda images: odds(model.apply(variables, images)[0]))
+  def answer(variables, batch):
+    images = run.model.pixels.views(batch)[:, 0]
+    return {'odds': odds(model.apply(variables, images)[0])}
 
-  @functools.partial(jax.jit, static_argnums=1)
-  def cams(images, stage):
+  def cams(stage, variables, batch):
+    images = run.model.pixels.views(batch)[:, 0]
     features = model.apply(variables, images)[1][stage]
     slope = jax.grad(
       lambda zero: odds(
         model.apply(variables, images, offsets={stage: zero})[0]
       ).sum()
     )(jnp.zeros_like(features))
-    mean = slope.mean(axis=(1, 2), keepdims=True)
-    return [
-      jax.nn.relu((features * g).sum(axis=-1)).astype(jnp.float32)
-      for g in (mean, slope)
-    ]
+    slopes = {
+      'Grad-CAM': slope.mean(axis=(1, 2), keepdims=True), 'HiResCAM': slope
+    }  # fmt: skip
+    return {
+      name: jax.nn.relu((features * g).sum(axis=-1)).astype(jnp.float32)
+      for name, g in slopes.items()
+    }
+
+  def in_box(maps):
+    return localisation.per_image(
+      maps, lesions.boxes, lesions.num_boxes, config.data.image_size, None
+    )['energy_in_box'].mean()
 
   present, taken_out, normal = (
-    np.concatenate([answer(images) for images in views(part)])
+    collect(answer, part)['odds']
     for part in (
       lesions,
       bare,
@@ -116,17 +124,11 @@ def describe(workdir):
   for stage in resnet.stage_shapes(
     config.data.image_size, config.model.stage_sizes
   ):
-    maps = zip(*(cams(images, stage) for images in views(lesions)), strict=True)
-    shares = [
-      localisation.per_image(
-        np.concatenate(parts), lesions.boxes, lesions.num_boxes,
-        config.data.image_size, None,
-      )['energy_in_box'].mean()
-      for parts in maps
-    ]  # fmt: skip
-    print(
-      f'  {stage}: in box, Grad-CAM {shares[0]:.3f}, HiResCAM {shares[1]:.3f}'
+    found = collect(functools.partial(cams, stage), lesions)
+    shares = ', '.join(
+      f'{name} {in_box(maps):.3f}' for name, maps in found.items()
     )
+    print(f'  {stage}: in box, {shares}')
 
 
 if __name__ == '__main__':

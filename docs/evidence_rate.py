@@ -45,7 +45,7 @@ def answers(split, num_classes, rng):
 
 
 def make_maps(count, rng):
-  """What explain.find_maps returns for `count` images."""
+  """What explain.compile_maps finds of `count` images."""
   found = {'cam': rng.random((count, 7, 7), np.float32)}
   for stage, side in SIDES.items():
     for sign in ('att_pos', 'att_neg'):
@@ -57,17 +57,18 @@ def main():
   """Prints a line for each part, and their sum."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--images', type=int, default=2000)
-  images = parser.parse_args().images
+  count = parser.parse_args().images
   with tempfile.TemporaryDirectory() as folder:
     workdir = pathlib.Path(folder) / 'run'
     workdir.mkdir()
-    config = make_config(images, pathlib.Path(folder) / 'set')
+    config = make_config(count, pathlib.Path(folder) / 'set')
     with contextlib.redirect_stderr(io.StringIO()):
       prepare.prepare(config)
     data = prepare.open_prepared(config)
     config.stage = 'retrain'
     config.init.backbone = None
     config_lib.save(config, workdir / 'config.json')
+    images = evaluate.images_to_score(config.evaluate, data)
     rng = np.random.default_rng(0)
     seconds = {}
     start = time.perf_counter()
@@ -80,15 +81,16 @@ def main():
     result = evaluate.judge(
       workdir,
       config.evaluate,
-      data,
+      data.class_names,
+      images,
       lambda split: (
         answers(split, data.num_classes, rng),
         {'inference': 1.0, 'images_per_second': None},
       ),
     )
     lap('scores and intervals')
-    shown = explain.to_explain(data.split('test'), 0)
-    validation = data.split('validation')
+    shown = explain.to_explain(images.split, 0)
+    validation = images.validation
     rows = explain.Rows(validation, np.flatnonzero(validation.num_boxes))
     maps = make_maps(len(shown), rng)
     start = time.perf_counter()

@@ -198,6 +198,17 @@ class Experiment:
       outputs = jax.device_get(eval_step(state, self.place(inputs)))
       yield rows, {name: value[:rows] for name, value in outputs.items()}
 
+  def collect(
+    self, eval_step: Callable[[Any, Any], Any], state: Any, split: Any,
+    batch_size: int,
+  ) -> dict[str, np.ndarray]:  # fmt: skip
+    """What `infer` yields of a whole split, an array (N, ...) an output."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for _, outputs in self.infer(eval_step, state, split, batch_size):
+      for name, value in outputs.items():
+        parts.setdefault(name, []).append(value)
+    return {name: np.concatenate(part) for name, part in parts.items()}
+
 
 def _for_pretraining(data):
   """The splits that stage I may see."""

@@ -241,11 +241,7 @@ def validate(run: Any, eval_step: Any, state: Any) -> dict[str, float | None]:
   if 'validation' not in run.data.splits:
     return {}
   split = run.data.split('validation')
-  collected: dict[str, list[np.ndarray]] = {}
-  for _, outputs in run.infer(eval_step, state, split, run.settings.batch_size):
-    for name, value in outputs.items():
-      collected.setdefault(name, []).append(value)
-  outputs = {k: np.concatenate(v) for k, v in collected.items()}
+  outputs = run.collect(eval_step, state, split, run.settings.batch_size)
   loss = float(outputs['loss'].mean())
   if run.stage == 'pretrain':
     accuracy = float(outputs['contrastive_accuracy'].mean())

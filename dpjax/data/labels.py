@@ -107,6 +107,20 @@ def is_normal(name: str) -> bool:
   return name.lower().replace('_', ' ') in NORMAL
 
 
+def meaning(class_names: Sequence[str]) -> dict[str, bool]:
+  """What scores may take the names of the classes for.
+
+  Returns:
+    {'any_lesion': whether class 0 says that there is no lesion, 'ordinal':
+    whether the classes are the numbers 0, 1, 2, ..., and so in an order}.
+  """
+  numbers = [*map(str, range(len(class_names)))]
+  return {
+    'any_lesion': is_normal(class_names[0]),
+    'ordinal': list(class_names) == numbers,
+  }
+
+
 def _rank(name):
   normal = is_normal(name)
   words = -1 if normal else math.inf

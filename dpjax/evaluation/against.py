@@ -69,8 +69,7 @@ def compare(
     'num_images': len(ids_a),
     'scores': bootstrap.paired_bootstrap(
       labels, p_a, p_b, names, resamples=resamples, seed=seed,
-      any_lesion=labels_lib.is_normal(names[0]),
-      ordinal=evaluate.are_counts(names),
+      **labels_lib.meaning(names),
       threshold=(result_a['threshold'], result_b['threshold']),
       temperature=(result_a['temperature'], result_b['temperature']),
     ),

@@ -38,6 +38,22 @@ _EARLIER = {'model.network': 'resnet', 'retrain.freeze': False}
 
 
 @dataclasses.dataclass(frozen=True)
+class Images:
+  """What a classifier is scored on.
+
+  Attributes:
+    path: of the prepared set.
+    split: of it.
+    validation: split to choose thresholds and a temperature on: that of the set
+      that was trained on, where it is labelled and not itself scored; or None.
+  """
+
+  path: str
+  split: Any
+  validation: Any
+
+
+@dataclasses.dataclass(frozen=True)
 class Opened:
   """A trained run, and what it is to be scored on.
 
@@ -45,13 +61,13 @@ class Opened:
     run: its networks and data.
     state: of the checkpoint.
     step: of the checkpoint.
-    split: what is scored.
+    images: what is scored.
   """
 
   run: experiment_lib.Experiment
   state: steps.TrainState
   step: int
-  split: Any
+  images: Images
 
 
 def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -81,11 +97,16 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
   """
   workdir = workdir_of(workdir)
   opened = open_run(config, workdir)
+  run = opened.run
+  eval_step = run.compile(
+    functools.partial(steps.eval_step, stage=run.model), gather=True
+  )
   result = judge(
     workdir,
-    opened.run.config.evaluate,
-    opened.run.data,
-    functools.partial(_predict, opened, config.train.progress),
+    run.config.evaluate,
+    run.data.class_names,
+    opened.images,
+    functools.partial(_predict, opened, eval_step, config.train.progress),
   )
   result = {
     **result,
@@ -100,7 +121,8 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
 def judge(
   workdir: pathlib.Path,
   settings: Any,
-  data: store.Store,
+  class_names: Sequence[str],
+  images: Images,
   predict: Callable[[Any], tuple[np.ndarray, dict[str, float]]],
 ) -> dict[str, Any]:
   """Scores any classifier; writes its predictions of the split and validation.
@@ -108,28 +130,23 @@ def judge(
   Args:
     workdir: of the classifier, to write into.
     settings: the section `evaluate` of its config.
-    data: the set that it was trained on.
+    class_names: that it tells apart.
+    images: to score it on (images_to_score).
     predict: split -> probabilities (N, C), and {'inference': seconds,
       'images_per_second': float or None}.
 
   Returns:
     evaluation.json without 'step', 'device' and 'localisation'.
-
-  Raises:
-    ValueError: one line, as in `evaluate`.
   """
-  names = data.class_names
-  scored, split = split_to_score(settings, data)
-  validation = validation_to_choose_on(settings, data)
+  split, validation = images.split, images.validation
   probabilities, seconds = predict(split)
   # After a kill in between, the scores must not be those of other predictions.
   (workdir / FILE).unlink(missing_ok=True)
   predictions.write_predictions(
-    workdir / PREDICTIONS, split.ids, split.labels, probabilities, names
+    workdir / PREDICTIONS, split.ids, split.labels, probabilities, class_names
   )
   options = {
-    'any_lesion': labels_lib.is_normal(names[0]),
-    'ordinal': are_counts(names),
+    **labels_lib.meaning(class_names),
     'threshold': None,
     'temperature': None,
   }
@@ -137,7 +154,11 @@ def judge(
   if validation is not None:
     chosen, _ = predict(validation)
     predictions.write_predictions(
-      workdir / VALIDATION, validation.ids, validation.labels, chosen, names
+      workdir / VALIDATION,
+      validation.ids,
+      validation.labels,
+      chosen,
+      class_names,
     )
     options['temperature'] = calibration.fit_temperature(
       validation.labels, chosen
@@ -147,21 +168,21 @@ def judge(
         validation.labels, chosen
       )
   draws = {'resamples': settings.resamples, 'seed': settings.seed}
-  images = split.labels, probabilities, names
+  answers = split.labels, probabilities, class_names
   return {
     'workdir': str(workdir),
     'checkpoint': settings.checkpoint,
-    'data': str(scored.path),
+    'data': str(images.path),
     'split': settings.split,
-    'class_names': list(names),
+    'class_names': list(class_names),
     'settings': settings.to_dict(),
     'chosen_on': None if validation is None else 'validation',
     'threshold': options['threshold'],
     'temperature': options['temperature'],
-    **scores.scores(*images, **options),
-    'intervals': bootstrap.bootstrap(*images, **draws, **options),
+    **scores.scores(*answers, **options),
+    'intervals': bootstrap.bootstrap(*answers, **draws, **options),
     'subgroups': subgroups.subgroups(
-      split.metadata, *images, **draws, **options
+      split.metadata, *answers, **draws, **options
     ),
     'seconds': {'inference': seconds['inference']},
     'images_per_second': seconds['images_per_second'],
@@ -173,8 +194,8 @@ def write(workdir: pathlib.Path, result: dict[str, Any]) -> None:
   atomic.write_json(workdir / FILE, result)
 
 
-def split_to_score(settings: Any, data: store.Store) -> tuple[store.Store, Any]:
-  """The set and the split that `settings` asks for.
+def images_to_score(settings: Any, data: store.Store) -> Images:
+  """What the settings ask for.
 
   Args:
     settings: the section `evaluate` of a config.
@@ -197,20 +218,15 @@ def split_to_score(settings: Any, data: store.Store) -> tuple[store.Store, Any]:
       f' {", ".join(scored.class_names)} and those of {data.path}, trained on,'
       f' {", ".join(data.class_names)}'
     )
-  return scored, split
-
-
-def validation_to_choose_on(settings: Any, data: store.Store) -> Any:
-  """The labelled validation split, or None; also where itself is scored."""
-  own = not settings.path or (
-    pathlib.Path(settings.path).resolve() == pathlib.Path(data.path).resolve()
-  )
-  if 'validation' not in data.splits or (
-    settings.split == 'validation' and own
+  validation = data.splits.get('validation')
+  own = pathlib.Path(scored.path).resolve() == pathlib.Path(data.path).resolve()
+  if validation is not None and (
+    (settings.split == 'validation' and own)
+    or not len(validation)
+    or (validation.labels < 0).any()
   ):
-    return None
-  split = data.split('validation')
-  return split if len(split) and (split.labels >= 0).all() else None
+    validation = None
+  return Images(scored.path, split, validation)
 
 
 def workdir_of(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -219,11 +235,6 @@ def workdir_of(workdir: str | pathlib.Path) -> pathlib.Path:
   if (workdir / 'retrain' / 'config.json').is_file():
     return workdir / 'retrain'
   return workdir
-
-
-def are_counts(class_names: Sequence[str]) -> bool:
-  """Whether the classes are the numbers 0, 1, 2, ..., and so in an order."""
-  return list(class_names) == [*map(str, range(len(class_names)))]
 
 
 def open_run(config: Any, workdir: pathlib.Path) -> Opened:
@@ -260,9 +271,12 @@ def open_run(config: Any, workdir: pathlib.Path) -> Opened:
   own = prepare.as_made(own)
   data = prepare.open_prepared(own)
   run = experiment_lib.build(own, 'retrain', data)
-  scored, split = split_to_score(own.evaluate, data)
+  images = images_to_score(own.evaluate, data)
   manifest.check_unseen(
-    workdir, split, f'{own.evaluate.split} of {scored.path}', own.split.near
+    workdir,
+    images.split,
+    f'{own.evaluate.split} of {images.path}',
+    own.split.near,
   )
   optimizer, _ = run.optimizer(1)
   with contextlib.closing(
@@ -273,15 +287,12 @@ def open_run(config: Any, workdir: pathlib.Path) -> Opened:
       step, experiment_lib.initial_state(run, optimizer)
     )
   run.check_trained_on(record)
-  return Opened(run, state, step, split)
+  return Opened(run, state, step, images)
 
 
-def _predict(opened, progress, split):
+def _predict(opened, eval_step, progress, split):
   """Probabilities (N, C) of a split, and how fast they came (judge)."""
   run = opened.run
-  eval_step = run.compile(
-    functools.partial(steps.eval_step, stage=run.model), gather=True
-  )
   logits, clock = [], [time.perf_counter()]
   with tqdm.tqdm(
     total=len(split),
@@ -308,12 +319,17 @@ def _localise(opened, workdir):
   """evaluation.json's 'localisation'; writes maps.npz and localisation.csv."""
   for name in (MAPS, LOCALISATION):
     (workdir / name).unlink(missing_ok=True)
-  if not opened.split.num_boxes.any():
+  split, validation = opened.images.split, opened.images.validation
+  if not split.num_boxes.any():
     return {}
   settings = opened.run.config.evaluate
-  validation = validation_to_choose_on(settings, opened.run.data)
-  shown = explain.to_explain(opened.split, settings.seed)
-  maps = explain.find_maps(opened.run, opened.state, shown, settings.batch_size)
+  step = explain.compile_maps(opened.run)
+
+  def find_maps(rows):
+    return opened.run.collect(step, opened.state, rows, settings.batch_size)
+
+  shown = explain.to_explain(split, settings.seed)
+  maps = find_maps(shown)
   if not all(np.isfinite(value).all() for value in maps.values()):
     raise ValueError(f'{workdir}: its maps are not finite; has it diverged?')
   with (
@@ -328,10 +344,7 @@ def _localise(opened, workdir):
   chosen_on = None
   if validation is not None and validation.num_boxes.any():
     rows = explain.Rows(validation, np.flatnonzero(validation.num_boxes))
-    chosen_on = (
-      rows,
-      explain.find_maps(opened.run, opened.state, rows, settings.batch_size),
-    )
+    chosen_on = rows, find_maps(rows)
   ids, per_image, result = explain.localise(
     shown, maps, chosen_on, opened.run.data.split('train'),
     size=opened.run.config.data.image_size, resamples=settings.resamples,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -115,18 +116,12 @@ def cam_target(config: Any, class_names: tuple[str, ...]) -> str:
   return target
 
 
-def find_maps(
-  run: Any, state: steps.TrainState, split: Any, batch_size: int,
-) -> dict[str, np.ndarray]:  # fmt: skip
-  """{map: (N, h, w)} of every row of a split (explain_step).
+def compile_maps(run: Any) -> Callable[[Any, Any], Any]:
+  """`explain_step` as the config of a run of stage II asks for it, compiled.
 
-  Args:
-    run: an experiment.Experiment of stage II.
-    state: its state.
-    split: a split, or Rows of one.
-    batch_size: images at a time.
+  `run.collect` with it gives {map: (N, h, w)} of every row of a split.
   """
-  step = run.compile(
+  return run.compile(
     functools.partial(
       explain_step,
       stage=run.model,
@@ -135,11 +130,6 @@ def find_maps(
     ),
     gather=True,
   )
-  found: dict[str, list[np.ndarray]] = {}
-  for _, outputs in run.infer(step, state, split, batch_size):
-    for name, value in outputs.items():
-      found.setdefault(name, []).append(value)
-  return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def cam_stage(config: Any) -> str:

@@ -147,19 +147,17 @@ class Features:
     views = self._run.model.pixels.views
 
     def pooled(variables, batch):
-      return network.apply(variables, views(batch)[:, 0], train=False)[0]
+      found, _ = network.apply(variables, views(batch)[:, 0], train=False)
+      return {'pooled': found}
 
     self._pooled = jax.jit(pooled)
 
   def __call__(self, split: Any) -> np.ndarray:
     """Of every image of a split, plain: (N, D) float32."""
-    rows = []
     batch_size = self._run.config.evaluate.batch_size
-    for batch in self._run.stream_once(split, batch_size):
-      count = int(batch['valid'].sum())
-      inputs = {k: v for k, v in batch.items() if k not in ('index', 'valid')}
-      rows.append(np.asarray(self._pooled(self._variables, inputs))[:count])
-    return np.concatenate(rows)
+    return self._run.collect(self._pooled, self._variables, split, batch_size)[
+      'pooled'
+    ]
 
 
 class Inputs:
@@ -200,7 +198,7 @@ def train(
   settings = task.config.evaluate
   training = data.split('train')
   experiment_lib.class_counts(training, data.num_classes)  # All have a label.
-  scored, split = evaluate.split_to_score(settings, data)
+  images = evaluate.images_to_score(settings, data)
   task.workdir.mkdir(parents=True, exist_ok=True)
   config_lib.save(task.config, task.workdir / 'config.json')
   # The features come from it: what it has seen counts, and its time.
@@ -209,8 +207,8 @@ def train(
   manifest.write(task.workdir, method, pipeline.Records((training,)), before)
   manifest.check_unseen(
     task.workdir,
-    split,
-    f'{settings.split} of {scored.path}',
+    images.split,
+    f'{settings.split} of {images.path}',
     task.config.split.near,
   )
   rows, made = inputs(training)
@@ -229,7 +227,9 @@ def train(
       'images_per_second': len(part) / seconds,
     }
 
-  result = evaluate.judge(task.workdir, settings, data, probabilities_of)
+  result = evaluate.judge(
+    task.workdir, settings, data.class_names, images, probabilities_of
+  )
   result |= {
     'checkpoint': None,
     'step': None,

@@ -154,13 +154,11 @@ class Images:
         f'{file} has other images or labels than the runs before it; a study'
         ' compares on the same ones'
       )
-    names = run.result['class_names']
     score = bootstrap.scorer(
       labels,
       probabilities,
       None,
-      any_lesion=labels_lib.is_normal(names[0]),
-      ordinal=evaluate.are_counts(names),
+      **labels_lib.meaning(run.result['class_names']),
       **chosen,
     )
     (self._drawn[key],) = bootstrap.resampled(

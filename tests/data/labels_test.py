@@ -248,3 +248,20 @@ def test_one_class_alone_is_refused_unless_it_is_asked_for():
   assert "'images' is the only one" in refused(records, 'class')
   options = {'classes': ('images',)}
   assert assigned(records, 'class', **options)[0] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+  ('names', 'any_lesion', 'ordinal'),
+  [
+    (('0', '1', '2'), True, True),
+    (('none', 'any'), True, False),
+    (['Normal', 'Pneumonia'], True, False),
+    (('bacterial', 'viral'), False, False),
+    (('1', '2'), False, False),
+  ],
+)
+def test_class_names_say_what_scores_may_take_them_for(
+  names, any_lesion, ordinal
+):
+  found = labels.meaning(names)
+  assert found == {'any_lesion': any_lesion, 'ordinal': ordinal}
