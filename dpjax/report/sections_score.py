@@ -543,13 +543,13 @@ def _predicted(run):
 def comparison(section: page.Section, evidence: Evidence) -> None:
   """Paired differences: the first run minus each other one."""
   first, *others = evidence.runs
-  found, said = [], []  # against.compare's; why there is none
+  found, said = [], []  # (title, other, against.compare's); why none
   for other in others:
     result = _compare(first, other, evidence)
     if isinstance(result, str):
       said.append(f'{first.name} and {other.name}: {result}')
     else:
-      found.append(result)
+      found.append((f'{first.name} minus {other.name}', other.name, result))
   if not found:
     reason = '; '.join(said) or 'it takes two workdirs (--workdir=A,B)'
     raise page.Missing(reason)
@@ -562,14 +562,10 @@ def comparison(section: page.Section, evidence: Evidence) -> None:
   section.say(_LEGEND, 'note')
   for line in said:
     section.say(f'{line}.', 'note')
-  for number, one in enumerate(found):
-    a, b = (_name_of(one.get(key), evidence.runs) for key in 'ab')
-    title = f'{a} minus {b}'
+  for number, (title, name_b, one) in enumerate(found):
     differences = one['scores']
     names = [
-      name
-      for name in SCORES
-      if (differences.get(name) or {}).get('difference') is not None
+      name for name in SCORES if differences[name]['difference'] is not None
     ]
     spans = [_difference(differences[name]) for name in names]
     rows = [SCORES[name] for name in names]
@@ -590,35 +586,21 @@ def comparison(section: page.Section, evidence: Evidence) -> None:
           for name in names
         ),
         *(
-          [f'{_map_name(name)}: {LOCALISATION.get(score, score)}',
+          [f'{_map_name(name)}: {LOCALISATION[score]}',
            _difference_cell(difference)]
-          for name, by_score in (one.get('localisation') or {}).items()
+          for name, by_score in one['localisation'].items()
           for score, difference in by_score.items()
         ),
       ],
       title,
     )  # fmt: skip
-    test = one.get('mcnemar')
-    if test:
-      section.say(
-        f'Right in {a} only: {test["only_a_right"]:,} images; in {b} only:'
-        f' {test["only_b_right"]:,}. McNemar, exact: p ='
-        f' {_p_value(test["p_value"])}.'
-      )
+    test = one['mcnemar']
+    section.say(
+      f'Right in {first.name} only: {test["only_a_right"]:,} images; in'
+      f' {name_b} only: {test["only_b_right"]:,}. McNemar, exact: p ='
+      f' {_p_value(test["p_value"])}.'
+    )
     section.numbers[title] = one
-
-
-def _is(run, workdir):
-  """Whether `workdir`, of a comparison.json, is that of the run."""
-  return (
-    isinstance(workdir, str)
-    and pathlib.Path(workdir).resolve() == run.workdir.resolve()
-  )
-
-
-def _name_of(workdir, runs):
-  known = [run.name for run in runs if _is(run, workdir)]
-  return known[0] if known else str(workdir)
 
 
 def _compare(run, other, evidence):
