@@ -21,6 +21,22 @@ from flax import traverse_util
 kaiming = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
+def batch_norm(
+  train: bool, dtype: Any, axis_name: str | None
+) -> Callable[..., nn.Module]:
+  """torch's BatchNorm, to be named; the arguments are those of `ResNet`."""
+  # Flax's momentum is the share that stays: torch's 0.1 is 0.9 here. Flax
+  # reduces the statistics in float32 even where the features are bfloat16.
+  return partial(
+    nn.BatchNorm,
+    use_running_average=not train,
+    momentum=0.9,
+    epsilon=1e-5,
+    dtype=dtype,
+    axis_name=axis_name,
+  )
+
+
 class BasicBlock(nn.Module):
   """Two 3x3 convolutions and a shortcut (ResNet18, ResNet34)."""
 
@@ -129,16 +145,7 @@ class ResNet(nn.Module):
     conv = partial(
       nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=kaiming
     )
-    # Flax's momentum is the share that stays: torch's 0.1 is 0.9 here. Flax
-    # reduces the statistics in float32 even where the features are bfloat16.
-    norm = partial(
-      nn.BatchNorm,
-      use_running_average=not train,
-      momentum=0.9,
-      epsilon=1e-5,
-      dtype=self.dtype,
-      axis_name=self.axis_name,
-    )
+    norm = batch_norm(train, self.dtype, self.axis_name)
     block = _block_class(self.block)
 
     # Paddings are written out because Flax's SAME differs from torch's

@@ -91,14 +91,7 @@ class VGG16(nn.Module):
       dtype=self.dtype,
       kernel_init=resnet.kaiming,
     )
-    norm = partial(
-      nn.BatchNorm,
-      use_running_average=not train,
-      momentum=0.9,
-      epsilon=1e-5,
-      dtype=self.dtype,
-      axis_name=self.axis_name,
-    )
+    norm = resnet.batch_norm(train, self.dtype, self.axis_name)
     # torchvision's deviation of .01, widened in narrower networks: the
     # variance times the number of inputs stays the same.
     deviation = 0.01 * math.sqrt(64 / self.width)
