@@ -355,10 +355,9 @@ def _check_combinations(c):
     if flat[name] != default and flat[needs] not in values:
       wanted = f'left out unless {needs} is {" or ".join(values)}'
       _refuse(name, flat[name], wanted)
-  vgg = c.model.network == 'vgg16'
-  count = 5 if vgg else len(c.model.stage_sizes)
-  stages = tuple(f'stage{i + 1}' for i in range(count))
-  stride = 32 if vgg else 4 * 2 ** (count - 1)
+  stages = stage_names(c.model)
+  # A residual network's stem halves twice, and its first stage not at all.
+  stride = 2 ** (len(stages) + (c.model.network == 'resnet'))
   if c.data.image_size < stride:
     _refuse(
       'data.image_size', c.data.image_size, f"at least the network's {stride}"
@@ -405,6 +404,15 @@ def _check_combinations(c):
     )  # fmt: skip
 
 
+def stage_names(model):
+  """('stage1', 'stage2', ...) of the network of config.model."""
+  count = 5 if model.network == 'vgg16' else len(model.stage_sizes)
+  return tuple(f'stage{i + 1}' for i in range(count))
+
+
+# Fields that earlier versions did not record, and what they did.
+_EARLIER = {'model.network': 'resnet', 'retrain.freeze': False}
+
 # Fields that may differ between two starts of one run.
 _FREE = ('data.source', 'data.path', 'data.threads', 'data.prefetch',
          'data.workers', 'train.save_every', 'train.log_every', 'train.keep',
@@ -418,16 +426,21 @@ def save(config, path):
 
 
 def load(path):
-  """Reads a config.json; lists come back as tuples."""
+  """Reads a config.json, of an earlier version too; lists become tuples."""
 
   def tuples(value):
     if isinstance(value, dict):
       return {k: tuples(v) for k, v in value.items()}
     return tuple(map(tuples, value)) if isinstance(value, list) else value
 
-  return ml_collections.ConfigDict(
+  config = ml_collections.ConfigDict(
     tuples(json.loads(pathlib.Path(path).read_text()))
   )
+  for name, value in _EARLIER.items():
+    section, field = name.split('.')
+    if section in config and field not in config[section]:
+      config[section][field] = value
+  return config
 
 
 def differences(old, new):

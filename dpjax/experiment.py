@@ -216,6 +216,13 @@ def _for_pretraining(data):
   return [data.split(name) for name in names]
 
 
+def stage_sides(config: Any) -> dict[str, int]:
+  """{stage: side of its features in cells} of the config's network."""
+  if config.model.network == 'vgg16':
+    return vgg.stage_shapes(config.data.image_size)
+  return resnet.stage_shapes(config.data.image_size, config.model.stage_sizes)
+
+
 def build(config: Any, stage: str, data: store.Store) -> Experiment:
   """Makes the networks and losses of one stage; allocates nothing.
 
@@ -273,12 +280,7 @@ def build(config: Any, stage: str, data: store.Store) -> Experiment:
       ' there is nothing to teach attention with; it is left out',
       file=sys.stderr,
     )
-  if config.model.network == 'vgg16':
-    sides = vgg.stage_shapes(config.data.image_size)
-  else:
-    sides = resnet.stage_shapes(
-      config.data.image_size, config.model.stage_sizes
-    )
+  sides = stage_sides(config)
   model = steps.Retraining(
     backbone=backbone(num_classes=data.num_classes),
     attention=heads.AttentionHeads(

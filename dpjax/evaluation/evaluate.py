@@ -33,8 +33,6 @@ PREDICTIONS = 'predictions.csv'
 VALIDATION = 'predictions_validation.csv'
 MAPS = 'maps.npz'
 LOCALISATION = 'localisation.csv'
-# Fields that runs of earlier versions did not record, and what they did.
-_EARLIER = {'model.network': 'resnet', 'retrain.freeze': False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,10 +255,6 @@ def open_run(config: Any, workdir: pathlib.Path) -> Opened:
     raise ValueError(
       f'--workdir={workdir} holds a run of {own.stage}; only retrain classifies'
     )
-  for name, value in _EARLIER.items():
-    section, field = name.split('.')
-    if field not in own[section]:
-      own[section][field] = value
   own.evaluate, own.parallel = config.evaluate, config.parallel
   for field in ('render', 'threads', 'prefetch'):
     own.data[field] = config.data[field]

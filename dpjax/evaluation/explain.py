@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from dpjax import config as config_lib
 from dpjax import steps
 from dpjax.data import labels
 from dpjax.evaluation import gradcam, localisation
-from dpjax.models import vgg
 
 WITHOUT_BOXES = 32  # images without a box whose maps are kept, at most
 
@@ -138,10 +138,7 @@ def cam_stage(config: Any) -> str:
   Raises:
     ValueError: the run's network has none of that name.
   """
-  stages = vgg.STAGES
-  if config.model.network != 'vgg16':
-    count = len(config.model.stage_sizes)
-    stages = tuple(f'stage{i + 1}' for i in range(count))
+  stages = config_lib.stage_names(config.model)
   wanted = config.evaluate.cam_stage
   if wanted not in ('last', *stages):
     raise ValueError(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dpjax import config as config_lib
+from dpjax import experiment
 from dpjax.data import augment
 from dpjax.evaluation import titles
 from dpjax.report import figures, overlay, page
@@ -102,12 +103,11 @@ def _facts(run):
   c, result = run.config, run.evaluation
   if c:
     m, loss = c.model, c.loss
-    network = c.model.get('network', 'resnet')
     sizes = ', '.join(map(str, m.stage_sizes))
     facts['Network'] = (
       f'ResNet ({sizes}), {m.block} blocks, width {m.width}'
-      if network == 'resnet'
-      else f'{network}, width {m.width}'
+      if m.network == 'resnet'
+      else f'{m.network}, width {m.width}'
     )
     facts['Input'] = (
       f'{c.data.image_size} pixels, of {c.data.store_size} stored'
@@ -267,7 +267,11 @@ def masks(section: page.Section, evidence: Evidence) -> None:
   split = data.splits[split_name]
   rng = np.random.default_rng(evidence.seed)
   row = int(rng.choice(np.flatnonzero(split.num_boxes)))
-  sides = _stage_sides(run.config)
+  sides = {
+    stage: side
+    for stage, side in experiment.stage_sides(run.config).items()
+    if stage in run.config.mgacr.stages
+  }
   found = augment.masks_host(
     split.boxes[[row]],
     split.num_boxes[[row]],
@@ -299,19 +303,6 @@ def masks(section: page.Section, evidence: Evidence) -> None:
     'sides': sides,
     'covered': {name: float(mask.mean()) for name, mask in found.items()},
   }
-
-
-def _stage_sides(c):
-  """{stage: cells a side} of the stages that MGACR teaches."""
-  if c.model.get('network', 'resnet') == 'vgg16':
-    from dpjax.models import vgg
-
-    sides = vgg.stage_shapes(c.data.image_size)
-  else:
-    from dpjax.models import resnet
-
-    sides = resnet.stage_shapes(c.data.image_size, c.model.stage_sizes)
-  return {name: side for name, side in sides.items() if name in c.mgacr.stages}
 
 
 def training(section: page.Section, evidence: Evidence) -> None:
