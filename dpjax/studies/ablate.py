@@ -12,7 +12,6 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
-from dpjax import atomic
 from dpjax.data import prepare
 from dpjax.evaluation import titles
 from dpjax.studies import runs, tables
@@ -68,31 +67,21 @@ def ablate(
     (name, seed): runs.network(prepare.as_made(row), workdir, name)
     for (name, seed), row in configs.items()
   }
-  for task in plan.values():
-    runs.check(task)
   images = tables.Images(base.evaluate.resamples, base.evaluate.seed)
 
-  def tabulated():
+  def save():
     by_row = {name: [runs.look(plan[name, s]) for s in seeds] for name in names}
     table = tabulate(by_row, dict(base.ablate.rows), images)
-    atomic.write_json(workdir / 'ablation.json', table)
-    atomic.write_text(workdir / 'ablation_runs.csv', tables.runs_csv(by_row))
+    tables.write(workdir, 'ablation', by_row, table)
     return by_row, table
 
-  for task in plan.values():  # a seed after the other
-    before = runs.look(task).state
-    if runs.run(task).state != before:
-      tabulated()
-  by_row, table = tabulated()
-  atomic.write_text(workdir / 'ablation.md', format_markdown(table))
-  files = ['ablation.json', 'ablation_runs.csv', 'ablation.md']
-  if figure := draw(by_row):
-    figure.savefig(workdir / 'fig7.png')
-    files.append('fig7.png')
-  return (
-    f'{format_text(table)}\nwritten:'
-    f' {", ".join(str(workdir / file) for file in files)}'
-  )
+  # A seed after the other.
+  tasks = [(task, None) for task in plan.values()]
+  by_row, table = runs.run_all(tasks, save)
+  return tables.finish(
+    workdir, 'ablation', format_text(table), format_markdown(table),
+    {'fig7.png': draw(by_row)},
+  )  # fmt: skip
 
 
 def tabulate(

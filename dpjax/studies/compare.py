@@ -11,7 +11,6 @@ from typing import Any
 
 import matplotlib.figure
 
-from dpjax import atomic
 from dpjax.data import prepare
 from dpjax.evaluation import titles
 from dpjax.studies import classical, runs, tables
@@ -93,34 +92,23 @@ def compare(
       plan[title, seed] = kind, task, work
   kinds = {title: kind for (title, _), (kind, *_) in plan.items()}
   runs.check_names([*kinds])
-  for _, task, _ in plan.values():
-    runs.check(task)
   images = tables.Images(base.evaluate.resamples, base.evaluate.seed)
 
-  def tabulated():
+  def save():
     by_row = {
       title: [runs.look(plan[title, seed][1]) for seed in base.compare.seeds]
       for title in kinds
     }
     table = tabulate(by_row, kinds, images)
-    atomic.write_json(workdir / 'comparison.json', table)
-    atomic.write_text(workdir / 'comparison_runs.csv', tables.runs_csv(by_row))
+    tables.write(workdir, 'comparison', by_row, table)
     return table
 
-  for _, task, work in plan.values():
-    before = runs.look(task).state
-    if runs.run(task, work).state != before:
-      tabulated()
-  table = tabulated()
-  atomic.write_text(workdir / 'comparison.md', format_markdown(table))
-  files = ['comparison.json', 'comparison_runs.csv', 'comparison.md']
-  if figure := draw(table):
-    figure.savefig(workdir / 'fig8.png')
-    files.append('fig8.png')
-  return (
-    f'{format_text(table)}\nwritten:'
-    f' {", ".join(str(workdir / file) for file in files)}'
-  )
+  tasks = [(task, work) for _, task, work in plan.values()]
+  table = runs.run_all(tasks, save)
+  return tables.finish(
+    workdir, 'comparison', format_text(table), format_markdown(table),
+    {'fig8.png': draw(table)},
+  )  # fmt: skip
 
 
 def _tasks(method, config, workdir, data, kept):

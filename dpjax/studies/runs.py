@@ -375,6 +375,32 @@ def run(task: Task, work: Callable[[Task], None] | None = None) -> Run:
   return look(task)
 
 
+def run_all(
+  tasks: Sequence[tuple[Task, Callable[[Task], None] | None]],
+  save: Callable[[], Any],
+) -> Any:
+  """Does the tasks of a study in their order, as far as they are not done.
+
+  Args:
+    tasks: each with what trains it (see `run`); all are checked before the
+      first is begun.
+    save: called after every task that came to an end here, and at the end.
+
+  Returns:
+    What `save` returned at the end.
+
+  Raises:
+    What `run` raises.
+  """
+  for task, _ in tasks:
+    check(task)
+  for task, work in tasks:
+    before = look(task).state
+    if run(task, work).state != before:
+      save()
+  return save()
+
+
 def _retrain(task):
   train.train(task.config, 'retrain', task.workdir)
   evaluate.evaluate(task.config, task.workdir)

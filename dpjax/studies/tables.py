@@ -7,12 +7,15 @@ split, the trained networks held fixed).
 
 import csv
 import io
+import pathlib
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib.figure
 import numpy as np
 
+from dpjax import atomic
 from dpjax.data import labels as labels_lib
 from dpjax.evaluation import bootstrap, evaluate, predictions, titles
 from dpjax.studies import runs
@@ -165,6 +168,45 @@ class Images:
       [score], labels, self._resamples, self._seed, stratified=True
     )
     return self._drawn[key]
+
+
+def write(
+  workdir: pathlib.Path,
+  name: str,
+  by_row: dict[str, Sequence[runs.Run]],
+  table: dict[str, Any],
+) -> None:
+  """Writes NAME.json, the table so far, and NAME_runs.csv, its runs."""
+  atomic.write_json(workdir / f'{name}.json', table)
+  atomic.write_text(workdir / f'{name}_runs.csv', runs_csv(by_row))
+
+
+def finish(
+  workdir: pathlib.Path,
+  name: str,
+  text: str,
+  markdown: str,
+  figures: dict[str, matplotlib.figure.Figure | None],
+) -> str:
+  """Writes what people read of a study, beside what `write` wrote.
+
+  Args:
+    workdir: of the study.
+    name: of its files.
+    text: the table, to be printed.
+    markdown: of NAME.md.
+    figures: {file: figure, or None where there is nothing to draw}.
+
+  Returns:
+    `text`, and a line that names the files.
+  """
+  atomic.write_text(workdir / f'{name}.md', markdown)
+  files = [f'{name}.json', f'{name}_runs.csv', f'{name}.md']
+  for file, figure in figures.items():
+    if figure is not None:
+      figure.savefig(workdir / file)
+      files.append(file)
+  return f'{text}\nwritten: {", ".join(str(workdir / file) for file in files)}'
 
 
 def about(by_row: dict[str, Sequence[runs.Run]]) -> dict[str, Any]:
