@@ -6,6 +6,8 @@ import pathlib
 import runpy
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dpjax import config as config_lib
@@ -120,6 +122,26 @@ def make_config(**changes):
     }
   )
   return config_lib.resolve(config, num_devices=8, platform='cpu')
+
+
+def filled(model, size, seed=0):
+  """Variables of a network, in which nothing is trivial, without compiling."""
+  rng = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    name = path[-1].key
+    if name == 'kernel':  # Variance 2 / fan_in keeps features of order 1.
+      deviation = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+      values = rng.normal(0, deviation, leaf.shape)
+    elif name in ('scale', 'var'):
+      values = rng.uniform(0.5, 1.5, leaf.shape)
+    else:
+      values = rng.normal(0, 0.1, leaf.shape)
+    return values.astype(np.float32)
+
+  images = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+  return jax.tree.map_with_path(draw, dict(shapes))
 
 
 def write_dicom(file, pixels, **header):

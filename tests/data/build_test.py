@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import functools
-import hashlib
 import os
 import pathlib
 import pickle
@@ -18,7 +17,14 @@ import pytest
 from dpjax.data import build, radiograph, shards, store, tables
 from dpjax.data import summary as summary_lib
 from dpjax.data.readers import phantom
-from tests.data.sources import SHARD, SIZE, make_records, prepare
+from tests.data.sources import (
+  SHARD,
+  SIZE,
+  digest,
+  make_records,
+  one_line,
+  prepare,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -42,16 +48,6 @@ def made(tmp_path_factory):
 def contents(path):
   """File name -> bytes."""
   return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
-
-
-def one_line(caught):
-  message = str(caught.value)
-  assert message and '\n' not in message
-  return message
-
-
-def digest(image):
-  return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def of_arrays(*images, **fields):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dpjax.data import dicom, image, radiograph, shards, tables
+from tests.data.sources import image_refusal as refusal
 
 pydicom = pytest.importorskip('pydicom')
 gdcm = pytest.importorskip('gdcm')
@@ -62,15 +63,6 @@ def read(tmp_path):
     return image.read(path)
 
   return read
-
-
-def refusal(path):
-  with pytest.raises(ValueError) as caught:
-    image.read(str(path))
-  line = str(caught.value)
-  assert isinstance(caught.value, tables.Fault)
-  assert line.startswith(f'{path}: ') and '\n' not in line and len(line) < 400
-  return line.removeprefix(f'{path}: ')
 
 
 def rounded(levels):

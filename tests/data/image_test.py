@@ -16,7 +16,8 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from dpjax.data import image, tables
+from dpjax.data import image
+from tests.data.sources import image_refusal as refusal
 
 
 def noise(*shape, top=256, dtype=np.uint8):
@@ -37,15 +38,6 @@ def encoded(picture, kind, **options):
 def written(file, picture, **options):
   picture.save(file, **options)
   return str(file)
-
-
-def refusal(path):
-  with pytest.raises(ValueError) as caught:
-    image.read(str(path))
-  line = str(caught.value)
-  assert isinstance(caught.value, tables.Fault)
-  assert line.startswith(f'{path}: ') and '\n' not in line and len(line) < 400
-  return line.removeprefix(f'{path}: ')
 
 
 @pytest.mark.parametrize('name', ['a.png', 'a.tif', 'a.TIFF', 'a.bmp', 'a'])

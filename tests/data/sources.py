@@ -1,13 +1,14 @@
 """A small source of image files, and the set that is made of it."""
 
 import builtins
+import hashlib
 import pathlib
 
 import cv2
 import numpy as np
 import pytest
 
-from dpjax.data import build, radiograph
+from dpjax.data import build, image, radiograph, tables
 
 SIZE = 32
 # One shard of the default length would hold every set of these tests.
@@ -21,10 +22,10 @@ def make_records(folder, count=60):
   records = []
   for i in range(count):
     height, width = (SIZE, SIZE) if i % 5 == 0 else rng.integers(20, 90, 2)
-    image = rng.integers(0, 256, (height, width)).astype(np.uint8)
+    pixels = rng.integers(0, 256, (height, width)).astype(np.uint8)
     # PNG keeps every grey level; JPEG is what sources mostly hold.
     file = folder / f'{i}.{"png" if i % 3 else "jpg"}'
-    cv2.imwrite(str(file), image)
+    cv2.imwrite(str(file), pixels)
     boxes = ((1.0, 2.0, 11.0, 17.0), (12.0, 3.0, 19.0, 20.0))[: i % 3]
     records.append(
       radiograph.from_file(
@@ -58,6 +59,39 @@ def refusal(read, *arguments, **options):
   message = str(caught.value)
   assert message and message.isprintable()
   return message
+
+
+def image_refusal(path):
+  """The one line of a fault that reading an image file ends in."""
+  with pytest.raises(ValueError) as caught:
+    image.read(str(path))
+  line = str(caught.value)
+  assert isinstance(caught.value, tables.Fault)
+  assert line.startswith(f'{path}: ') and '\n' not in line and len(line) < 400
+  return line.removeprefix(f'{path}: ')
+
+
+def one_line(caught):
+  """The message of a caught error, which is one line."""
+  message = str(caught.value)
+  assert message and '\n' not in message
+  return message
+
+
+def digest(pixels):
+  """As a set records it of a stored image."""
+  return hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+def refused(read, source, on_error='fail', **options):
+  """The one line that reading `source` ends in, by one of the readers."""
+  return refusal(read, source, tables.Faults(on_error), **options)
+
+
+def skipped(read, source):
+  """Ids that a reader reads with on_error=skip, and the faults."""
+  faults = tables.Faults('skip')
+  return [record.id for record in read(source, faults)], faults.found
 
 
 def suffixes_opened(monkeypatch):

@@ -1,6 +1,5 @@
 """A prepared set is read exactly, and refused where it is not whole."""
 
-import hashlib
 import json
 import os
 import pathlib
@@ -15,6 +14,7 @@ import pytest
 
 from dpjax.data import build, store
 from tests.data import sources
+from tests.data.sources import digest, one_line
 
 SIZE = sources.SIZE
 
@@ -35,16 +35,6 @@ def made(tmp_path_factory):
 def copy(made, tmp_path):
   """A copy of the set, to be broken."""
   return pathlib.Path(shutil.copytree(made[1], tmp_path / 'copy'))
-
-
-def one_line(caught):
-  message = str(caught.value)
-  assert message and '\n' not in message
-  return message
-
-
-def digest(image):
-  return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def test_images_are_exact_in_any_order_and_number(made):

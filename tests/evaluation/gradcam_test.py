@@ -9,30 +9,11 @@ import pytest
 
 from dpjax.evaluation import gradcam
 from dpjax.models import resnet, vgg
+from tests import fakes
 
 RESNET = resnet.ResNet(stage_sizes=(1, 1), width=8, num_classes=4)
 BOTTLENECK = RESNET.clone(block='bottleneck')
 VGG = vgg.VGG16(width=2, num_classes=4)
-
-
-def filled(model, size, seed=0):
-  """Variables of numpy, in which nothing is trivial."""
-  rng = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    name = path[-1].key
-    if name == 'kernel':
-      deviation = np.sqrt(2 / np.prod(leaf.shape[:-1]))
-      values = rng.normal(0, deviation, leaf.shape)
-    elif name in ('scale', 'var'):
-      values = rng.uniform(0.5, 1.5, leaf.shape)
-    else:
-      values = rng.normal(0, 0.1, leaf.shape)
-    return values.astype(np.float32)
-
-  images = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-  return jax.tree.map_with_path(draw, dict(shapes))
 
 
 def pixels(count, size, seed=1):
@@ -92,7 +73,7 @@ def test_a_case_of_two_by_two_positions_and_two_channels_by_hand():
 @pytest.mark.parametrize('model', [RESNET, BOTTLENECK], ids=['basic', 'bottle'])
 @pytest.mark.parametrize('target', gradcam.TARGETS)
 def test_both_ways_agree_on_the_last_stage_of_a_resnet(model, target):
-  variables, images = filled(model, 48), pixels(3, 48)
+  variables, images = fakes.filled(model, 48), pixels(3, 48)
   labels = np.array([2, 0, 1])
   given = variables, images, labels, target, 'stage2'
   closed, general = (cam(model, *given, backward=b) for b in (False, True))
@@ -112,7 +93,7 @@ def test_only_the_last_stage_of_a_resnet_goes_without_a_backward_pass():
     (RESNET, 48, 'stage1', False),
     (VGG, 64, 'stage4', False),
   ):
-    given = filled(model, size), pixels(1, size)
+    given = fakes.filled(model, size), pixels(1, size)
     forward = convolutions(model.apply, *given)
     found = convolutions(
       functools.partial(
@@ -129,7 +110,7 @@ def test_only_the_last_stage_of_a_resnet_goes_without_a_backward_pass():
   ids=['resnet', 'vgg'],
 )
 def test_any_stage_agrees_with_finite_differences(model, size, stage):
-  variables, images = filled(model, size), pixels(2, size)
+  variables, images = fakes.filled(model, size), pixels(2, size)
   labels = np.array([1, 3])
   # Of which sign the sum is, and thus what is cut off, is up to the weights;
   # between the two targets enough is left to compare.
@@ -158,7 +139,7 @@ def test_any_stage_agrees_with_finite_differences(model, size, stage):
 
 
 def test_an_images_map_does_not_depend_on_its_batch():
-  variables, images = filled(RESNET, 48), pixels(3, 48)
+  variables, images = fakes.filled(RESNET, 48), pixels(3, 48)
   labels = np.array([0, 1, 2])
   whole = cam(RESNET, variables, images, labels, 'lesion', 'stage1')
   one = cam(RESNET, variables, images[1:2], labels[1:2], 'lesion', 'stage1')
@@ -166,7 +147,7 @@ def test_an_images_map_does_not_depend_on_its_batch():
 
 
 def test_bfloat16_features_give_nearly_the_same_map_in_float32():
-  variables, images = filled(RESNET, 48), pixels(2, 48)
+  variables, images = fakes.filled(RESNET, 48), pixels(2, 48)
   half = RESNET.clone(dtype=jnp.bfloat16)
   expected = cam(RESNET, variables, images, None, 'lesion', 'stage1')
   got = cam(half, variables, images, None, 'lesion', 'stage1')
@@ -184,7 +165,7 @@ def test_bfloat16_features_give_nearly_the_same_map_in_float32():
   ],
 )
 def test_a_wrong_target_or_stage_is_refused_in_one_line(target, stage, line):
-  variables, images = filled(RESNET, 48), pixels(1, 48)
+  variables, images = fakes.filled(RESNET, 48), pixels(1, 48)
   with pytest.raises(ValueError, match=line) as error:
     jax.eval_shape(
       functools.partial(gradcam.grad_cam, RESNET, target=target, stage=stage),

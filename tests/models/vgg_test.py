@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dpjax.models import vgg
+from tests import fakes
 
 
 def shapes(model, size=32):
@@ -19,26 +20,6 @@ def shapes(model, size=32):
 
 def count(tree):
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def filled(model, seed=0):
-  """Variables of numpy: an initialisation takes seconds to compile."""
-  rng = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    name = path[-1].key
-    if (
-      name == 'kernel'
-    ):  # Variance 2 / fan_in keeps features of the order of 1.
-      deviation = np.sqrt(2 / np.prod(leaf.shape[:-1]))
-      values = rng.normal(0, deviation, leaf.shape)
-    elif name in ('scale', 'var'):
-      values = rng.uniform(0.5, 1.5, leaf.shape)
-    else:
-      values = rng.normal(0, 0.1, leaf.shape)
-    return values.astype(np.float32)
-
-  return jax.tree.map_with_path(draw, dict(shapes(model)))
 
 
 def pixels(shape, seed):
@@ -121,7 +102,7 @@ def loop_pool(x, side):
 
 def test_the_forward_pass_is_that_of_loops_in_float64():
   model = vgg.VGG16(num_classes=3, width=2, batch_norm=False)
-  variables, images = filled(model), pixels((2, 68, 66, 1), seed=1)
+  variables, images = fakes.filled(model, 32), pixels((2, 68, 66, 1), seed=1)
   logits, features = run(model, variables, images)
   expected, blocks = numpy_forward(variables['params'], images)
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
@@ -142,7 +123,7 @@ def test_adaptive_pooling_is_that_of_a_loop_over_bins(shape):
 
 def test_without_classes_the_last_hidden_layer_stands_in_place_of_the_logits():
   model = vgg.VGG16(width=2, num_classes=0)
-  variables = filled(model)
+  variables = fakes.filled(model, 32)
   logits, features = run(model, variables, pixels((2, 32, 32, 1), seed=2))
   assert 'fc' not in variables['params']
   np.testing.assert_array_equal(logits, features['pooled'])
@@ -152,7 +133,9 @@ def test_bfloat16_keeps_parameters_pooled_features_and_logits_in_float32():
   model = vgg.VGG16(width=2, dtype=jnp.bfloat16)
   dtypes = {leaf.dtype for leaf in jax.tree.leaves(shapes(model))}
   assert dtypes == {jnp.dtype('f4')}
-  logits, features = run(model, filled(model), pixels((2, 32, 32, 1), seed=3))
+  logits, features = run(
+    model, fakes.filled(model, 32), pixels((2, 32, 32, 1), seed=3)
+  )
   for tree in (logits, features['pooled']):
     assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype('f4')}
   assert features['stage5'].dtype == jnp.bfloat16
@@ -160,7 +143,7 @@ def test_bfloat16_keeps_parameters_pooled_features_and_logits_in_float32():
 
 def test_training_updates_the_statistics_of_every_batch_norm():
   model = vgg.VGG16(width=2)
-  variables, images = filled(model), pixels((4, 32, 32, 1), seed=4)
+  variables, images = fakes.filled(model, 32), pixels((4, 32, 32, 1), seed=4)
   _, updated = run(
     model, variables, images, train=True, mutable=['batch_stats']
   )
@@ -187,7 +170,7 @@ def test_first_weights_have_torchvisions_deviations_at_its_width():
 
 def test_an_offset_is_added_before_the_features_go_on():
   model = vgg.VGG16(width=2)
-  variables, images = filled(model), pixels((2, 48, 48, 1), seed=5)
+  variables, images = fakes.filled(model, 32), pixels((2, 48, 48, 1), seed=5)
   plain, features = run(model, variables, images)
   zero = {'stage3': jnp.zeros_like(features['stage3'])}
   same, _ = run(model, variables, images, offsets=zero)

@@ -7,7 +7,6 @@ import pytest
 
 from dpjax import train
 from dpjax.data import prepare
-from dpjax.evaluation import evaluate
 from dpjax.studies import ablate, runs
 from tests.studies import fake_runs
 
@@ -16,11 +15,7 @@ ROWS = ('+ pre-training', '+ attention')
 
 @pytest.fixture(autouse=True)
 def fake(tmp_path, monkeypatch):
-  fake = fake_runs.Fake(tmp_path)
-  monkeypatch.setattr(train, 'train', fake.train)
-  monkeypatch.setattr(evaluate, 'evaluate', fake.evaluate)
-  monkeypatch.setattr(prepare, 'open_prepared', lambda config: fake_runs.STORE)
-  return fake
+  return fake_runs.install(tmp_path, monkeypatch)
 
 
 def run(workdir, **changes):

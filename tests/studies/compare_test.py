@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 from dpjax import train
-from dpjax.data import prepare
-from dpjax.evaluation import evaluate
 from dpjax.studies import classical, compare
 from tests import fakes
 from tests.studies import fake_runs
@@ -34,10 +32,7 @@ class Features:
 
 @pytest.fixture(autouse=True)
 def fake(tmp_path, monkeypatch):
-  fake = fake_runs.Fake(tmp_path)
-  monkeypatch.setattr(train, 'train', fake.train)
-  monkeypatch.setattr(evaluate, 'evaluate', fake.evaluate)
-  monkeypatch.setattr(prepare, 'open_prepared', lambda config: fake_runs.STORE)
+  fake = fake_runs.install(tmp_path, monkeypatch)
   monkeypatch.setattr(classical, 'Features', Features)
   Features.made = ()
   return fake

@@ -9,8 +9,8 @@ import xxhash
 
 from dpjax import config as config_lib
 from dpjax import manifest, train
-from dpjax.data import pipeline
-from dpjax.evaluation import predictions, scores
+from dpjax.data import pipeline, prepare
+from dpjax.evaluation import evaluate, predictions, scores
 from tests import fakes
 
 STORE = fakes.make_store(train=24, validation=9, test=30)
@@ -85,6 +85,15 @@ class Fake:
     write_evaluation(
       workdir, split, np.random.default_rng(seed), settings=config.evaluate
     )
+
+
+def install(tmp_path, monkeypatch):
+  """A Fake in the place of training and evaluation."""
+  fake = Fake(tmp_path)
+  monkeypatch.setattr(train, 'train', fake.train)
+  monkeypatch.setattr(evaluate, 'evaluate', fake.evaluate)
+  monkeypatch.setattr(prepare, 'open_prepared', lambda config: STORE)
+  return fake
 
 
 def write_evaluation(workdir, split, rng, strength=1.0, settings=None):

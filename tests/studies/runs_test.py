@@ -6,17 +6,13 @@ import pathlib
 import pytest
 
 from dpjax import train
-from dpjax.evaluation import evaluate
 from dpjax.studies import runs
 from tests.studies import fake_runs
 
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-  fake = fake_runs.Fake(tmp_path)
-  monkeypatch.setattr(train, 'train', fake.train)
-  monkeypatch.setattr(evaluate, 'evaluate', fake.evaluate)
-  return fake
+  return fake_runs.install(tmp_path, monkeypatch)
 
 
 def make_task(workdir, name='row', overrides=(), seed=0, **changes):

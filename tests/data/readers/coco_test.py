@@ -1,6 +1,7 @@
 """COCO annotations: what is read, and what is one line."""
 
 import copy
+import functools
 import json
 import pathlib
 import tempfile
@@ -65,16 +66,12 @@ def changed(kind, i, **changes):
 
 def refused(root, on_error='fail', **options):
   """The one line that reading `root` ends in."""
-  faults = tables.Faults(on_error)
-  message = sources.refusal(coco.read, root, faults, **options)
+  message = sources.refused(coco.read, root, on_error, **options)
   assert len(message) < 500
   return message
 
 
-def skipped(root):
-  """Ids that are read with on_error=skip, and the faults."""
-  faults = tables.Faults('skip')
-  return [r.id for r in coco.read(root, faults)], faults.found
+skipped = functools.partial(sources.skipped, coco.read)
 
 
 def test_images_boxes_and_findings_are_those_of_the_json(tmp_path):

@@ -1,6 +1,7 @@
 """The competition's layout: what is read, and what is refused in one line."""
 
 import csv
+import functools
 import os
 import pathlib
 import pickle
@@ -38,15 +39,8 @@ def read(folder):
   return competition.read(folder, tables.Faults())
 
 
-def refused(folder):
-  """The one line that reading `folder` ends in."""
-  return sources.refusal(read, folder)
-
-
-def skipped(folder):
-  """ids that are read in spite of faults, and the faults."""
-  faults = tables.Faults('skip')
-  return [r.id for r in competition.read(folder, faults)], faults.found
+refused = functools.partial(sources.refused, competition.read)
+skipped = functools.partial(sources.skipped, competition.read)
 
 
 def test_boxes_and_order_are_those_of_the_files(tmp_path):

@@ -1,6 +1,7 @@
 """A folder for each class: what is read, and what is one line."""
 
 import collections
+import functools
 import os
 import pathlib
 import tempfile
@@ -29,15 +30,8 @@ def write(root, *names, boxes=None):
   return root
 
 
-def refused(root, **options):
-  """The one line that reading `root` ends in."""
-  return sources.refusal(folder.read, root, tables.Faults(), **options)
-
-
-def skipped(root):
-  """Ids that are read with on_error=skip, and the faults."""
-  faults = tables.Faults('skip')
-  return [r.id for r in folder.read(root, faults)], faults.found
+refused = functools.partial(sources.refused, folder.read)
+skipped = functools.partial(sources.skipped, folder.read)
 
 
 def test_the_folder_is_the_class_and_a_normal_one_has_no_finding(tmp_path):

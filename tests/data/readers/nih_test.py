@@ -1,6 +1,7 @@
 """ChestX-ray14's tables: irregular headers, patients, lists, boxes."""
 
 import csv
+import functools
 import pathlib
 import tempfile
 import time
@@ -56,16 +57,13 @@ def read(folder):
   return nih.read(folder, tables.Faults())
 
 
-def refused(folder):
-  """The one line that reading `folder` ends in."""
-  return sources.refusal(read, folder)
+refused = functools.partial(sources.refused, nih.read)
 
 
 def skipped(folder):
-  """ids that are read in spite of faults, and the faults."""
-  faults = tables.Faults('skip')
-  records = nih.read(folder, faults)
-  return ' '.join(r.id.removesuffix('.png') for r in records), faults.found
+  """sources.skipped, the ids in short."""
+  ids, faults = sources.skipped(nih.read, folder)
+  return ' '.join(id.removesuffix('.png') for id in ids), faults
 
 
 def test_findings_boxes_and_patients_are_those_of_the_tables(tmp_path):

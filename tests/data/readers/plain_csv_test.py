@@ -1,6 +1,7 @@
 """A table of images and one of boxes: what is read, and what is one line."""
 
 import collections
+import functools
 import os
 import pathlib
 import tempfile
@@ -44,16 +45,8 @@ def read(root, **options):
   return plain_csv.read(root, tables.Faults(), **options)
 
 
-def refused(root, on_error='fail', **options):
-  """The one line that reading `root` ends in."""
-  faults = tables.Faults(on_error)
-  return sources.refusal(plain_csv.read, root, faults, **options)
-
-
-def skipped(root):
-  """Ids that are read with on_error=skip, and the faults."""
-  faults = tables.Faults('skip')
-  return [r.id for r in plain_csv.read(root, faults)], faults.found
+refused = functools.partial(sources.refused, plain_csv.read)
+skipped = functools.partial(sources.skipped, plain_csv.read)
 
 
 def test_each_row_is_an_image(tmp_path):

@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import functools
 import os
 import pathlib
 import tempfile
@@ -43,15 +44,13 @@ def read(folder):
   return rsna.read(folder, tables.Faults())
 
 
-def refused(folder):
-  """The one line that reading `folder` ends in."""
-  return sources.refusal(read, folder)
+refused = functools.partial(sources.refused, rsna.read)
 
 
 def skipped(folder):
-  """ids that are read in spite of faults, and the faults."""
-  faults = tables.Faults('skip')
-  return ''.join(r.id for r in rsna.read(folder, faults)), faults.found
+  """sources.skipped, the ids in short."""
+  ids, faults = sources.skipped(rsna.read, folder)
+  return ''.join(ids), faults
 
 
 def test_rows_of_one_exam_are_one_record_with_their_boxes(tmp_path):
