@@ -19,7 +19,7 @@ import numpy as np
 
 from dpjax import config as config_lib
 from dpjax.data import prepare
-from dpjax.evaluation import evaluate, explain
+from dpjax.evaluation import evaluate, explain, localisation
 from dpjax.report import report
 
 SIZE = 224
@@ -95,7 +95,7 @@ def main():
     maps = make_maps(len(shown), rng)
     start = time.perf_counter()
     result |= {'step': 1, 'device': 'none', 'localisation': {}}
-    _, _, result['localisation'] = explain.localise(
+    ids, per_image, result['localisation'] = explain.localise(
       shown,
       maps,
       (rows, make_maps(len(rows), rng)),
@@ -104,6 +104,7 @@ def main():
       resamples=config.evaluate.resamples,
       seed=0,
     )
+    localisation.write_scores(workdir / evaluate.LOCALISATION, ids, per_image)
     np.savez_compressed(
       workdir / evaluate.MAPS,
       ids=shown.ids,

@@ -1,6 +1,5 @@
 """Two evaluated runs on the same images: what differs, and how surely."""
 
-import csv
 import json
 import pathlib
 from typing import Any
@@ -123,19 +122,6 @@ def read_evaluation(workdir: str | pathlib.Path) -> dict[str, Any]:
 
 
 def _localisation(workdir):
-  """localisation.csv as ids and {map: {score: (N,)}}; empty without one."""
+  """localisation.read_scores, empty where no image has a box."""
   file = workdir / evaluate.LOCALISATION
-  if not file.is_file():
-    return [], {}
-  with open(file, newline='', encoding='utf-8') as stream:
-    header, *rows = csv.reader(stream)
-  rows.sort()  # by id
-  columns = np.array(
-    [[float(cell or 'nan') for cell in row[1:]] for row in rows]
-  )
-  maps: dict[str, dict[str, np.ndarray]] = {}
-  for i, column in enumerate(header[1:]):
-    name, _, score = column.rpartition('/')
-    if not np.isnan(columns[:, i]).any():
-      maps.setdefault(name, {})[score] = columns[:, i]
-  return [row[0] for row in rows], maps
+  return localisation.read_scores(file) if file.is_file() else ([], {})

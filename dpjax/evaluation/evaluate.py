@@ -1,7 +1,6 @@
 """The evaluate command: a trained run against a labelled split, whole."""
 
 import contextlib
-import csv
 import dataclasses
 import functools
 import pathlib
@@ -22,6 +21,7 @@ from dpjax.evaluation import (
   bootstrap,
   calibration,
   explain,
+  localisation,
   predictions,
   scores,
   subgroups,
@@ -344,16 +344,5 @@ def _localise(opened, workdir):
     size=opened.run.config.data.image_size, resamples=settings.resamples,
     seed=settings.seed,
   )  # fmt: skip
-  with (
-    atomic.replacing(workdir / LOCALISATION) as temporary,
-    open(temporary, 'w', newline='', encoding='utf-8') as file,
-  ):
-    writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(['id', *per_image])
-    writer.writerows(zip(ids, *map(_cells, per_image.values()), strict=True))
+  localisation.write_scores(workdir / LOCALISATION, ids, per_image)
   return result
-
-
-def _cells(column):
-  """Numbers as text, an undefined one empty."""
-  return ['' if np.isnan(value) else f'{value:.6g}' for value in column]

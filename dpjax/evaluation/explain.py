@@ -157,7 +157,7 @@ def localise(
   size: int,
   resamples: int,
   seed: int,
-) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, Any]]:
+) -> tuple[np.ndarray, dict[str, localisation.Scores], dict[str, Any]]:
   """Scores maps against the boxes, beside maps that have not seen the image.
 
   Args:
@@ -171,7 +171,7 @@ def localise(
     seed: of the bootstrap and of the random baseline.
 
   Returns:
-    ids (N,) of the images with a box; {'MAP/SCORE': (N,)} of each; and
+    ids (N,) of the images with a box; {map: {score: (N,)}} of them; and
     evaluation.json's 'localisation'.
   """
   with_box = np.flatnonzero(shown.num_boxes)
@@ -203,7 +203,7 @@ def localise(
     means, intervals = localisation.summarise(
       values, resamples=resamples, seed=seed
     )
-    per_image |= {f'{name}/{score}': v for score, v in values.items()}
+    per_image[name] = values
     result[name] = {
       'num_images': len(scored),
       'scores': means,

@@ -10,10 +10,14 @@ A map of zeros points nowhere. It counts as 0 in the pointing game, in energy
 and in IoU, and has the average precision of any constant, the lesion's area.
 """
 
-from collections.abc import Iterator, Mapping
+import csv
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
+
+from dpjax import atomic
 
 SCORES = ('pointing_game', 'energy_in_box', 'iou', 'pixel_ap')
 BASELINES = ('random', 'centre', 'prior')
@@ -236,6 +240,60 @@ def paired(
     name: {'difference': values[name], 'interval': intervals[name]}
     for name in values
   }
+
+
+def write_scores(
+  path: str | pathlib.Path, ids: Sequence[str], scores: Mapping[str, Scores]
+) -> None:
+  """Writes localisation.csv: a row an image, a column MAP/SCORE a score.
+
+  Args:
+    path: of the file.
+    ids: (N,) of the images.
+    scores: {map: what `per_image` returned}; an undefined one becomes empty.
+  """
+  columns = {
+    f'{name}/{score}': values
+    for name, by_score in scores.items()
+    for score, values in by_score.items()
+  }
+  with (
+    atomic.replacing(path) as temporary,
+    open(temporary, 'w', newline='', encoding='utf-8') as file,
+  ):
+    writer = csv.writer(file, lineterminator='\n')
+    writer.writerow(['id', *columns])
+    for id, *row in zip(ids, *columns.values(), strict=True):
+      writer.writerow([id, *('' if np.isnan(v) else f'{v:.6g}' for v in row)])
+
+
+def read_scores(
+  path: str | pathlib.Path,
+) -> tuple[list[str], dict[str, Scores]]:
+  """Reads a file that `write_scores` wrote.
+
+  Returns:
+    ids, sorted, and {map: {score: (N,)}} in that order, without the scores that
+    are undefined on an image.
+
+  Raises:
+    ValueError: one line: it cannot be read.
+  """
+  try:
+    with open(path, newline='', encoding='utf-8') as file:
+      header, *rows = csv.reader(file)
+    rows.sort()  # by id
+    columns = np.array(
+      [[float(cell or 'nan') for cell in row[1:]] for row in rows]
+    ).reshape(len(rows), len(header) - 1)
+  except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+    raise ValueError(f'{path}: no readable scores of maps ({error})') from error
+  scores: dict[str, Scores] = {}
+  for column, values in zip(header[1:], columns.T, strict=True):
+    name, _, score = column.rpartition('/')
+    if not np.isnan(values).any():
+      scores.setdefault(name, {})[score] = values
+  return [row[0] for row in rows], scores
 
 
 def _pairs(

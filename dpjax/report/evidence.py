@@ -16,7 +16,7 @@ import numpy as np
 
 from dpjax import config as config_lib
 from dpjax.data import store
-from dpjax.evaluation import evaluate, predictions
+from dpjax.evaluation import evaluate, localisation, predictions
 from dpjax.report import page
 
 # Of config.json, what the sections read; a run of another version may lack it.
@@ -46,6 +46,7 @@ class Run:
     labels: (N,).
     probabilities: (N, C), or None without predictions.csv.
     maps: maps.npz; empty without it.
+    pointing: id -> pointing game of Grad-CAM; empty without localisation.csv.
     benchmark: benchmark.json, or None.
     notes: what could not be read, a line each.
   """
@@ -60,6 +61,7 @@ class Run:
   labels: np.ndarray
   probabilities: np.ndarray | None
   maps: dict[str, np.ndarray]
+  pointing: dict[str, float]
   benchmark: dict[str, Any] | None
   notes: tuple[str, ...]
 
@@ -236,6 +238,13 @@ def _load(path, name):
     ) as error:  # fmt: skip
       notes.append(f'maps.npz cannot be read ({_line(error)})')
       maps = {}
+  pointing = {}
+  if (path / evaluate.LOCALISATION).is_file():
+    try:
+      boxed, found = localisation.read_scores(path / evaluate.LOCALISATION)
+      pointing = dict(zip(boxed, found['cam']['pointing_game'], strict=True))
+    except (ValueError, KeyError) as error:
+      notes.append(f'{evaluate.LOCALISATION} cannot be read ({_line(error)})')
   return Run(
     name=name,
     workdir=path,
@@ -247,6 +256,7 @@ def _load(path, name):
     labels=np.asarray(labels),
     probabilities=probabilities,
     maps=maps,
+    pointing=pointing,
     benchmark=_json(path, 'benchmark.json', notes),
     notes=tuple(notes),
   )

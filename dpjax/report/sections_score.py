@@ -451,23 +451,17 @@ def _gallery(section, evidence, run):
     raise page.Missing(f'{data.path} has no split {run.evaluation["split"]}')
   split = data.split(run.evaluation['split'])
   places = {str(name): row for row, name in enumerate(split.ids)}
+  if not run.pointing:
+    raise page.Missing('localisation.csv is missing or has no Grad-CAM')
   known = [
-    (i, places[name])
+    (i, places[name], run.pointing[name] >= 0.5)
     for i, name in enumerate(run.maps['ids'].tolist())
-    if name in places and split.num_boxes[places[name]]
+    if name in places and name in run.pointing
   ]
   if not known:
     raise page.Missing('no image with boxes has a map')
-  of_map, rows = np.array(known).T
+  of_map, rows, hit = map(np.array, zip(*known, strict=True))
   cams = run.maps['cam'][of_map].astype(np.float32)
-  # The pixels at which the evaluation scored it.
-  size = run.config.data.image_size if run.config else data.size
-  hit = (
-    localisation_lib.per_image(
-      cams, split.boxes[rows], split.num_boxes[rows], size, None
-    )['pointing_game']
-    >= 0.5
-  )
   rng = np.random.default_rng(evidence.seed)
   order = rng.permutation(len(rows))
   hits, misses = order[hit[order]], order[~hit[order]]

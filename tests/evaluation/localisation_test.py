@@ -355,3 +355,32 @@ def test_pairs_of_other_lengths_and_impossible_resamples_are_refused():
     localisation.summarise(a, resamples=0, seed=0)
   with pytest.raises(ValueError, match='level is 95'):
     localisation.summarise(a, resamples=10, seed=0, level=95)
+
+
+def test_scores_come_back_from_their_file_in_the_order_of_the_ids(tmp_path):
+  file = tmp_path / 'localisation.csv'
+  scores = {
+    'cam': {'pointing_game': np.array([1.0, 0.0]), 'iou': np.full(2, np.nan)},
+    'att_pos/stage1': {'pointing_game': np.array([0.25, 0.5])},
+  }
+  localisation.write_scores(file, ['b', 'a'], scores)
+  assert file.read_text().splitlines()[1] == 'b,1,,0.25'
+  ids, found = localisation.read_scores(file)
+  assert ids == ['a', 'b']
+  assert set(found) == {'cam', 'att_pos/stage1'}
+  assert found['cam'].keys() == {'pointing_game'}  # IoU is undefined there.
+  np.testing.assert_array_equal(found['cam']['pointing_game'], [0, 1])
+  np.testing.assert_array_equal(
+    found['att_pos/stage1']['pointing_game'], [0.5, 0.25]
+  )
+
+
+@pytest.mark.parametrize(
+  'content', [b'', b'id,cam/iou\na,x\n', b'id,cam/iou\na,1\nb\n', b'\xff\n']
+)
+def test_a_broken_file_of_scores_is_one_line(content, tmp_path):
+  file = tmp_path / 'localisation.csv'
+  file.write_bytes(content)
+  with pytest.raises(ValueError, match='no readable scores of maps') as caught:
+    localisation.read_scores(file)
+  assert str(file) in str(caught.value) and '\n' not in str(caught.value)

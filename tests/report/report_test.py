@@ -522,6 +522,7 @@ def test_names_that_look_like_html_are_shown_as_they_are(tmp_path, monkeypatch):
     ('predictions.csv', set()),
     ('metrics.jsonl', set()),  # stage I has one
     ('maps.npz', set()),
+    ('localisation.csv', set()),
     ('config.json', {'masks'}),
   ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 
 from dpjax import config as config_lib
 from dpjax.data import augment
-from dpjax.evaluation import predictions
+from dpjax.evaluation import localisation, predictions
 from tests import fakes
 
 STAGES = {'stage1': 12, 'stage2': 6}
@@ -115,6 +115,14 @@ def _write_maps(rng, folder, split):
     maps |= {f'att_pos/{stage}': noisy, f'att_neg/{stage}': 1 - noisy}
   cam = rng.uniform(0, 0.5, masks['stage2'].shape)
   cam[::2] += masks['stage2'][::2]
+  boxed = np.flatnonzero(split.num_boxes[rows])
+  scored = localisation.per_image(
+    cam[boxed], split.boxes[rows][boxed], split.num_boxes[rows][boxed],
+    48, None,
+  )  # fmt: skip
+  localisation.write_scores(
+    folder / 'localisation.csv', split.ids[rows][boxed], {'cam': scored}
+  )
   np.savez(
     folder / 'maps.npz',
     ids=split.ids[rows],
