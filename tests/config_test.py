@@ -1,5 +1,6 @@
 """What a config may hold, and what is refused in one line."""
 
+import itertools
 import os
 import pathlib
 import re
@@ -263,3 +264,18 @@ def test_check_field_tells_a_section_from_a_field():
 def test_a_config_dict_flattens_to_dotted_names():
   config = ml_collections.ConfigDict({'a': {'b': 1}, 'c': (2,)})
   assert config_lib.flatten(config) == {'a.b': 1, 'c': (2,)}
+
+
+def test_the_rows_of_the_ablation_add_one_technique_each():
+  names, overrides = zip(*resolve().ablate.rows, strict=True)
+  without = [set(row) for row in overrides]
+  assert names[0] == 'ResNet18' and not without[-1]
+  # What each row no longer leaves out, from the paper's Table I.
+  added = [above - row for above, row in itertools.pairwise(without)]
+  assert added == [
+    {'init.backbone=None'},
+    {'mgacr.attention=False'},
+    {'mgacr.features=False'},
+    {'loss.classification=ce'},
+  ]
+  assert all(row <= above for above, row in itertools.pairwise(without))

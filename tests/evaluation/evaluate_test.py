@@ -209,6 +209,25 @@ def test_the_cam_is_that_of_the_log_odds_of_any_lesion(workdir, states, run):
   assert want.max() > 0.01
 
 
+def test_every_column_of_metadata_is_a_grouping(workdir, monkeypatch):
+  split = fakes.make_store().split('test')
+  monkeypatch.setattr(
+    fakes.Split,
+    'metadata',
+    {'sex': np.array(['F', 'M', ''] * 5)[: len(split)]},
+  )
+  found = evaluate.evaluate(make_config(), workdir)['subgroups']['sex']
+  _, probability = probabilities(workdir)
+  right = probability.argmax(axis=1) == split.labels
+  assert set(found) == {'F', 'M', 'unknown'}
+  for i, name in enumerate(('F', 'M', 'unknown')):
+    rows = np.arange(len(split)) % 3 == i
+    assert found[name]['num_images'] == rows.sum()
+    np.testing.assert_allclose(
+      found[name]['scores']['accuracy'], right[rows].mean()
+    )
+
+
 def test_a_set_without_boxes_is_scored_without_maps(workdir, monkeypatch):
   other = fakes.make_store()
   for name in ('validation', 'test'):
