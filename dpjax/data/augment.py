@@ -393,9 +393,9 @@ def stage_masks(
 def _cell_means(grid, side):
   """Means (B, side, side) of the square cells of a (B, n * side, n * side)."""
   batch, n = grid.shape[0], grid.shape[1] // side
-  # Rows first: numpy is slow at sums over short last axes.
   rows = grid.reshape(batch, side, n, side * n).sum(2)
-  return rows.reshape(batch, side, side, n).sum(3) / (n * n)
+  # Not a sum over a short last axis, at which numpy is slow.
+  return sum(rows[..., k::n] for k in range(n)) / (n * n)
 
 
 # The host's render.
@@ -436,29 +436,37 @@ def render_host(
   shift = MID_GREY - gain * MID_GREY + decisions['bias']
   taps = blur_taps(np, decisions['blur'])
   out = np.empty((batch, views, size, size), np.uint8)
+  # Memory that is used again is not cleared by the system again.
+  image = np.empty((source, source), np.float32)
+  read = np.empty((n * size, n * size), np.float32)
   for b in range(batch):
     # OpenCV rounds 8-bit reads to whole levels, and float reads not.
-    image = images[b].astype(np.float32)
+    np.copyto(image, images[b])
     for v in range(views):
       view = cv2.warpAffine(
         image,
         matrices[b, v],
         (n * size, n * size),
+        read,
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_CONSTANT,
         borderValue=0,
       )
       if n > 1:
         view = cv2.resize(view, (size, size), interpolation=cv2.INTER_AREA)
-      view *= gain[b, v]
-      view += shift[b, v]
+      # The taps sum to 1 and the border is replicated, so the blur may as well
+      # come before the intensity, which then goes with noise, rounding and
+      # clipping in one pass.
       if decisions['blur'][b, v] > 0:
         view = cv2.sepFilter2D(
           view, -1, taps[b, v], taps[b, v], borderType=cv2.BORDER_REPLICATE
         )
+      added = view
       if std[b, v] > 0:
-        view += std[b, v] * noise(np, decisions['noise_seed'][b, v], size)
-      out[b, v] = np.clip(np.rint(view, out=view), 0, 255, out=view)
+        added = noise(np, decisions['noise_seed'][b, v], size)
+      cv2.addWeighted(
+        view, gain[b, v], added, std[b, v], shift[b, v], out[b, v], cv2.CV_8U
+      )
   return out
 
 
@@ -493,25 +501,44 @@ def masks_host(
     name: np.zeros((len(num_boxes), side, side), np.float32)
     for name, side in stage_sizes.items()
   }
-  for b in lesions:
-    real = boxes[b, : num_boxes[b]]
-    one = stage_masks(
-      lambda side, b=b, real=real: _cover(real, affine[b], side),
-      stage_sizes,
-      kind,
+  if len(lesions):
+    boxes, num_boxes, affine = (
+      boxes[lesions],
+      num_boxes[lesions],
+      affine[lesions],
     )
-    for name, mask in one.items():
-      masks[name][b] = mask[0]
+    found = stage_masks(
+      lambda side: _cover(boxes, num_boxes, affine, side), stage_sizes, kind
+    )
+    for name, mask in found.items():
+      masks[name][lesions] = mask
   return masks
 
 
-def _cover(boxes, affine, side):
-  """(1, side, side) float32: 1 where a cell's centre lies in a box."""
+def _cover(boxes, num_boxes, affine, side):
+  """(L, side, side) float32: 1 where a cell's centre lies in a box."""
   centers = (np.arange(side, dtype=np.float32) + np.float32(0.5)) / side
-  column, row = centers[None, :], centers[:, None]
-  x = affine[0, 0] * column + affine[0, 1] * row + affine[0, 2]  # (side, side)
-  y = affine[1, 0] * column + affine[1, 1] * row + affine[1, 2]
-  covered = np.zeros((side, side), bool)
-  for x0, y0, x1, y1 in boxes:
-    covered |= (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
-  return covered[None].astype(np.float32)
+  covered = np.zeros((len(boxes), side, side), bool)
+  # Only cells around a turned box are asked, a cell more on each side.
+  x0, y0, x1, y1 = np.moveaxis(boxes, -1, 0)
+  corners = np.stack(
+    [np.stack([x0, x0, x1, x1], -1), np.stack([y0, y1, y0, y1], -1)], -1
+  )  # (L, K, 4, 2)
+  inverse = np.linalg.inv(affine[:, :, :2])
+  turned = np.einsum(
+    'lij,lkcj->lkci', inverse, corners - affine[:, None, None, :, 2]
+  ) * side  # in cells  # fmt: skip
+  low = np.clip(turned.min(2) - 1, 0, side).astype(int).tolist()  # (L, K, 2)
+  high = np.clip(turned.max(2) + 2, 0, side).astype(int).tolist()
+  for i, count in enumerate(num_boxes):
+    (a, b, c), (d, e, f) = affine[i]
+    for k in range(count):
+      (left, top), (right, bottom) = low[i][k], high[i][k]
+      column, row = centers[None, left:right], centers[top:bottom, None]
+      x = a * column + b * row + c
+      y = d * column + e * row + f
+      x0, y0, x1, y1 = boxes[i, k]
+      covered[i, top:bottom, left:right] |= (
+        (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+      )
+  return covered.astype(np.float32)
