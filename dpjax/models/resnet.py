@@ -37,6 +37,49 @@ def batch_norm(
   )
 
 
+class SpaceToDepthStem(nn.Module):
+  """The 7x7 stem of stride 2, computed as a 4x4 convolution of stride 1.
+
+  Each 2x2 square of pixels becomes one position of four channels, and the
+  kernel, with a row and a column of zeros before it, is cut alike: the same
+  products are summed in another order. The parameter is that of the plain
+  stem, so weights and checkpoints serve both.
+
+  Source: the space-to-depth stem of Ying et al., 2018, "Image Classification at
+  Supercomputer Scale", here with the 7x7 kernel's padding of 3.
+
+  Attributes:
+    features: channels of the result.
+    dtype: of the convolution.
+  """
+
+  features: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """(B, H, W, 1) to (B, ceil(H / 2), ceil(W / 2), features)."""
+    shape = (7, 7, 1, self.features)
+    kernel = self.param('kernel', kaiming, shape).astype(self.dtype)
+    # Tap k of output i reads pixel 2 i + k - 3. With a zero before the taps it
+    # reads 2 (i + k // 2 - 2) + k % 2: square i + k // 2 - 2, its pixel k % 2.
+    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
+    kernel = kernel.reshape(4, 2, 4, 2, self.features)
+    kernel = kernel.swapaxes(1, 2).reshape(4, 4, 4, self.features)
+    b, h, w, _ = images.shape
+    x = images.astype(self.dtype)
+    x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))  # As the padding.
+    h, w = -(-h // 2), -(-w // 2)
+    x = x.reshape(b, h, 2, w, 2).swapaxes(2, 3).reshape(b, h, w, 4)
+    return jax.lax.conv_general_dilated(
+      x,
+      kernel,
+      window_strides=(1, 1),
+      padding=((2, 1), (2, 1)),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+
+
 class BasicBlock(nn.Module):
   """Two 3x3 convolutions and a shortcut (ResNet18, ResNet34)."""
 
@@ -103,6 +146,8 @@ class ResNet(nn.Module):
     dtype: of the convolutions and of the stages' features.
     block: 'basic', 'bottleneck', or a module class with their fields.
     axis_name: device axis over which batch statistics are averaged, or None.
+    stem: 'conv', or 'space_to_depth' (`SpaceToDepthStem`): how the first
+      convolution is computed. The result is the same to rounding.
   """
 
   stage_sizes: Sequence[int] = (2, 2, 2, 2)
@@ -111,6 +156,7 @@ class ResNet(nn.Module):
   dtype: Any = jnp.float32
   block: str | type[nn.Module] = 'basic'
   axis_name: str | None = None
+  stem: str = 'conv'
 
   @nn.compact
   def __call__(
@@ -135,8 +181,8 @@ class ResNet(nn.Module):
       'pooled': the last stage's mean over its positions, (B, C) float32.
 
     Raises:
-      ValueError: images of another rank or channel count, an unknown block,
-        an offset of no stage or of another shape than its features.
+      ValueError: images of another rank or channel count, an unknown block or
+        stem, an offset of no stage or of another shape than its features.
     """
     if images.ndim != 4 or images.shape[-1] != 1:
       raise ValueError(
@@ -150,7 +196,15 @@ class ResNet(nn.Module):
 
     # Paddings are written out because Flax's SAME differs from torch's
     # wherever the stride is 2.
-    x = conv(self.width, (7, 7), strides=2, padding=3, name='conv1')(images)
+    if self.stem == 'space_to_depth':
+      stem = SpaceToDepthStem(self.width, self.dtype, name='conv1')
+    elif self.stem == 'conv':
+      stem = conv(self.width, (7, 7), strides=2, padding=3, name='conv1')
+    else:
+      raise ValueError(
+        f"ResNet: stem must be 'conv' or 'space_to_depth', got {self.stem!r}"
+      )
+    x = stem(images)
     x = nn.relu(norm(name='bn1')(x))
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
     names = [f'stage{i + 1}' for i in range(len(self.stage_sizes))]

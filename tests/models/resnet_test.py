@@ -259,6 +259,71 @@ def test_stage_shapes_are_those_of_the_features(size, stage_sizes):
   assert resnet.stage_shapes(size, stage_sizes) == sides
 
 
+@pytest.mark.parametrize(
+  'shape', [(224, 224), (96, 96), (97, 97), (97, 96), (7, 8)], ids=str
+)
+def test_the_space_to_depth_stem_equals_the_plain_one_and_so_do_gradients(
+  shape,
+):
+  model = resnet.ResNet(stage_sizes=(1,), width=3)
+  variables = filled(model)
+  images = pixels((2, *shape, 1), seed=12)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def features_and_gradients(model, variables, images):
+    def loss(params, images):
+      _, features = model.apply({**variables, 'params': params}, images)
+      x = features['stage1']
+      weights = jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
+      return (weights * x).sum(), x
+
+    value_and_grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    (_, x), grads = value_and_grad(variables['params'], images)
+    return x, grads[0]['conv1']['kernel'], grads[1]
+
+  with jax.enable_x64(True):
+    variables = jax.tree.map(np.float64, variables)
+    images = np.float64(images)
+    plain = model.clone(dtype=jnp.float64)
+    other = plain.clone(stem='space_to_depth')
+    expected = features_and_gradients(plain, variables, images)
+    got = features_and_gradients(other, variables, images)
+    for a, b in zip(got, expected, strict=True):
+      assert a.dtype == jnp.float64 and a.shape == b.shape
+      assert np.abs(b).max() > 0.01
+      assert_close(a, b, rtol=1e-12)
+
+
+def test_both_stems_start_alike_and_compute_in_the_networks_dtype():
+  plain = resnet.ResNet(stage_sizes=(1,), width=3, dtype=jnp.bfloat16)
+  other = plain.clone(stem='space_to_depth')
+  images = pixels((2, 16, 16, 1), seed=13)
+  kernels = []
+  for model in (plain, other):
+    apply = functools.partial(
+      model.apply,
+      mutable='intermediates',
+      capture_intermediates=lambda module, _: module.name == 'conv1',
+    )
+    _, state = jax.eval_shape(apply, filled(plain), images)
+    stem = state['intermediates']['conv1']['__call__'][0]
+    assert (stem.shape, stem.dtype) == ((2, 8, 8, 3), jnp.bfloat16)
+    init = jax.jit(
+      lambda key, model=model: model.init(key, images)['params']['conv1']
+    )
+    kernels.append(init(jax.random.key(0))['kernel'])
+  assert kernels[0].dtype == kernels[1].dtype == jnp.float32
+  np.testing.assert_array_equal(*kernels)
+
+
+def test_an_unknown_stem_is_refused():
+  images = jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32)
+  with pytest.raises(ValueError, match=r"stem must be .* got 'patches'"):
+    jax.eval_shape(
+      resnet.ResNet(stem='patches').init, jax.random.key(0), images
+    )
+
+
 def test_training_normalises_by_and_records_the_batch_statistics():
   model = resnet.ResNet(stage_sizes=(1,), width=3)
   images = pixels((4, 16, 16, 1), seed=4)
