@@ -81,6 +81,12 @@ def get_config(variant=''):
   c.data.render = 'auto'  # host, device; auto: device on accelerators
   c.data.threads = 0  # reading threads; 0: one a CPU core, at most 16
   c.data.prefetch = 8  # batches made ahead
+  # Where training reads the stored images from: stream, from disk as they are
+  # needed; resident, from the memory of the devices, where all of them are put
+  # at the start (needs render=device). The batches are the same to the bit.
+  # auto: resident on accelerators if the set takes less than a quarter of what
+  # is free there.
+  c.data.placement = 'auto'
   c.data.workers = 0  # processes that prepare; 0: one a CPU core
   # The label: count (of lesion boxes, as in the competition), any (finding at
   # all) or class (the name the source gives). auto: class for folder and csv,
@@ -140,6 +146,10 @@ def get_config(variant=''):
   c.model.stage_sizes = (2, 2, 2, 2)  # 18: 2,2,2,2; 34 and 50: 3,4,6,3
   c.model.block = 'basic'  # basic (18, 34) or bottleneck (50)
   c.model.width = 64  # channels of the first stage
+  # How the 7x7 convolution of one channel is computed: conv, or on four
+  # channels of half the side (space_to_depth). The weights, and the results but
+  # for rounding, are the same.
+  c.model.stem = 'conv'
   c.model.dtype = 'auto'  # float32, bfloat16; auto: bfloat16 on accelerators
 
   # Stage I: contrastive pre-training.
@@ -219,6 +229,10 @@ def get_config(variant=''):
 
   # The loop.
   c.train = ConfigDict()
+  # Steps made by one call of the device; saves, validations and lines of the
+  # log then fall on multiples of it. 0: 1 on CPUs, on accelerators up to 16, as
+  # many as make 1024 images a device, but no more than between validations.
+  c.train.steps_per_dispatch = 0
   c.train.save_every = 0  # steps between checkpoints; 0: at validations only
   c.train.log_every = 10  # steps between lines in metrics.jsonl
   c.train.keep = 2  # newest checkpoints kept, beside the best
@@ -288,11 +302,24 @@ def get_config(variant=''):
   c.compare.pixels = 64  # side of the image whose pixels they see
   c.compare.seeds = (0,)  # as ablate.seeds; one shows no spread over seeds
 
+  # The benchmark command. The step is timed at every batch size with one step
+  # a dispatch, and at `retrain.batch_size` (and pretrain's) with every one of
+  # benchmark.steps_per_dispatch.
+  c.benchmark = ConfigDict()
+  c.benchmark.parts = ('pretrain', 'retrain', 'inference', 'input')
+  # Empty: the config's own; on accelerators 16, 64, 256 and 1024 too.
+  c.benchmark.batch_sizes = ()
+  # Empty: 1, and on accelerators 4 and 16 too.
+  c.benchmark.steps_per_dispatch = ()
+  c.benchmark.repeats = 5  # of each measurement, after a warm-up
+  c.benchmark.seconds = 2.0  # at least so long is each repeat
+
   # How the step runs on the devices.
   c.parallel = ConfigDict()
-  # jit, pmap or shard_map; auto: jit on one device, pmap on several.
+  # jit, pmap or shard_map; auto: jit on one device, pmap on several, shard_map
+  # in a job of several processes.
   c.parallel.mode = 'auto'
-  c.parallel.devices = 0  # how many; 0: all
+  c.parallel.devices = 0  # how many, over all processes; 0: all
 
   if variant == 'paper':
     c.loss.normalize = 'classes'

@@ -60,6 +60,7 @@ class Checkpoints:
         best_fn=self._score if best else None,  # else no score is written
         create=write,
         cleanup_tmp_directories=write,
+        **({} if write else _alone()),
       ),
       item_handlers=_handlers(),
     )
@@ -147,6 +148,18 @@ class Checkpoints:
     self._manager.close()
 
 
+def _alone():
+  """Who looks on does not wait for the other processes of a job."""
+  this = jax.process_index()
+  return {
+    'multiprocessing_options': ocp.options.MultiprocessingOptions(
+      primary_host=this,
+      active_processes={this},
+      barrier_sync_key_prefix=f'process{this}',
+    )
+  }
+
+
 def _handlers():
   """What a checkpoint is made of."""
   return {
@@ -172,7 +185,7 @@ def read_state(workdir: str | pathlib.Path) -> dict[str, Any]:
     raise ValueError(f'{workdir} holds no checkpoint')
   manager = ocp.CheckpointManager(
     epath.Path(pathlib.Path(workdir).resolve() / 'checkpoints'),
-    options=ocp.CheckpointManagerOptions(read_only=True),
+    options=ocp.CheckpointManagerOptions(read_only=True, **_alone()),
     item_handlers=_handlers(),
   )
   with contextlib.closing(manager):

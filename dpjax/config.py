@@ -34,8 +34,10 @@ CHOICES = {
   'data.label': ('auto', 'count', 'any', 'class'),
   'split.unit': ('patient', 'image'),
   'data.render': ('auto', 'host', 'device'),
+  'data.placement': ('auto', 'stream', 'resident'),
   'model.network': ('resnet', 'vgg16'),
   'model.block': ('basic', 'bottleneck'),
+  'model.stem': ('conv', 'space_to_depth'),
   'model.dtype': ('auto', 'float32', 'bfloat16'),
   'pretrain.views': ('augmented', 'plain', 'three'),
   'pretrain.optim.schedule': ('constant', 'cosine', 'onecycle', 'step'),
@@ -85,6 +87,7 @@ RANGES = {
   'mgacr.weight_neg': (0.0, None),
   'mgacr.weight_feat': (0.0, None),
   'mgacr.eps': (0.0, None),
+  'train.steps_per_dispatch': (0, 1024),
   'train.save_every': (0, None),
   'train.log_every': (1, None),
   'train.keep': (1, None),
@@ -92,6 +95,8 @@ RANGES = {
   'evaluate.batch_size': (1, None),
   'evaluate.resamples': (1, None),
   'evaluate.seed': (0, None),
+  'benchmark.repeats': (1, 1000),
+  'benchmark.seconds': (0.0, 3600.0),
   'compare.pixels': (4, 4096),
   'parallel.devices': (0, None),
 }
@@ -129,6 +134,9 @@ _INTERVALS = {
 # What compare can train.
 METHODS = ('knn', 'tree', 'adaboost', 'forest', 'svm', 'vgg16', 'resnet18',
            'resnet50', 'recipe')  # fmt: skip
+
+# What benchmark can time.
+PARTS = ('pretrain', 'retrain', 'inference', 'input')
 
 # Tuples of texts.
 _TEXTS = ('data.findings', 'data.classes', 'data.csv.metadata',
@@ -209,13 +217,14 @@ def flatten(config, prefix=''):
   return flat
 
 
-def resolve(config, *, num_devices, platform):
+def resolve(config, *, num_devices, platform, num_processes=1):
   """Returns a checked copy of `config` without 'auto', ready to be recorded.
 
   Args:
     config: as given by configs/ and the flags.
     num_devices: devices that this run may use, over all processes.
     platform: 'cpu', 'gpu' or 'tpu'.
+    num_processes: of the job.
 
   Raises:
     ValueError: one line that names the field and what would be right.
@@ -230,15 +239,26 @@ def resolve(config, *, num_devices, platform):
   accelerator = platform != 'cpu'
   if c.data.render == 'auto':
     c.data.render = 'device' if accelerator else 'host'
+  if c.data.placement == 'auto' and c.data.render == 'host':
+    c.data.placement = 'stream'
   if c.model.dtype == 'auto':
     c.model.dtype = 'bfloat16' if accelerator else 'float32'
   if c.parallel.devices > num_devices:
     _refuse('parallel.devices', c.parallel.devices, f'at most {num_devices}')
   c.parallel.devices = c.parallel.devices or num_devices
+  several = num_processes > 1
+  if several and c.parallel.devices != num_devices:
+    _refuse('parallel.devices', c.parallel.devices, f'0 or the {num_devices} of'
+            f' all {num_processes} processes')  # fmt: skip
   if c.parallel.mode == 'auto':
     c.parallel.mode = 'jit' if c.parallel.devices == 1 else 'pmap'
+    if several:
+      c.parallel.mode = 'shard_map'
   if c.parallel.mode == 'jit' and c.parallel.devices > 1:
     _refuse('parallel.mode', 'jit', 'pmap or shard_map on several devices')
+  if c.parallel.mode == 'pmap' and several:
+    _refuse('parallel.mode', 'pmap', f'shard_map in a job of {num_processes}'
+            ' processes')  # fmt: skip
   if c.data.label == 'auto':
     own = {'folder': 'class', 'csv': 'class', 'nih': 'any'}
     c.data.label = own.get(c.data.layout, 'count')
@@ -307,6 +327,15 @@ def _check_values(c):
       or not all(type(n) is int and 0 <= n < 2**31 for n in seeds)
     ):
       _refuse(name, seeds, 'different whole numbers, e.g. (0, 1, 2)')
+  parts = flat['benchmark.parts']
+  if not isinstance(parts, tuple) or not parts or not set(parts) <= set(PARTS):
+    _refuse('benchmark.parts', parts, f'a tuple of {", ".join(PARTS)}')
+  for name in ('benchmark.batch_sizes', 'benchmark.steps_per_dispatch'):
+    sizes = flat[name]
+    if not isinstance(sizes, tuple) or not all(
+      type(n) is int and n > 0 for n in sizes
+    ):
+      _refuse(name, sizes, 'a tuple of whole numbers above 0, e.g. (16, 64)')
   methods = flat['compare.methods']
   if (
     not isinstance(methods, tuple)
@@ -355,6 +384,9 @@ def _check_combinations(c):
     if flat[name] != default and flat[needs] not in values:
       wanted = f'left out unless {needs} is {" or ".join(values)}'
       _refuse(name, flat[name], wanted)
+  if c.data.placement == 'resident' and c.data.render == 'host':
+    _refuse('data.placement', 'resident', 'stream where data.render is host, as'
+            ' it is on CPUs; or give data.render=device')  # fmt: skip
   stages = stage_names(c.model)
   # A residual network's stem halves twice, and its first stage not at all.
   stride = 2 ** (len(stages) + (c.model.network == 'resnet'))
@@ -369,7 +401,8 @@ def _check_combinations(c):
     section, field = name.split('.')
     size, devices = c[section][field], c.parallel.devices
     if size % devices:
-      _refuse(name, size, f'a multiple of the {devices} devices')
+      _refuse(name, size, f'a multiple of the {devices} devices, or fewer of'
+              ' them by parallel.devices')  # fmt: skip
   for field, allowed in (
     ('stages', stages),
     ('lesions_only', ('att_pos', 'att_neg', 'feat')),
@@ -411,13 +444,18 @@ def stage_names(model):
 
 
 # Fields that earlier versions did not record, and what they did.
-_EARLIER = {'model.network': 'resnet', 'retrain.freeze': False}
+_EARLIER = {
+  'model.network': 'resnet',
+  'model.stem': 'conv',
+  'retrain.freeze': False,
+}
 
 # Fields that may differ between two starts of one run.
 _FREE = ('data.source', 'data.path', 'data.threads', 'data.prefetch',
-         'data.workers', 'train.save_every', 'train.log_every', 'train.keep',
-         'train.tensorboard', 'train.progress', 'evaluate.', 'ablate.',
-         'compare.', 'parallel.')  # fmt: skip
+         'data.workers', 'data.placement', 'model.stem',
+         'train.steps_per_dispatch', 'train.save_every', 'train.log_every',
+         'train.keep', 'train.tensorboard', 'train.progress', 'evaluate.',
+         'ablate.', 'compare.', 'benchmark.', 'parallel.')  # fmt: skip
 
 
 def save(config, path):

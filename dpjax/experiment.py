@@ -4,6 +4,7 @@ Training and evaluation build the same networks, losses and batches from the
 same config here, so that neither can drift from the other.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -17,9 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpjax import losses, optim, parallel, steps
+from dpjax import losses, optim, parallel, runtime, steps
 from dpjax.data import augment, duplicates, labels, pipeline, store
 from dpjax.models import heads, resnet, vgg
+
+_READ = 1024  # images read at once where all are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,28 +124,45 @@ class Experiment:
       )
     return pipeline.training(
       records,
-      self._plan(augmented=True),
+      self._plan(augmented=True, images=not self.resident),
       batch_size=batch_size,
-      seed=self.config.seed,
-      threads=self.config.data.threads,
-      prefetch=self.config.data.prefetch,
+      **self._reading(),
     )
 
-  def stream_once(self, split: Any, batch_size: int) -> Any:
+  def stream_once(
+    self, split: Any, batch_size: int, images: bool = True
+  ) -> Any:
     """Every record of `split` once, in order (data.pipeline.once).
 
     Stage I sees pairs, the same ones at every call; stage II plain images.
+
+    Args:
+      split: of the prepared set.
+      batch_size: over all processes.
+      images: read them; False where they are on the device.
     """
+    augmented = self.stage == 'pretrain'
     return pipeline.once(
       pipeline.Records((split,)),
-      self._plan(augmented=self.stage == 'pretrain', masks=False),
+      self._plan(augmented=augmented, masks=False, images=images),
       batch_size=batch_size,
-      seed=self.config.seed,
-      threads=self.config.data.threads,
-      prefetch=self.config.data.prefetch,
+      **self._reading(),
     )
 
-  def _plan(self, augmented, masks=True):
+  def _reading(self):
+    return {
+      'seed': self.config.seed,
+      'process': (0, 1) if self._alone else parallel.share(),
+      'threads': self.config.data.threads,
+      'prefetch': self.config.data.prefetch,
+    }
+
+  @property
+  def _alone(self):
+    """Whether one process does this by itself, even in a job of several."""
+    return self.config.parallel.mode == 'jit'
+
+  def _plan(self, augmented, masks=True, images=True):
     pair = self.stage == 'pretrain'
     kind = self.config.pretrain.views
     return pipeline.Plan(
@@ -156,31 +176,109 @@ class Experiment:
       mask_kind=self.config.mgacr.mask,
       normal=labels.is_normal(self.data.class_names[0]),
       host=self.config.data.render == 'host',
+      images=images,
     )
+
+  @property
+  def steps_per_epoch(self) -> float:
+    """Batches that show each training record once; may be a fraction."""
+    return len(self.training_records) / self.settings.batch_size
+
+  @property
+  def total_steps(self) -> int:
+    """Updates of the whole stage."""
+    return max(1, round(self.settings.epochs * self.steps_per_epoch))
+
+  @property
+  def steps_per_dispatch(self) -> int:
+    """train.steps_per_dispatch; 0 there: 1 on a CPU, else by the batch size.
+
+    A dispatch costs the host about half a millisecond, which only steps of few
+    images are too short to hide. Validations, which fall on the ends of
+    dispatches, are not moved by more than half of what is between two.
+    """
+    if wanted := self.config.train.steps_per_dispatch:
+      return wanted
+    if jax.default_backend() == 'cpu':
+      return 1
+    batch_size = self.settings.batch_size
+    wanted = min(16, 1024 * self.config.parallel.devices // batch_size)
+    if self.config.eval.every:
+      wanted = min(wanted, int(self.config.eval.every * self.steps_per_epoch))
+    return max(1, wanted)
+
+  @functools.cached_property
+  def resident(self) -> bool:
+    """Whether training reads its images from the memory of the devices.
+
+    data.placement=auto: where the training and validation images take less than
+    a quarter of what is free there.
+    """
+    placement = self.config.data.placement
+    if placement != 'auto':
+      return placement == 'resident'
+    if self.config.data.render == 'host':
+      return False
+    images = len(self.training_records) + len(
+      self.data.splits.get('validation', ())
+    )
+    free = parallel.free_bytes()
+    fits = free is not None and images * self.data.size**2 < free / 4
+    # All processes run the same program, whatever is free on their devices.
+    return runtime.first_says(fits)
+
+  def images(self, records: Any) -> jax.Array | None:
+    """The stored squares (N, S, S) on every device, or None if not resident.
+
+    Args:
+      records: a split or pipeline.Records.
+    """
+    if not self.resident:
+      return None
+    images = np.empty((len(records), self.data.size, self.data.size), np.uint8)
+    for start in range(0, len(images), _READ):
+      rows = np.arange(start, min(start + _READ, len(images)))
+      images[rows] = records.images(rows)
+    return parallel.replicate(images, **self._devices)
+
+  @property
+  def _devices(self):
+    parallel_ = self.config.parallel
+    return {'mode': parallel_.mode, 'devices': parallel_.devices}
 
   def compile(
-    self, step: Callable[..., Any], *, donate=False, gather=False
-  ) -> Callable[[Any, Any], Any]:
-    """parallel.compile_step as the config says."""
-    return parallel.compile_step(
-      step,
-      mode=self.config.parallel.mode,
-      devices=self.config.parallel.devices,
-      donate=donate,
-      gather=gather,
-    )
+    self, step: Callable[..., Any], **options: Any
+  ) -> Callable[[Any, Any, Any], Any]:
+    """parallel.compile_step as the config says, f(state, batch, images).
 
-  def place(self, batch: Any) -> Any:
-    """parallel.place as the config says."""
-    return parallel.place(
-      batch,
-      mode=self.config.parallel.mode,
-      devices=self.config.parallel.devices,
-    )
+    Args:
+      step: steps.train_step or steps.eval_step of this experiment's model.
+      **options: donate, gather, steps of parallel.compile_step.
+    """
+
+    def with_images(state, batch, images, **kwargs):
+      if images is not None:
+        squares = images.at[batch['index']].get(mode='promise_in_bounds')
+        batch = {**batch, 'images': squares}
+      return step(state, batch, **kwargs)
+
+    return parallel.compile_step(with_images, **self._devices, **options)
+
+  def place(self, batch: Any, stacked: bool = False) -> Any:
+    """parallel.place as the config says, of what the step needs of a batch."""
+    unused = {'valid'}
+    if 'images' in batch or 'views' in batch:
+      unused.add('index')
+    batch = {k: v for k, v in batch.items() if k not in unused}
+    return parallel.place(batch, stacked=stacked, **self._devices)
+
+  def replicate(self, tree: Any) -> Any:
+    """parallel.replicate as the config says."""
+    return parallel.replicate(tree, **self._devices)
 
   def infer(
-    self, eval_step: Callable[[Any, Any], Any], state: Any, split: Any,
-    batch_size: int,
+    self, eval_step: Callable[[Any, Any, Any], Any], state: Any, split: Any,
+    batch_size: int, images: jax.Array | None = None,
   ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:  # fmt: skip
     """Yields (rows, outputs) for every batch of a split, whole, in order.
 
@@ -189,25 +287,51 @@ class Experiment:
       state: a steps.TrainState.
       split: of the prepared set.
       batch_size: rounded up to a multiple of the devices.
+      images: of the split, if they are on the devices.
     """
+    batch_size = self._whole(batch_size)
+    stream = self.stream_once(split, batch_size, images=images is None)
+    pending = None  # (rows, outputs still on the device)
+    for start, batch in zip(
+      range(0, len(split), batch_size), stream, strict=True
+    ):
+      outputs = eval_step(state, self.place(batch), images)
+      if pending is not None:
+        yield _on_host(*pending)
+      pending = min(batch_size, len(split) - start), outputs
+    if pending is not None:
+      yield _on_host(*pending)
+
+  def first_batch(
+    self, split: Any, batch_size: int, images: jax.Array | None = None
+  ) -> Any:
+    """The first batch of `infer`, on the devices: to compile for."""
+    stream = iter(
+      self.stream_once(split, self._whole(batch_size), images=images is None)
+    )
+    with contextlib.closing(stream):
+      return self.place(next(stream))
+
+  def _whole(self, batch_size):
+    """Rounded up to a multiple of the devices."""
     devices = self.config.parallel.devices
-    batch_size = -(-batch_size // devices) * devices
-    for batch in self.stream_once(split, batch_size):
-      rows = int(batch['valid'].sum())
-      inputs = {k: v for k, v in batch.items() if k not in ('index', 'valid')}
-      outputs = jax.device_get(eval_step(state, self.place(inputs)))
-      yield rows, {name: value[:rows] for name, value in outputs.items()}
+    return -(-batch_size // devices) * devices
 
   def collect(
-    self, eval_step: Callable[[Any, Any], Any], state: Any, split: Any,
-    batch_size: int,
+    self, eval_step: Callable[[Any, Any, Any], Any], state: Any, split: Any,
+    batch_size: int, images: jax.Array | None = None,
   ) -> dict[str, np.ndarray]:  # fmt: skip
     """What `infer` yields of a whole split, an array (N, ...) an output."""
     parts: dict[str, list[np.ndarray]] = {}
-    for _, outputs in self.infer(eval_step, state, split, batch_size):
+    for _, outputs in self.infer(eval_step, state, split, batch_size, images):
       for name, value in outputs.items():
         parts.setdefault(name, []).append(value)
     return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def _on_host(rows, outputs):
+  outputs = jax.device_get(outputs)
+  return rows, {name: value[:rows] for name, value in outputs.items()}
 
 
 def _for_pretraining(data):
@@ -245,6 +369,7 @@ def build(config: Any, stage: str, data: store.Store) -> Experiment:
       stage_sizes=config.model.stage_sizes,
       width=config.model.width,
       block=config.model.block,
+      stem=config.model.stem,
       dtype=dtype,
       axis_name=axis_name,
     )
@@ -373,11 +498,7 @@ def initial_state(
     batch_stats=variables['batch_stats'],
     opt_state=optimizer.init(variables['params']),
   )
-  return parallel.replicate(
-    state,
-    mode=experiment.config.parallel.mode,
-    devices=experiment.config.parallel.devices,
-  )
+  return experiment.replicate(state)
 
 
 def read_backbone(source: str, experiment: Experiment) -> Any:

@@ -1,10 +1,13 @@
 """The one door of dpjax: flags, command, config. No logic.
 
-python -m dpjax.main [train|prepare|evaluate|report|ablate|compare]
+python -m dpjax.main
+    [train|prepare|evaluate|report|ablate|compare|benchmark]
     --config=configs/NAME.py [--workdir=DIR] [--config.section.field=value ...]
-evaluate also takes [--against=OTHER_WORKDIR]; report several workdirs, with
-commas between them; prepare [--on_error=skip] [--preview=N] [--verify]
-    [--beam_runner=NAME] [--beam_options=--a=b,--c]
+train also takes [--coordinator=auto|HOST:PORT] [--num_processes=N]
+    [--process_id=I]; evaluate [--against=OTHER_WORKDIR]; benchmark
+    [--peer=torch]; report several workdirs, with commas between them; prepare
+    [--on_error=skip] [--preview=N] [--verify] [--beam_runner=NAME]
+    [--beam_options=--a=b,--c]
 """
 
 import functools
@@ -16,6 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from dpjax import config as config_lib
+from dpjax import runtime
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of configs/, e.g. configs/retrain.py or :quick.'
@@ -42,6 +46,19 @@ _BEAM_RUNNER = flags.DEFINE_string(
 _AGAINST = flags.DEFINE_string(
   'against', None, 'evaluate: compare with the evaluated run in this workdir.'
 )
+_PEER = flags.DEFINE_enum(
+  'peer', None, ['torch'], 'benchmark: run the same in it, in turns with ours.'
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'train: HOST:PORT of process 0 of a job of several'
+  ' processes; auto where JAX finds out by itself.'
+)  # fmt: skip
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'train: processes of the job, with HOST:PORT.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'train: the number of this one, from 0.'
+)
 _BEAM_OPTIONS = flags.DEFINE_list(
   'beam_options', [], "prepare: the runner's options, separated by commas."
 )
@@ -58,6 +75,12 @@ def main(argv: list[str]) -> int:
     if _TRACEBACK.value or '\n' in str(error).strip():
       raise
     print(f'error: {error}', file=sys.stderr)
+    return runtime.end(2) if _COORDINATOR.value else 2
+  except RuntimeError as error:  # JAX's own are of it
+    line = runtime.too_little_memory(error)
+    if _TRACEBACK.value or line is None:
+      raise
+    print(f'error: {line}', file=sys.stderr)
     return 2
 
 
@@ -71,6 +94,7 @@ def _run(words):
     'report': _report,
     'ablate': _ablate,
     'compare': _compare,
+    'benchmark': _benchmark,
   }
   if command not in commands or len(words) > 1:
     raise ValueError(
@@ -83,30 +107,39 @@ def _run(words):
     raise ValueError(f'{given[0]} is for prepare, not for {command}')
   if _AGAINST.present and command != 'evaluate':
     raise ValueError(f'--against is for evaluate, not for {command}')
+  if _PEER.present and command != 'benchmark':
+    raise ValueError(f'--peer is for benchmark, not for {command}')
   if _VERIFY.value and set(given) - {'--verify', '--preview'}:
     raise ValueError('--verify looks at the set that is there; it goes with'
                      ' --preview only')  # fmt: skip
   if _BEAM_OPTIONS.value and not _BEAM_RUNNER.value:
     raise ValueError('--beam_options is for --beam_runner, which is missing')
+  if _COORDINATOR.present and command != 'train':
+    raise ValueError(f'--coordinator is for train, not for {command}: that runs'
+                     ' in one process')  # fmt: skip
   if _CONFIG.value is None:
     raise ValueError('--config is missing; e.g. --config=configs/retrain.py')
-  if _CONFIG.value.train.deterministic:
-    os.environ['XLA_FLAGS'] = (
-      os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
-    )
+  if _PEER.value:  # By itself JAX takes three quarters of a GPU's memory.
+    os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '.5')
+  runtime.start(
+    deterministic=_CONFIG.value.train.deterministic,
+    coordinator=_COORDINATOR.value,
+    num_processes=_NUM_PROCESSES.value,
+    process_id=_PROCESS_ID.value,
+  )
   import jax
 
-  try:
-    num_devices = jax.device_count()
-  except (RuntimeError, AssertionError) as error:  # both, by the platform
-    wanted = os.environ.get('JAX_PLATFORMS')
-    raise ValueError(f'JAX finds no device; JAX_PLATFORMS={wanted}') from error
   resolve = functools.partial(
-    config_lib.resolve, num_devices=num_devices, platform=jax.default_backend()
+    config_lib.resolve,
+    num_devices=jax.device_count(),
+    platform=jax.default_backend(),
+    num_processes=jax.process_count(),
   )
   config = resolve(_CONFIG.value)
   if command in ('ablate', 'compare'):  # They change what is not resolved yet.
     return commands[command](resolve, pathlib.Path(_workdir(command)))
+  if command == 'benchmark':
+    return _benchmark(config, pathlib.Path(_workdir(command)))
   return commands[command](config, pathlib.Path(_workdir()))
 
 
@@ -124,7 +157,8 @@ def _train(config, workdir):
   from dpjax import recipe, train
 
   try:
-    recipe.run(config, workdir)
+    with runtime.job():
+      recipe.run(config, workdir)
   except train.Stopped as stopped:
     print(stopped, flush=True)
     return 143  # 128 + SIGTERM: a scheduler starts the job again
@@ -197,6 +231,19 @@ def _compare(resolve, workdir):
   from dpjax.studies import compare
 
   return _study(compare.compare, resolve, workdir)
+
+
+def _benchmark(config, workdir):
+  from dpjax import train
+  from dpjax.studies import benchmark
+
+  try:
+    print(benchmark.benchmark(config, workdir, _PEER.value))
+  except (train.Stopped, KeyboardInterrupt):
+    print('stopped; the same command measures all anew', file=sys.stderr)
+    return 130  # 128 + SIGINT
+  print(f'written: {workdir / "benchmark.json"}, {workdir / "benchmark.md"}')
+  return 0
 
 
 def _study(study, resolve, workdir):

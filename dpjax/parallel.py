@@ -1,8 +1,12 @@
 """How a per-device step runs on the devices at hand: jit, pmap or shard_map.
 
-One pure step `f(state, batch, *, axis_name)` serves all three. The state is
-replicated, the batch is cut along its first axis, and what the step returns is
-replicated (training) or put together again along its first axis (evaluation).
+One pure step `f(state, batch, shared, *, axis_name)` serves all three. The
+state and `shared` are replicated, the batch is cut along its rows, and what the
+step returns is replicated: a training step's by itself, an evaluation's because
+the rows of all devices are gathered.
+
+With several processes (jax.distributed) the devices of all of them count, in
+the order of the processes, and each process hands in its own rows.
 """
 
 import functools
@@ -11,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = 'data'
@@ -22,95 +26,142 @@ def compile_step(
   *,
   mode: str,
   devices: int,
-  donate: bool,
+  donate: bool = False,
   gather: bool = False,
-) -> Callable[[Any, Any], Any]:
-  """Compiles `step(state, batch, axis_name=...)` for `devices` devices.
+  steps: int = 1,
+) -> Callable[[Any, Any, Any], Any]:
+  """Compiles `step(state, batch, shared, axis_name=...)` for the devices.
 
   Args:
     step: the pure per-device step.
     mode: 'jit' (one device), 'pmap' or 'shard_map'.
-    devices: how many.
+    devices: how many, over all processes.
     donate: the state's buffers become the result's; a caller must not use a
       state again that it has passed in.
-    gather: the results are one per row (evaluation), not replicated.
+    gather: the step returns a result for each row of its share (evaluation);
+      all rows are put together again on every device.
+    steps: K above 1 makes K steps in one dispatch. The batch then leads with
+      (K, rows), and what a step returns beside the state leads with (K,).
 
   Returns:
-    f(state, batch), where batch is a host batch with a row for every image of
-    all devices, or one that `place` has put on the devices.
+    f(state, batch, shared) of what `place` and `replicate` have put on the
+    devices (`shared` may be None), with jit's `lower` for a compilation ahead.
 
   Raises:
     ValueError: an unknown mode, or jit on several devices.
   """
+  if mode not in ('jit', 'pmap', 'shard_map'):
+    raise ValueError(f'parallel.mode {mode!r} is none of jit, pmap, shard_map')
+  if mode == 'jit' and devices != 1:
+    raise ValueError(f'parallel.mode jit runs on one device, not {devices}')
+  one = functools.partial(step, axis_name=None if mode == 'jit' else AXIS)
+
+  def per_device(state, batch, shared):
+    if gather:
+      rows = one(state, batch, shared)
+      if mode == 'jit':
+        return rows
+      return jax.lax.all_gather(rows, AXIS, axis=0, tiled=True)
+    if steps == 1:
+      return one(state, batch, shared)
+    # XLA's CPU path runs convolutions in a loop some ten times slower.
+    unroll = steps if jax.default_backend() == 'cpu' else 1
+    return jax.lax.scan(
+      lambda state, batch: one(state, batch, shared),
+      state,
+      batch,
+      unroll=unroll,
+    )
+
   donated = (0,) if donate else ()
   if mode == 'jit':
-    if devices != 1:
-      raise ValueError(f'parallel.mode jit runs on one device, not {devices}')
-    return jax.jit(
-      functools.partial(step, axis_name=None), donate_argnums=donated
-    )
-  per_device = functools.partial(step, axis_name=AXIS)
-  if mode == 'shard_map':
-    # check_vma would sum the gradients of replicated parameters by itself, and
-    # the step's own mean would then leave them `devices` times too large.
-    mapped = jax.shard_map(
+    return jax.jit(per_device, donate_argnums=donated)
+  mesh = _mesh(devices)
+  if mode == 'pmap':
+    return jax.pmap(
       per_device,
-      mesh=_mesh(devices),
-      in_specs=(P(), P(AXIS)),
-      out_specs=P(AXIS) if gather else P(),
-      check_vma=False,
+      axis_name=AXIS,
+      in_axes=(None, 0 if steps == 1 else 1, None),
+      out_axes=None,
+      devices=[*mesh.devices],
+      donate_argnums=donated,
     )
-    return jax.jit(mapped, donate_argnums=donated)
-  if mode != 'pmap':
-    raise ValueError(f'parallel.mode {mode!r} is none of jit, pmap, shard_map')
-  mapped = jax.pmap(
+  # check_vma would sum the gradients of replicated parameters by itself, and
+  # the step's own mean would then leave them `devices` times too large.
+  mapped = jax.shard_map(
     per_device,
-    axis_name=AXIS,
-    in_axes=(None, 0),
-    out_axes=0 if gather else None,
-    devices=jax.devices()[:devices],
-    donate_argnums=donated,
+    mesh=mesh,
+    in_specs=(P(), _rows(steps > 1), P()),
+    out_specs=P(),
+    check_vma=False,
   )
-
-  def run(state, batch):
-    out = mapped(state, jax.tree.map(lambda x: _split(x, devices), batch))
-    if gather:
-      out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
-    return out
-
-  return run
+  return jax.jit(mapped, donate_argnums=donated)
 
 
-def place(batch: Any, *, mode: str, devices: int) -> Any:
-  """Starts the transfer of a host batch to the devices; returns at once."""
-  if mode == 'pmap':  # pmap cuts and sends the batch itself.
-    return batch
+def place(batch: Any, *, mode: str, devices: int, stacked: bool = False) -> Any:
+  """Starts the transfer of a host batch to the devices; returns at once.
+
+  Args:
+    batch: tree of numpy arrays with this process's rows; (rows, ...), or
+      (K, rows, ...) if stacked.
+    mode, devices, stacked: those of the compiled step.
+  """
   if mode == 'jit':
     return jax.device_put(batch)
-  return jax.device_put(batch, NamedSharding(_mesh(devices), P(AXIS)))
+  sharding = NamedSharding(_mesh(devices), _rows(stacked))
+  if mode == 'pmap':  # A leading axis of devices in place of the rows.
+
+    def split(x):
+      lead = x.shape[:stacked]
+      return x.reshape(*lead, devices, -1, *x.shape[stacked + 1 :])
+
+    batch = jax.tree.map(split, batch)
+  if jax.process_count() == 1:
+    return jax.device_put(batch, sharding)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+  )
 
 
-def replicate(state: Any, *, mode: str, devices: int) -> Any:
-  """Puts the state where the compiled step takes it: on every device.
+def replicate(tree: Any, *, mode: str, devices: int) -> Any:
+  """Puts a tree of arrays, the same in every process, on every device."""
+  if mode == 'jit':
+    return jax.device_put(tree)
+  sharding = NamedSharding(_mesh(devices), P())
+  if jax.process_count() == 1:
+    return jax.device_put(tree, sharding)
 
-  jit and pmap take it from one device. jit over a mesh does not, once it is
-  bound to that device, as a state that Orbax has restored is.
-  """
-  if mode != 'shard_map':
-    return state
-  return jax.device_put(state, NamedSharding(_mesh(devices), P()))
+  def put(x):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(put, tree)
+
+
+def share() -> tuple[int, int]:
+  """(this process, number of processes): whose rows of a batch are read."""
+  return jax.process_index(), jax.process_count()
+
+
+def is_first() -> bool:
+  """Whether this process is the one that writes logs and speaks."""
+  return jax.process_index() == 0
+
+
+def free_bytes() -> int | None:
+  """Memory that is free on a device of this process; None where unknown."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  if 'bytes_limit' not in stats:
+    return None
+  return stats['bytes_limit'] - stats['bytes_in_use']
 
 
 def _mesh(devices):
-  # make_mesh's own default is Explicit axes, which jit would then enforce.
-  return jax.make_mesh(
-    (devices,),
-    (AXIS,),
-    axis_types=(AxisType.Auto,),
-    devices=jax.devices()[:devices],
-  )
+  # In the order of the processes, so that the rows of one are in a row. (What
+  # make_mesh returns follows a TPU's wiring instead.)
+  ordered = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+  return Mesh(np.array(ordered[:devices]), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def _split(x, devices):
-  x = np.asarray(x)
-  return x.reshape(devices, x.shape[0] // devices, *x.shape[1:])
+def _rows(stacked):
+  return P(None, AXIS) if stacked else P(AXIS)

@@ -1,9 +1,12 @@
 """Which stages a config runs, in which order, and where stage II starts."""
 
 import pathlib
+import time
 from typing import Any
 
-from dpjax import checkpoint, train
+import jax
+
+from dpjax import checkpoint, parallel, runtime, train
 from dpjax import config as config_lib
 from dpjax.data import prepare
 
@@ -39,17 +42,41 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
       )
     train.train(config, 'retrain', workdir)
     return
-  if config.init.backbone == 'auto':
-    train.train(
-      config.copy_and_resolve_references(), 'pretrain', workdir / 'pretrain'
-    )
-    config.init.backbone = str(workdir / 'pretrain')
-  train.train(config, 'retrain', workdir / 'retrain')
+  seconds = {}
+  begun = any(
+    checkpoint.has_checkpoint(workdir / stage)
+    for stage in ('pretrain', 'retrain')
+  )
 
+  def timed(name, function, *arguments):
+    began = time.perf_counter()
+    result = function(*arguments)
+    seconds[name] = time.perf_counter() - began
+    return result
+
+  if config.init.backbone == 'auto':
+    copy = config.copy_and_resolve_references()
+    timed('pretrain', train.train, copy, 'pretrain', workdir / 'pretrain')
+    config.init.backbone = str(workdir / 'pretrain')
+  timed('retrain', train.train, config, 'retrain', workdir / 'retrain')
+
+  if jax.process_count() > 1:
+    # One process of the job scores by itself, on one of its devices.
+    runtime.leave_job()
+    if not parallel.is_first():
+      return
+    config.parallel.mode, config.parallel.devices = 'jit', 1
   from dpjax.evaluation import evaluate, text
 
-  result = evaluate.evaluate(config, workdir / 'retrain')
+  result = timed('evaluation', evaluate.evaluate, config, workdir / 'retrain')
   print(text.format_table(result))
+  parts = ', '.join(f'{name} {spent:.1f} s' for name, spent in seconds.items())
+  print(
+    f'recipe: {runtime.seconds_alive():.1f} s since the process was started'
+    f' ({parts})'
+    + (', not the whole: it went on from an earlier one' if begun else ''),
+    flush=True,
+  )
 
 
 def _found_backbone(workdir):
@@ -59,5 +86,6 @@ def _found_backbone(workdir):
     return config_lib.load(record).init.backbone
   if checkpoint.has_checkpoint(PRETRAINED):
     return str(PRETRAINED)
-  print(f'init.backbone: no {PRETRAINED} to start from, so from scratch')
+  if parallel.is_first():
+    print(f'init.backbone: no {PRETRAINED} to start from, so from scratch')
   return None

@@ -309,6 +309,8 @@ def train_step(
     stage.loss, has_aux=True
   )(state.params, state.batch_stats, batch, axis_name)
   metrics = {'loss': loss, **metrics}
+  if 'stop' in batch:  # That one process was asked to stop, all must know.
+    metrics['stop'] = batch['stop'].mean()
   if axis_name is not None:
     grads = jax.lax.pmean(grads, axis_name)
     metrics = jax.lax.pmean(metrics, axis_name)

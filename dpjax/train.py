@@ -1,12 +1,18 @@
 """The training loop: data, step, metrics, validation, checkpoints.
 
-The loop dispatches step n and then reads the metrics of step n - 1, so that
-the device never waits for the host. Nothing is saved before its loss and
-gradient norm are known to be finite.
+A dispatch is train.steps_per_dispatch steps. The loop sends off dispatch n,
+starts the transfer of the next one's batch, and then reads the metrics of
+dispatch n - 1, so that the device never waits for the host. Nothing is saved
+before its loss and gradient norm are known to be finite.
+
+In a job of several processes all go through the same loop on the same numbers;
+the first one writes the log and speaks, and all save.
 """
 
+import concurrent.futures
 import contextlib
 import functools
+import itertools
 import json
 import math
 import os
@@ -14,13 +20,14 @@ import pathlib
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 
-from dpjax import atomic, checkpoint, manifest, steps
+from dpjax import atomic, checkpoint, manifest, parallel, runtime, steps
 from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
 from dpjax.data import labels, prepare
@@ -53,12 +60,16 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
   """
   began = time.perf_counter()
   workdir = pathlib.Path(workdir)
-  _claim(workdir, config, stage)
-  data = prepare.open_prepared(config)
+
+  def claim_and_prepare():
+    _claim(workdir, config, stage)
+    return prepare.open_prepared(config)
+
+  data = runtime.first_does(f'{stage}: open', claim_and_prepare)
+  data = data or prepare.open_prepared(config)
   run = experiment_lib.build(config, stage, data)
   settings = run.settings
-  steps_per_epoch = len(run.training_records) / settings.batch_size
-  total = max(1, round(settings.epochs * steps_per_epoch))
+  total = run.total_steps
   optimizer, schedule = run.optimizer(total)
   stream = iter(run.training_stream())
 
@@ -74,13 +85,15 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
     if newest is None and stage == 'retrain' and source:
       backbone = experiment_lib.read_backbone(source, run)
     if newest is None:
-      manifest.write(
-        workdir,
-        stage,
-        run.training_records,
-        source if backbone is not None and os.path.isdir(source) else None,
-      )
-      _warn_of_seen(run, workdir)
+      trained = source if backbone is not None and os.path.isdir(source) else (
+        None
+      )  # fmt: skip
+
+      def write_manifest():
+        manifest.write(workdir, stage, run.training_records, trained)
+        _warn_of_seen(run, workdir)
+
+      runtime.first_does(f'{stage}: manifest', write_manifest)
     state = experiment_lib.initial_state(run, optimizer, backbone, source)
     record = {'training': 0.0, 'wall': 0.0}  # seconds
     start = 'from scratch' if backbone is None else f'from {source}'
@@ -89,20 +102,39 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
       run.check_trained_on(record)
       stream.set_state(data_state)
       start = f'resumed at step {newest}'
+      _warn_of_dispatches(run, record)
     done = newest or 0
-    log = MetricsLog(workdir, done, config.train.tensorboard)
-    print(
+    log = MetricsLog(
+      workdir, done, config.train.tensorboard, write=parallel.is_first()
+    )
+    _say(
       f'{stage}: {workdir}, {start}, to step {total} ({settings.epochs:g}'
       f' epochs of {len(run.training_records)} radiographs by'
-      f' {settings.batch_size}), {_devices(config)}',
-      flush=True,
+      f' {settings.batch_size}), {_devices(run)}'
     )
-    with contextlib.closing(log), _Signals() as signals:
+    # The job inside of what is closed: closing waits for the other processes.
+    with contextlib.closing(log), _Signals() as signals, runtime.job():
       _loop(
         run, optimizer, schedule, stream, state, saved, log, signals,
-        done=done, total=total, steps_per_epoch=steps_per_epoch,
-        trained=record['training'], began=began - record['wall'],
+        done=done, total=total, trained=record['training'],
+        began=began - record['wall'],
       )  # fmt: skip
+
+
+def _say(line):
+  if parallel.is_first():
+    print(line, flush=True)
+
+
+def _warn_of_dispatches(run, record):
+  before = record.get('steps_per_dispatch', 1)
+  if before != run.steps_per_dispatch and parallel.is_first():
+    print(
+      f'warning: config.train.steps_per_dispatch is {run.steps_per_dispatch}'
+      f' and was {before}; another rounding, so not to the bit the same run',
+      file=sys.stderr,
+      flush=True,
+    )
 
 
 def _warn_of_seen(run, workdir):
@@ -120,48 +152,115 @@ def _warn_of_seen(run, workdir):
         print(f'warning: {error}', file=sys.stderr, flush=True)
 
 
+def dispatches(done: int, total: int, size: int) -> Iterator[int]:
+  """The steps of each dispatch from `done` to `total`.
+
+  Dispatches of `size` steps begin at multiples of it; what does not fit, at the
+  end or after a resume, goes step by step.
+  """
+  while done < total:
+    whole = done % size == 0 and done + size <= total
+    yield size if whole else 1
+    done += size if whole else 1
+
+
+def evaluations(
+  total: int, every: float, steps_per_epoch: float, size: int
+) -> set[int]:
+  """The steps after which there is a validation: the last, and by eval.every.
+
+  Args:
+    total: steps of the run.
+    every: epochs between validations; 0 for the last step only.
+    steps_per_epoch: may be a fraction.
+    size: steps of a dispatch; all but the last are multiples of it.
+  """
+  found = {total}
+  if every:
+    apart = max(every * steps_per_epoch, 1.0)
+    for i in range(1, math.ceil(total / apart) + 1):
+      found.add(min(total, size * max(1, round(i * apart / size))))
+  return found
+
+
+class _Programs:
+  """Steps compiled ahead, at the same time, each known by a name."""
+
+  def __init__(self):
+    self._futures: dict[Any, concurrent.futures.Future] = {}
+    self._pool = concurrent.futures.ThreadPoolExecutor(thread_name_prefix='xla')
+
+  def begin(self, name: Any, step: Any, *arguments: Any) -> None:
+    """Starts the compilation of a step for arguments of these shapes."""
+    self._futures[name] = self._pool.submit(step.lower(*arguments).compile)
+
+  def __getitem__(self, name: Any) -> Any:
+    """The program; waits for the compiler."""
+    return self._futures[name].result()
+
+  def close(self) -> None:
+    """Waits for what is being compiled."""
+    self._pool.shutdown()
+
+
 def _loop(
   run, optimizer, schedule, stream, state, saved, log, signals, *,
-  done, total, steps_per_epoch, trained, began,
+  done, total, trained, began,
 ):  # fmt: skip
   config = run.config
-  train_step = run.compile(
-    functools.partial(
-      steps.train_step, stage=run.model, optimizer=optimizer, schedule=schedule
-    ),
-    donate=True,
+  steps_per_epoch = run.steps_per_epoch
+  train_step = functools.partial(
+    steps.train_step, stage=run.model, optimizer=optimizer, schedule=schedule
   )
   eval_step = run.compile(
     functools.partial(steps.eval_step, stage=run.model), gather=True
   )
-  every = config.eval.every * steps_per_epoch
-  evaluations = {total}
-  if every:
-    every = max(every, 1.0)
-    count = math.ceil(total / every)
-    evaluations |= {min(total, round(i * every)) for i in range(1, count + 1)}
-  interval = Interval(run.settings.batch_size)
-  pending = None  # (step, metrics still on the device)
-  clock = time.perf_counter()
+  sizes = [*dispatches(done, total, run.steps_per_dispatch)]
+  validated = evaluations(
+    total, config.eval.every, steps_per_epoch, run.steps_per_dispatch
+  )
+  programs = _Programs()
+  several = jax.process_count() > 1
+  asked = False  # to stop: in a job of several, once all know it
+  pending = None  # (last step, metrics still on the device)
+
+  def read(size):
+    """The host batches of a dispatch."""
+    batches = [next(stream) for _ in range(size)]
+    if not several:
+      return batches
+    stop = np.float32(signals.received is not None)
+    return [{**b, 'stop': np.full(len(b['label']), stop)} for b in batches]
+
+  def send(batches):
+    """Starts their transfer."""
+    if len(batches) == 1:
+      return run.place(batches[0])
+    stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
+    return run.place(stacked, stacked=True)
 
   def settle():
-    """Reads the metrics of the step before; raises NonFinite."""
-    nonlocal pending
+    """Reads the metrics of the dispatch before; raises NonFinite."""
+    nonlocal pending, asked
     if pending is None:
       return
-    step, metrics = pending
+    last, metrics = pending
     pending = None
-    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    _check_finite(step, metrics, saved)
-    interval.add(metrics)
-    bar.update(1)
-    if step % config.train.log_every == 0 or step == total:
+    metrics = {k: np.atleast_1d(v) for k, v in jax.device_get(metrics).items()}
+    asked |= bool(metrics.pop('stop', np.zeros(1)).any())
+    size = len(metrics['loss'])
+    for i in range(size):
+      values = {name: float(value[i]) for name, value in metrics.items()}
+      _check_finite(last - size + 1 + i, values, saved)
+      interval.add(values)
+    bar.update(size)
+    if _passes(last, size, config.train.log_every) or last == total:
       now = time.perf_counter()
       means = interval.close()
       bar.set_postfix(loss=f'{means["loss"]:.3f}', refresh=False)
       log.write(
-        step,
-        epoch=step / steps_per_epoch,
+        last,
+        epoch=last / steps_per_epoch,
         split='train',
         **means,
         seconds_training=trained + now - clock,
@@ -173,29 +272,50 @@ def _loop(
     initial=done,
     desc=run.stage,
     unit='step',
-    disable=not config.train.progress,
+    disable=not (config.train.progress and parallel.is_first()),
     file=sys.stderr,
     dynamic_ncols=True,
   )
-  step = done  # a finished run has no step to make
-  with contextlib.closing(bar):
-    for step in range(done + 1, total + 1):
-      batch = next(stream)
-      batch = {k: v for k, v in batch.items() if k not in ('index', 'valid')}
-      state, metrics = train_step(state, run.place(batch))
+  clock = time.perf_counter()
+  images = validation_images = ahead = None
+  if sizes:  # A finished run has no step to make.
+    images = run.images(run.training_records)
+    batches = read(sizes[0])
+    ahead = send(batches), stream.get_state()
+    # All at once, while Grain fills its queue.
+    for size in {*sizes}:
+      batch = ahead[0] if size == sizes[0] else send(batches[:1] * size)
+      step = run.compile(train_step, donate=True, steps=size)
+      programs.begin(size, step, state, batch, images)
+    validation = run.data.splits.get('validation', ())
+    if config.eval.every and len(validation):
+      validation_images = run.images(validation)
+      batch = run.first_batch(
+        validation, run.settings.batch_size, validation_images
+      )
+      programs.begin('validation', eval_step, state, batch, validation_images)
+      eval_step = programs['validation']
+  interval = Interval(run.settings.batch_size)
+  step = done
+  with contextlib.closing(bar), contextlib.closing(programs):
+    for size, following in itertools.zip_longest(sizes, sizes[1:]):
+      batch, data_state = ahead
+      state, metrics = programs[size](state, batch, images)
+      step += size
+      if following:
+        ahead = send(read(following)), stream.get_state()
       settle()
       pending = (step, metrics)
-      stop = signals.received
-      evaluate = step in evaluations
-      save_every = config.train.save_every
-      if not (evaluate or stop or (save_every and step % save_every == 0)):
+      stop = asked if several else signals.received
+      evaluate = step in validated
+      if not (evaluate or stop or _passes(step, size, config.train.save_every)):
         continue
       settle()
       now = time.perf_counter()
       trained += now - clock
       scores = None
       if evaluate and config.eval.every:
-        scores = validate(run, eval_step, state)
+        scores = validate(run, eval_step, state, validation_images)
         # The one look at the state itself: step's loss is of the one before.
         if not math.isfinite(scores.get('loss', 0.0)):
           raise _non_finite(step, {'validation loss': scores['loss']}, saved)
@@ -207,15 +327,17 @@ def _loop(
           seconds_training=trained,
           seconds_wall=time.perf_counter() - began,
         )
-        bar.write(_describe(run.stage, step / steps_per_epoch, scores))
+        if parallel.is_first():
+          bar.write(_describe(run.stage, step / steps_per_epoch, scores))
       saved.save(
         step,
         state,
-        stream.get_state(),
+        data_state,
         {
           'training': trained,
           'wall': time.perf_counter() - began,
           'trained_on': run.fingerprint,
+          'steps_per_dispatch': run.steps_per_dispatch,
         },
         scores,
       )
@@ -225,23 +347,38 @@ def _loop(
       clock = time.perf_counter()
   saved.wait()
   # At the last step too: a recipe would go on with its next stage.
-  if signals.received:
+  if runtime.any_says(asked or signals.received is not None):
     raise Stopped(
-      f'stopped by {signals.received} and saved at step {step} of {total};'
-      ' the same command goes on from there'
+      f'stopped by {signals.received or "another process"} and saved at step'
+      f' {step} of {total}; the same command goes on from there'
     )
 
 
-def validate(run: Any, eval_step: Any, state: Any) -> dict[str, float | None]:
+def _passes(step, size, every):
+  """Whether the `size` steps up to `step` hold a multiple of `every`, not 0."""
+  return every and step // every > (step - size) // every
+
+
+def validate(
+  run: Any, eval_step: Any, state: Any, images: Any = None
+) -> dict[str, float | None]:
   """Scores the whole validation split; {} where the set has none.
 
   Stage I: the loss and accuracy among the views of each batch, by the running
   statistics. Stage II: the loss and evaluation.bootstrap.summary.
+
+  Args:
+    run: an experiment.Experiment.
+    eval_step: compiled steps.eval_step.
+    state: a steps.TrainState.
+    images: of the split, if they are on the devices (run.images).
   """
   if 'validation' not in run.data.splits:
     return {}
   split = run.data.split('validation')
-  outputs = run.collect(eval_step, state, split, run.settings.batch_size)
+  outputs = run.collect(
+    eval_step, state, split, run.settings.batch_size, images
+  )
   loss = float(outputs['loss'].mean())
   if run.stage == 'pretrain':
     accuracy = float(outputs['contrastive_accuracy'].mean())
@@ -294,14 +431,22 @@ class Interval:
 class MetricsLog:
   """metrics.jsonl, a line an entry, and TensorBoard events if wanted."""
 
-  def __init__(self, workdir: pathlib.Path, done: int, tensorboard: bool):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    done: int,
+    tensorboard: bool,
+    write: bool = True,
+  ):
     """Opens the log of a run that has `done` steps behind it.
 
     Lines of later steps stem from before a kill and are dropped: these steps
-    are made again.
+    are made again. Without `write` nothing is written.
     """
     path = workdir / 'metrics.jsonl'
-    if path.exists():
+    if not write:
+      path, tensorboard = pathlib.Path(os.devnull), False
+    elif path.exists():
       kept = [
         line
         for line in path.read_text().splitlines()
@@ -406,10 +551,20 @@ def _claim(workdir, config, stage):
     ) from error
 
 
-def _devices(config):
+def _devices(run):
+  config = run.config
   kind = jax.devices()[0].device_kind
-  count = config.parallel.devices
-  return f'{config.parallel.mode} on {count} x {kind}, {config.model.dtype}'
+  parts = [
+    f'{config.parallel.mode} on {config.parallel.devices} x {kind}',
+    config.model.dtype,
+  ]
+  if jax.process_count() > 1:
+    parts.append(f'{jax.process_count()} processes')
+  if run.steps_per_dispatch > 1:
+    parts.append(f'{run.steps_per_dispatch} steps a dispatch')
+  if run.resident:
+    parts.append('images in device memory')
+  return ', '.join(parts)
 
 
 def _describe(stage, epoch, scores):

@@ -90,13 +90,13 @@ def test_a_restored_state_goes_into_the_step_of_every_mode(mode, workdir):
   state, _, _ = saved.restore(7, like)
   saved.close()
 
-  def step(state, batch, *, axis_name):
-    del axis_name
+  def step(state, batch, shared, *, axis_name):
+    del axis_name, shared
     return jax.tree.map(lambda x: 2 * x, state), batch['x'].ndim
 
   run = parallel.compile_step(step, mode=mode, devices=devices, donate=True)
   batch = parallel.place({'x': np.zeros(4)}, mode=mode, devices=devices)
-  doubled, _ = run(state, batch)
+  doubled, _ = run(state, batch, None)
   assert_same(doubled, jax.tree.map(lambda x: 2 * x, make_state()))
 
 

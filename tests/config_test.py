@@ -24,10 +24,13 @@ def make(file='retrain', variant='', **changes):
   return config
 
 
-def resolve(*, num_devices=1, platform='cpu', **changes):
+def resolve(*, num_devices=1, platform='cpu', num_processes=1, **changes):
   changes = {k.replace('__', '.'): v for k, v in changes.items()}
   return config_lib.resolve(
-    make(**changes), num_devices=num_devices, platform=platform
+    make(**changes),
+    num_devices=num_devices,
+    platform=platform,
+    num_processes=num_processes,
   )
 
 
@@ -145,6 +148,24 @@ def test_every_table_of_checks_names_real_fields():
     ({'num_devices': 8, 'retrain__batch_size': 12}, ['batch_size', '8']),
     ({'parallel__devices': 3}, ['parallel.devices', 'at most 1']),
     ({'num_devices': 2, 'parallel__mode': 'jit'}, ['parallel.mode', 'pmap']),
+    (
+      {'num_devices': 4, 'num_processes': 2, 'parallel__mode': 'pmap'},
+      ['parallel.mode', 'shard_map', '2 processes'],
+    ),
+    (
+      {'num_devices': 4, 'num_processes': 2, 'parallel__devices': 2},
+      ['parallel.devices', 'the 4 of all 2 processes'],
+    ),
+    (
+      {'data__placement': 'resident', 'data__render': 'host'},
+      ['data.placement', 'data.render'],
+    ),
+    ({'data__placement': 'memory'}, ['data.placement', 'resident']),
+    ({'model__stem': 'space'}, ['model.stem', 'space_to_depth']),
+    ({'train__steps_per_dispatch': -1}, ['train.steps_per_dispatch']),
+    ({'benchmark__parts': ('train',)}, ['benchmark.parts', 'inference']),
+    ({'benchmark__batch_sizes': (0,)}, ['benchmark.batch_sizes']),
+    ({'benchmark__steps_per_dispatch': (1.5,)}, ['whole numbers']),
   ],
 )
 def test_a_bad_value_is_refused_in_one_line_that_names_the_field(
@@ -155,6 +176,26 @@ def test_a_bad_value_is_refused_in_one_line_that_names_the_field(
   message = str(error.value)
   assert '\n' not in message
   assert all(word in message for word in words), message
+
+
+def test_the_mode_follows_devices_and_processes():
+  def mode(devices, processes=1):
+    config = resolve(num_devices=devices, num_processes=processes)
+    return config.parallel.mode, config.parallel.devices
+
+  assert mode(1) == ('jit', 1)
+  assert mode(8) == ('pmap', 8)
+  assert mode(8, processes=2) == ('shard_map', 8)
+
+
+def test_speed_may_change_in_a_resume_and_the_network_may_not():
+  old = resolve()
+  faster = resolve(
+    data__placement='stream', train__steps_per_dispatch=4,
+    model__stem='space_to_depth', benchmark__repeats=9,
+  )  # fmt: skip
+  assert config_lib.differences(old, faster) == []
+  assert config_lib.differences(old, resolve(model__width=8))
 
 
 def test_the_word_none_means_none():

@@ -8,6 +8,8 @@ import optax
 import pytest
 
 from dpjax import experiment as experiment_lib
+from dpjax import parallel
+from dpjax.data import pipeline
 from dpjax.data import store as store_lib
 from tests import fakes
 
@@ -168,12 +170,14 @@ def test_the_normalisation_scales_the_weights_and_nothing_else():
 
 @pytest.mark.parametrize('devices', [1, 4])
 def test_inference_covers_a_whole_split_in_order_tail_included(devices):
-  run = build(parallel__devices=devices)
+  mode = 'jit' if devices == 1 else 'shard_map'
+  run = build(parallel__devices=devices, parallel__mode=mode)
   split = run.data.split('test')
   assert len(split) == 13  # no multiple of a batch
   sizes = []
 
-  def eval_step(state, batch):
+  def eval_step(state, batch, images):
+    assert images is None
     assert state == 'state' and set(batch) == {'views', 'label'}
     sizes.append(len(batch['label']))
     return {
@@ -249,3 +253,58 @@ def test_torch_weights_of_another_network_are_refused_by_array(torch_file):
   with pytest.raises(ValueError, match=r'layer1\.1\.\S+ is missing') as error:
     experiment_lib.read_backbone(path, run)
   assert str(error.value).startswith(f'config.init.backbone: {path}: ')
+
+
+def test_images_lie_on_the_device_by_default_where_they_take_a_quarter(
+  monkeypatch,
+):
+  needed = (48 + 12) * 48 * 48  # training and validation images of the fake set
+
+  def resident(free, **changes):
+    monkeypatch.setattr(parallel, 'free_bytes', lambda: free)
+    return build(**{'data__render': 'device', **changes}).resident
+
+  assert resident(4 * needed + 1)
+  assert not resident(4 * needed)
+  assert not resident(None)  # a CPU does not tell
+  assert not resident(99 * needed, data__render='host')
+  assert not resident(99 * needed, data__placement='stream')
+  assert resident(0, data__placement='resident')
+
+
+def test_images_on_the_device_are_those_of_every_record_in_order():
+  data = fakes.make_store()
+  data.splits['unlabelled'] = unlabelled(fakes.make_split(7, 48, seed=60))
+  run = build(
+    'pretrain',
+    data=data,
+    data__render='device',
+    data__placement='resident',
+  )
+  records = run.training_records
+  assert len(records.splits) == 2
+  np.testing.assert_array_equal(
+    run.images(records), records.images(np.arange(len(records)))
+  )
+  batch = next(iter(run.training_stream()))
+  assert 'images' not in batch and batch['index'].max() < len(records)
+  assert 'index' in run.place(batch)
+
+
+def test_a_dispatch_holds_more_steps_where_batches_are_small(monkeypatch):
+  def steps_per_dispatch(batch_size, **changes):
+    return build(
+      retrain__batch_size=batch_size, **changes
+    ).steps_per_dispatch  # fmt: skip
+
+  assert steps_per_dispatch(16) == 1  # on a CPU
+  assert steps_per_dispatch(16, train__steps_per_dispatch=3) == 3
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(pipeline.Records, '__len__', lambda _: 32000)
+  assert [steps_per_dispatch(n) for n in (16, 64, 256, 1024, 4096)] == [
+    16, 16, 4, 1, 1,
+  ]  # fmt: skip
+  assert steps_per_dispatch(1024, parallel__devices=8) == 8  # 128 a device
+  # No more than there are steps between two validations.
+  assert steps_per_dispatch(16, eval__every=0.005) == 10
+  assert steps_per_dispatch(16, eval__every=0.0) == 16

@@ -135,6 +135,26 @@ def test_a_flag_of_prepare_is_refused_elsewhere(checkout, flag):
   assert not (checkout / 'elsewhere').exists()
 
 
+@pytest.mark.parametrize(
+  ('command', 'flag', 'line'),
+  [
+    ('train', '--peer=torch', '--peer is for benchmark, not for train'),
+    (
+      'evaluate',
+      '--coordinator=auto',
+      '--coordinator is for train, not for evaluate: that runs in one process',
+    ),
+  ],
+)
+def test_a_flag_of_another_command_is_refused(checkout, command, flag, line):
+  result = run(
+    checkout, command, '--config=configs/retrain.py', flag, *FLAGS,
+    driver=('-m', 'dpjax.main'),
+  )  # fmt: skip
+  assert result.returncode == 2
+  assert result.stderr == f'error: {line}\n'
+
+
 def test_prepare_verifies_and_draws_the_set_that_is_there(checkout):
   for flag, words in (
     ('--verify', 'all 50 images are as its manifest has them'),

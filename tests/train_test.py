@@ -1,6 +1,7 @@
 """The loop: what it logs, keeps, refuses and survives."""
 
 import csv
+import functools
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -259,20 +261,28 @@ def test_a_batch_larger_than_the_set_is_refused_by_field(tmp_path):
 def uncompiled(monkeypatch):
   """Steps that only count and validate well, for tests of the loop alone."""
 
-  def train_step(state, batch):
-    del batch
-    state = state.replace(step=state.step + 1)
-    return state, {'loss': np.float32(1), 'gradient_norm': np.float32(1)}
+  def train_steps(count):
+    @jax.jit
+    def step(state, batch, images):
+      del batch, images
+      ones = jnp.ones(() if count == 1 else count)
+      state = state.replace(step=state.step + count)
+      return state, {'loss': ones, 'gradient_norm': ones}
 
-  def eval_step(state, batch):
-    del state
+    return step
+
+  @jax.jit
+  def eval_step(state, batch, images):
+    del state, images
     rows = len(batch['label'])
-    return {'logits': np.zeros((rows, 3)), 'loss': np.ones(rows)}
+    return {'logits': jnp.zeros((rows, 3)), 'loss': jnp.ones(rows)}
 
   monkeypatch.setattr(
     experiment_lib.Experiment,
     'compile',
-    lambda run, step, gather=False, **_: eval_step if gather else train_step,
+    lambda run, step, gather=False, steps=1, **_: (
+      eval_step if gather else train_steps(steps)
+    ),
   )
 
 
@@ -345,6 +355,170 @@ def test_a_workdir_that_cannot_be_written_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=f'--workdir={workdir} ') as error:
       train.train(make_config(), 'retrain', workdir)
     assert '\n' not in str(error.value)
+
+
+def test_dispatches_begin_at_multiples_of_their_size():
+  assert [*train.dispatches(0, 11, 4)] == [4, 4, 1, 1, 1]
+  assert [*train.dispatches(3, 12, 4)] == [1, 4, 4]  # resumed with another K
+  assert [*train.dispatches(0, 3, 1)] == [1, 1, 1]
+  assert [*train.dispatches(7, 7, 4)] == []
+
+
+@pytest.mark.parametrize('size', [1, 2, 4, 16])
+def test_validations_fall_on_the_ends_of_dispatches(size):
+  total = 67
+  ends, step = set(), 0
+  for made in train.dispatches(0, total, size):
+    step += made
+    ends.add(step)
+  found = train.evaluations(total, 1.0, 6.5, size)
+  assert found <= ends and total in found
+  if size == 1:
+    assert sorted(found)[:4] == [6, 13, 20, 26]  # 6.5, 13, 19.5, 26
+  assert train.evaluations(total, 0.0, 6.5, size) == {total}
+
+
+@pytest.mark.usefixtures('uncompiled')
+def test_a_run_saves_and_logs_at_the_ends_of_dispatches(tmp_path):
+  # Counted by the loop alone: 12 steps of 3 an epoch, 5 a dispatch.
+  config = make_config(
+    retrain__epochs=4.0, train__steps_per_dispatch=5, train__log_every=4,
+    train__save_every=4, train__keep=9, eval__every=0.0,
+  )  # fmt: skip
+  train.train(config, 'retrain', tmp_path)
+  assert steps_kept(tmp_path) == {5, 10, 12}
+  assert [e['step'] for e in read_log(tmp_path)] == [5, 10, 12]
+
+
+def test_k_steps_a_dispatch_train_as_single_steps_do(tmp_path, capsys):
+  make = functools.partial(
+    make_config, eval__every=0.0, retrain__epochs=4 / 3, train__save_every=2
+  )
+  train.train(make(), 'retrain', tmp_path / 'one')
+  train.train(make(train__steps_per_dispatch=2), 'retrain', tmp_path / 'two')
+  one, two = (checkpoint.read_state(tmp_path / name) for name in ('one', 'two'))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    one['params'],
+    two['params'],
+  )
+  logged = [
+    np.mean([e['loss'] for e in read_log(tmp_path / 'one')][i : i + 2])
+    for i in (0, 2)
+  ]
+  np.testing.assert_allclose(
+    [e['loss'] for e in read_log(tmp_path / 'two')], logged, rtol=1e-4
+  )
+  assert 'steps a dispatch' in capsys.readouterr().out
+
+
+def test_a_run_goes_on_in_another_mode_on_other_devices(tmp_path):
+  def train_to(epochs, workdir, mode, devices):
+    config = make_config(
+      retrain__epochs=epochs, retrain__optim__schedule='constant',
+      parallel__mode=mode, parallel__devices=devices,
+    )  # fmt: skip
+    config_file = workdir / 'config.json'
+    if config_file.exists():  # Only epochs differ, which a user may not change.
+      record = json.loads(config_file.read_text())
+      record['retrain']['epochs'] = epochs
+      config_file.write_text(json.dumps(record))
+    train.train(config, 'retrain', workdir)
+
+  for epochs, mode, devices in (
+    (1 / 3, 'pmap', 2), (2 / 3, 'shard_map', 4), (1.0, 'jit', 1),
+  ):  # fmt: skip
+    train_to(epochs, tmp_path / 'moved', mode, devices)
+  train_to(1.0, tmp_path / 'stayed', 'jit', 1)
+  moved, stayed = (
+    checkpoint.read_state(tmp_path / name) for name in ('moved', 'stayed')
+  )
+  assert moved['step'] == stayed['step'] == 3
+  for part in ('params', 'batch_stats', 'opt_state'):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+      moved[part],
+      stayed[part],
+    )
+
+
+@pytest.mark.usefixtures('uncompiled')
+def test_a_resume_with_other_dispatches_is_warned_about(tmp_path, capsys):
+  train.train(make_config(), 'retrain', tmp_path)
+  assert 'steps_per_dispatch' not in capsys.readouterr().err
+  train.train(make_config(train__steps_per_dispatch=3), 'retrain', tmp_path)
+  assert (
+    'warning: config.train.steps_per_dispatch is 3 and was 1'
+    in capsys.readouterr().err
+  )
+
+
+@pytest.mark.parametrize(
+  ('mode', 'placement'),
+  [('jit', 'resident'), ('pmap', 'stream'), ('shard_map', 'resident')],
+)
+def test_nothing_reaches_the_devices_but_what_the_loop_sends(
+  mode, placement, tmp_path, monkeypatch
+):
+  # The guard lets device_put through and no other transfer. (What comes back
+  # from a CPU device is no transfer to JAX; the next test is about that.)
+  loop = train._loop
+
+  def guarded(*args, **kwargs):
+    with jax.transfer_guard('disallow'):
+      loop(*args, **kwargs)
+
+  monkeypatch.setattr(train, '_loop', guarded)
+  config = make_config(
+    data__render='device', data__placement=placement, parallel__mode=mode,
+    parallel__devices=1 if mode == 'jit' else 4,
+    retrain__epochs=1.0, train__steps_per_dispatch=2,
+  )  # fmt: skip
+  train.train(config, 'retrain', tmp_path)
+  # Two steps in one dispatch, one alone, and a validation.
+  assert read_log(tmp_path, 'validation')[0]['step'] == 3
+
+
+def test_a_dispatch_is_read_after_the_next_one_is_sent(tmp_path, monkeypatch):
+  events = []
+
+  class Program:
+    def lower(self, *_):
+      return self
+
+    def compile(self):
+      return self
+
+    def __call__(self, state, batch, images):
+      events.append(f'send {len([e for e in events if "send" in e]) + 1}')
+      return state, {'loss': np.float32(1), 'gradient_norm': np.float32(1)}
+
+  class Get:
+    count = 0
+
+    def __call__(self, value):
+      Get.count += 1
+      events.append(f'read {Get.count}')
+      return value
+
+  monkeypatch.setattr(
+    experiment_lib.Experiment, 'compile', lambda *_, **__: Program()
+  )
+  monkeypatch.setattr(train.jax, 'device_get', Get())
+  real = experiment_lib.Experiment.place
+
+  def place(run, batch, stacked=False):
+    events.append('batch')
+    return real(run, batch, stacked)
+
+  monkeypatch.setattr(experiment_lib.Experiment, 'place', place)
+  config = make_config(eval__every=0.0)
+  train.train(config, 'retrain', tmp_path)
+  assert events == [
+    'batch', 'send 1', 'batch', 'send 2', 'batch', 'read 1', 'send 3',
+    'batch', 'read 2', 'send 4', 'batch', 'read 3', 'send 5', 'batch',
+    'read 4', 'send 6', 'read 5', 'read 6',
+  ]  # fmt: skip
 
 
 # What follows runs the real command in processes of its own.

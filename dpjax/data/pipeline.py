@@ -18,20 +18,19 @@ A batch is a dict of arrays with b = B / processes rows:
     masks      {stage: (b, h, w)}   float32 in 0..1, stage II
     annotated  (b,)        float32; 0 where there are lesions and no box, stage
                II (with either render)
-  rendered by the step (`ready`):
-    images     (b, S, S)   uint8, as stored
+  rendered by the step:
+    images     (b, S, S)   uint8, as stored; not if the step has them already
     decisions  {name: (b, V, ...)}  of augment.draw
     boxes, num_boxes       (b, K, 4), (b,)   stage II
 """
 
 import dataclasses
-import os
 from typing import Any
 
 import grain
 import numpy as np
 
-from dpjax.data import augment
+from dpjax.data import augment, runners
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +85,7 @@ class Plan:
     mask_kind: 'area' or 'binary' (augment.masks_host).
     normal: whether label 0 says that there is no lesion.
     host: render on the host; else send what the step needs for it.
+    images: read the images; without them `index` says which they are.
   """
 
   image_size: int
@@ -96,6 +96,7 @@ class Plan:
   mask_kind: str = 'area'
   normal: bool = True
   host: bool = True
+  images: bool = True
 
 
 def training(
@@ -148,7 +149,7 @@ def once(
 
 def _read(drawn, records, plan, process, threads, prefetch):
   options = grain.ReadOptions(
-    num_threads=threads or min(os.cpu_count() or 1, 16),
+    num_threads=threads or min(runners.cores(), 16),
     # Counts batches here, and each batch is many records already.
     prefetch_buffer_size=prefetch,
   )
@@ -223,14 +224,16 @@ class _Read(grain.transforms.Map):
       'label': self._labels[index],
       'valid': filled.astype(np.float32),
     }
-    images = self._records.images(index)
     plan = self._plan
     boxes, num_boxes = self._boxes[index], self._num_boxes[index]
     if plan.mask_sides:
       annotated = (num_boxes > 0) | ((batch['label'] == 0) & plan.normal)
       batch['annotated'] = annotated.astype(np.float32)
+    images = self._records.images(index) if plan.images else None
     if not plan.host:
-      batch |= {'images': images, 'decisions': decisions}
+      batch['decisions'] = decisions
+      if plan.images:
+        batch['images'] = images
       if plan.mask_sides:
         batch |= {'boxes': boxes, 'num_boxes': num_boxes}
       return batch

@@ -1,0 +1,318 @@
+"""What must be settled before JAX starts: flags, processes, compilation cache.
+
+Nothing here may touch a device before `start` has done its work.
+"""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import platform
+import re
+import stat
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+# Exit status of a process whose job is broken: start all of it again. It is
+# EX_TEMPFAIL of sysexits.h, and none of those that a mistake leads to.
+BROKEN_JOB = 75
+
+# A process that says nothing for so long is taken for dead, seconds.
+_HEARTBEAT = 30
+# So long others wait for what the first process does (prepares), seconds.
+_PATIENCE = 24 * 3600
+_TOLD = 20  # and so long the first one for the others to hear of an error
+_DONE = 'done'
+# What JAX's transports say when another process does not answer.
+_LOST = re.compile(
+  r'gloo|nccl|connection|peer|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|heartbeat'
+  r'|coordination',
+  re.IGNORECASE,
+)
+
+
+def start(
+  *,
+  deterministic: bool = False,
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+) -> None:
+  """Starts JAX, alone or as one process of a job.
+
+  Args:
+    deterministic: bit-exact on a GPU too, and slower.
+    coordinator: HOST:PORT of process 0, or 'auto' where JAX finds out by itself
+      (Slurm, TPU pods, Open MPI, Kubernetes); None for a process alone.
+    num_processes: of the job, with HOST:PORT.
+    process_id: of this one, from 0, with HOST:PORT.
+
+  Raises:
+    ValueError: one line: arguments that do not fit, or no device.
+  """
+  if deterministic:
+    os.environ['XLA_FLAGS'] = (
+      os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
+    )
+  import jax
+
+  if coordinator is not None:
+    _join(coordinator, num_processes, process_id)
+  elif num_processes is not None or process_id is not None:
+    raise ValueError('--num_processes and --process_id go with --coordinator')
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # both, by the platform
+    wanted = os.environ.get('JAX_PLATFORMS')
+    raise ValueError(f'JAX finds no device; JAX_PLATFORMS={wanted}') from error
+  _use_cache()
+
+
+def _join(coordinator, num_processes, process_id):
+  import jax
+
+  by_hand = (num_processes, process_id)
+  if coordinator == 'auto':
+    if by_hand != (None, None):
+      raise ValueError('--coordinator=auto finds --num_processes and'
+                       ' --process_id by itself; leave them out')  # fmt: skip
+    arguments = {}
+  else:
+    host, _, port = coordinator.rpartition(':')
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+      raise ValueError(f'--coordinator={coordinator}; it must be auto or the'
+                       ' HOST:PORT of process 0')  # fmt: skip
+    if None in by_hand or not 0 <= process_id < num_processes:
+      raise ValueError(
+        f'--coordinator={coordinator} needs --num_processes and a --process_id'
+        f' from 0 to one less, and has {num_processes} and {process_id}'
+      )
+    arguments = {
+      'coordinator_address': coordinator,
+      'num_processes': num_processes,
+      'process_id': process_id,
+      # Else a Slurm task or a pod is taken apart once more.
+      'cluster_detection_method': 'deactivate',
+    }
+    print(
+      f'process {process_id} of {num_processes}: joining at {coordinator}',
+      file=sys.stderr,
+      flush=True,
+    )
+  try:
+    jax.distributed.initialize(
+      heartbeat_timeout_seconds=_HEARTBEAT, **arguments
+    )
+  except (RuntimeError, ValueError) as error:
+    hint = ''
+    if coordinator == 'auto':
+      hint = '; is this a task of srun, a worker of a TPU, an Open MPI rank or'
+      hint += ' a pod? Else name HOST:PORT'
+    raise ValueError(
+      f'--coordinator={coordinator}: the job could not be joined'
+      f' ({_first_line(error)}){hint}'
+    ) from error
+
+
+def first_does(name: str, function: Callable[[], Any]) -> Any:
+  """Lets the first process do something while all others wait for it.
+
+  They wait at the coordinator, not in a collective of the devices: those give
+  up after half a minute, and a set may take an hour to prepare.
+
+  Args:
+    name: of what is done; another one at each call.
+    function: what the first process does.
+
+  Returns:
+    what `function` returns, and None in the other processes.
+
+  Raises:
+    ValueError: in all of them, if it raises ValueError or OSError.
+  """
+  import jax
+
+  if jax.process_count() == 1:
+    return function()
+  from jax._src import distributed  # JAX has no public way to the coordinator.
+
+  client, key = distributed.global_state.client, f'dpjax/{name}'
+  if jax.process_index() != 0:
+    said = client.blocking_key_value_get(key, _PATIENCE * 1000)
+    if said != _DONE:
+      client.wait_at_barrier(f'{key}/told', _TOLD * 1000)
+      raise ValueError(said)
+    return None
+  try:
+    result = function()
+  except (ValueError, OSError) as error:
+    client.key_value_set(key, str(error))
+    # Its end is the coordinator's too, so not before the others know.
+    client.wait_at_barrier(f'{key}/told', _TOLD * 1000)
+    raise
+  client.key_value_set(key, _DONE)
+  return result
+
+
+def first_says(value: bool) -> bool:
+  """What the first process says, in all of them."""
+  import jax
+
+  if jax.process_count() == 1:
+    return value
+  from jax.experimental import multihost_utils
+
+  return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def any_says(value: bool) -> bool:
+  """Whether a process says so, in all of them."""
+  import jax
+
+  if jax.process_count() == 1:
+    return value
+  from jax.experimental import multihost_utils
+
+  return bool(multihost_utils.process_allgather(np.int32(value)).any())
+
+
+@contextlib.contextmanager
+def job() -> Iterator[None]:
+  """Within it, the loss of another process ends this one: one line, status 75.
+
+  At once, since on the way out Orbax and JAX would wait for who is gone. Where
+  one waits all the same (in a save, or a transport that does not notice), JAX
+  aborts the process after _HEARTBEAT seconds, with a message of its own. Other
+  errors of the devices stay what they are; they too end the process at once.
+  """
+  import jax
+
+  if jax.process_count() == 1:
+    yield
+    return
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    reason = _first_line(error)
+    if too_little_memory(error):
+      print(f'error: {too_little_memory(error)}', file=sys.stderr)
+      end(2)
+    if not _LOST.search(str(error)):
+      traceback.print_exc()
+      end(1)
+    print(
+      f'error: process {jax.process_index()} of {jax.process_count()}: another'
+      f' process is gone, so this job ends ({reason}); start all processes'
+      ' again with the same command, and they go on from the newest checkpoint',
+      file=sys.stderr,
+    )
+    end(BROKEN_JOB)
+
+
+def too_little_memory(error: BaseException) -> str | None:
+  """What to tell the user of an error of JAX if the device's memory is full."""
+  if 'RESOURCE_EXHAUSTED' not in str(error):
+    return None
+  return (
+    f'the memory of the device is too small ({_first_line(error)}); lower'
+    ' config.pretrain.batch_size or config.retrain.batch_size, or take'
+    ' config.data.placement=stream'
+  )
+
+
+def _first_line(error):
+  return str(error).strip().splitlines()[0]
+
+
+def end(status: int) -> int:
+  """Ends a process of a job at once; alone, just returns the status.
+
+  On the usual way out JAX waits for all other processes.
+  """
+  import jax
+
+  if jax.process_count() > 1:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+  return status
+
+
+def leave_job() -> None:
+  """Ends what the processes do together, once all have come here.
+
+  Each then goes on, or ends, by itself.
+  """
+  import jax
+
+  jax.distributed.shutdown()
+
+
+def seconds_alive() -> float:
+  """Since this process was started: imports and all."""
+  fields = (
+    pathlib.Path('/proc/self/stat').read_text().rpartition(')')[2].split()
+  )
+  started = int(fields[19]) / os.sysconf('SC_CLK_TCK')  # since the boot
+  return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+
+
+def _use_cache():
+  """Keeps compiled programs in a folder that is the user's alone.
+
+  What is read from there is run, so a folder in which others may write is left
+  alone. JAX_COMPILATION_CACHE_DIR names another one, and
+  JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+  """
+  import jax
+
+  if jax.config.jax_compilation_cache_dir:
+    return  # The user's own choice.
+  if not jax.config.jax_enable_compilation_cache:
+    return
+  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  folder = pathlib.Path(base).resolve() / 'dpjax'
+  # A program for one CPU may not run on another, and homes are shared.
+  leaf = folder / f'xla-{_machine()}'
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    leaf.mkdir(mode=0o700, exist_ok=True)
+    # Who may write in a folder may put another one in its place.
+    unsafe = [path for path in (folder.parent, folder, leaf) if _is_open(path)]
+  except OSError:
+    return  # No home, or a full one: then it compiles each time.
+  if unsafe:
+    print(
+      f'warning: {unsafe[0]} is not yours alone, so compiled programs are not'
+      ' kept there; chmod 700 it, or set JAX_COMPILATION_CACHE_DIR',
+      file=sys.stderr,
+      flush=True,
+    )
+    return
+  jax.config.update('jax_compilation_cache_dir', str(leaf))
+
+
+def _is_open(path):
+  """Whether another user may change what is in a folder."""
+  found = path.lstat()
+  if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.getuid(), 0):
+    return True
+  writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+  # In a sticky one, as /tmp, others may add and not replace.
+  return bool(writable) and not found.st_mode & stat.S_ISVTX
+
+
+def _machine():
+  """A name for what compiled programs of this machine's CPU run on."""
+  try:
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+  except OSError:
+    lines = [platform.processor()]
+  kind = next((x for x in lines if x.startswith(('flags', 'Features'))), '')
+  return f'{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}'
