@@ -17,6 +17,7 @@ from dpjax.data import augment
 from dpjax.evaluation import titles
 from dpjax.report import figures, overlay, page
 from dpjax.report.evidence import Evidence, read_image
+from dpjax.studies import benchmark_text
 
 SIDE = 320  # pixels of a radiograph's tile
 MOST_POINTS = 300  # of a training curve
@@ -449,13 +450,31 @@ def speed(section: page.Section, evidence: Evidence) -> None:
       for name, values in found.items()
     }
   for run in benchmarks:
-    section.table(
-      ['', 'Value'],
-      [[name, _plain_number(value)] for name, value in _leaves(run.benchmark)],
-      f'benchmark.json: {run.name}',
-      kind='words',
+    _benchmark(section, run)
+
+
+def _benchmark(section, run):
+  """The tables of benchmark.json; its numbers whole."""
+  section.numbers.setdefault('benchmark', {})[run.name] = run.benchmark
+  try:
+    about = benchmark_text.about(run.benchmark)
+    tables = benchmark_text.tables(run.benchmark)
+  except (KeyError, TypeError, AttributeError):
+    section.say(
+      f'{run.name}: benchmark.json is none of this version; run benchmark'
+      ' again.',
+      'note',
     )
-    section.numbers.setdefault('benchmark', {})[run.name] = run.benchmark
+    return
+  section.heading(f'benchmark: {run.name}')
+  for line in about:
+    section.say(f'{line}.', 'note')
+  for table in tables:
+    section.table(table.head, table.rows, table.title)
+    for note in table.notes:
+      section.say(f'{note}.', 'note')
+  for line in benchmark_text.legend(run.benchmark):
+    section.say(line, 'note')
 
 
 def _rate(log):
@@ -466,20 +485,6 @@ def _rate(log):
 def _last(log, name):
   values = [entry[name] for entry in log if entry.get(name) is not None]
   return values[-1] if values else None
-
-
-def _leaves(value, prefix=''):
-  """(path, leaf) of a JSON value."""
-  if isinstance(value, (dict, list)):
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, one in items:
-      yield from _leaves(one, f'{prefix} {key}'.strip())
-  else:
-    yield prefix, value
-
-
-def _plain_number(value):
-  return f'{value:,.6g}' if isinstance(value, float) else str(value)
 
 
 def _seconds(value):

@@ -474,13 +474,54 @@ def test_the_speed_is_that_of_the_log(both):
   assert speed['Stage II: with validation']['mine'] == 33
 
 
-def test_a_benchmark_is_shown_whole(folders, only):
+def make_benchmark(kind):
+  """What benchmark.json holds, of inference alone."""
+  rates = {'median': 1234.5, 'min': 1200.0, 'max': 1300.0}
+  return {
+    'finished': True,
+    'device': {
+      'kind': kind, 'platform': 'gpu', 'used': 1, 'present': 1, 'mode': 'jit',
+    },
+    'host': {
+      'cpus': 2, 'load_at_start': None, 'cores_busy_with_others': 0.9,
+    },
+    'versions': {'jax': '0.0'},
+    'environment': {},
+    'config': CONFIG.to_dict(),
+    'inference': {
+      'unit': 'images',
+      'step': [
+        {
+          'batch_size': 64, 'steps_per_dispatch': 1, 'ms_per_step': rates,
+          'per_second': rates, 'flops_share': 0.25, 'bytes_share': None,
+          'compile_seconds': 1.5, 'program_bytes': 2**20, 'peak_bytes': None,
+        },
+      ],
+      'left_out': [{'batch_size': 1024, 'why': 'too <large>'}],
+    },
+  }  # fmt: skip
+
+
+def test_the_tables_of_a_benchmark_are_shown(folders, only):
   only('speed')
-  found = {'cases': [{'batch': 64, 'images_per_second': 1234.5}], 'host': '<b>'}
+  found = make_benchmark('<b>')
   (folders[0] / 'retrain/benchmark.json').write_text(json.dumps(found))
   text = report.write(folders[:1], CONFIG).read_text()
-  assert read(folders[0])['speed']['benchmark'] == {'mine': found}
-  assert '1,234.5' in text and '&lt;b&gt;' in text
+  assert read(folders[0])['speed']['benchmark'] == {
+    'mine': json.loads(json.dumps(found))
+  }
+  for words in ('1,234', '25.0 %', 'step only', 'Device: 1 of 1 x &lt;b&gt;',
+                'kept 0.9 of the 2 CPU cores',
+                'batch 1024 left out: too &lt;large&gt;'):  # fmt: skip
+    assert words in text
+
+
+def test_a_benchmark_of_another_shape_is_said(folders, only):
+  only('speed')
+  (folders[0] / 'retrain/benchmark.json').write_text('{"cases": [1]}')
+  text = report.write(folders[:1], CONFIG).read_text()
+  assert 'mine: benchmark.json is none of this version' in text
+  assert read(folders[0])['speed']['benchmark'] == {'mine': {'cases': [1]}}
 
 
 ODD = '<b>&\'"$x$ </section>'

@@ -1,0 +1,218 @@
+"""What the benchmark runs: a config's stages as compiled programs and calls."""
+
+import contextlib
+import functools
+import itertools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpjax import experiment, steps
+from dpjax.studies import timing
+
+# On accelerators, where the config names none.
+_BATCH_SIZES = (16, 64, 256, 1024)
+# The share of a GPU's memory that JAX takes (main.py sets it beside a peer).
+MEMORY_SHARE = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
+
+
+def stage_of(part: str) -> str:
+  """The stage that a part of the benchmark runs; inference is of stage II."""
+  return 'retrain' if part == 'inference' else part
+
+
+class Bench:
+  """A config on its set, and what is needed again and again of it.
+
+  Attributes:
+    config: as resolved (dpjax.config.resolve).
+    data: the prepared set.
+    repeats: (how many, seconds of each), for timing.measure.
+  """
+
+  def __init__(self, config: Any, data: Any):
+    self.config = config
+    self.data = data
+    self.repeats = (config.benchmark.repeats, config.benchmark.seconds)
+    self._resident: dict[str, bool] = {}
+    self._states: dict[str, Any] = {}
+    self._images: dict[str, Any] = {}
+
+  def say(self, line: str) -> None:
+    """Progress, on stderr."""
+    if self.config.train.progress:
+      print(f'benchmark: {line}', file=sys.stderr, flush=True)
+
+  def run(self, stage: str, **changes: Any) -> experiment.Experiment:
+    """The stage with changes to the config, e.g. data__render='host'."""
+    config = self.config.copy_and_resolve_references()
+    for name, value in changes.items():
+      *sections, field = name.split('__')
+      functools.reduce(lambda c, key: c[key], sections, config)[field] = value
+    run = experiment.build(config, stage, self.data)
+    if config.data.placement == 'auto':  # By the free memory: settled once.
+      if stage not in self._resident:
+        self._resident[stage] = run.resident
+      kept = self._resident[stage]
+      config.data.placement = 'resident' if kept else 'stream'
+    return run
+
+  def sized(
+    self, stage: str, batch_size: int, **changes: Any
+  ) -> experiment.Experiment:
+    """The stage with another batch size."""
+    return self.run(stage, **{f'{stage}__batch_size': batch_size}, **changes)
+
+  def check(self, stage: str) -> None:
+    """Raises ValueError if the config's own batch size is above the set."""
+    run = self.run(stage)
+    if why := self._unfit(run, run.settings.batch_size):
+      raise ValueError(
+        f'config.{stage}.batch_size is {run.settings.batch_size}: {why}'
+      )
+
+  def state(self, stage: str) -> steps.TrainState:
+    """A fresh state, which may be donated."""
+    if stage not in self._states:
+      run = self.run(stage)
+      optimizer, _ = run.optimizer(1)
+      self._states[stage] = experiment.initial_state(run, optimizer)
+    return jax.tree.map(jnp.copy, self._states[stage])
+
+  def images(self, run: experiment.Experiment) -> Any:
+    """The stage's training images on the devices, or None if not resident."""
+    if not run.resident:
+      return None
+    if run.stage not in self._images:
+      self._images[run.stage] = run.images(run.training_records)
+    return self._images[run.stage]
+
+  def forget(self) -> None:
+    """Frees the images."""
+    self._images.clear()
+
+  def sizes(self, stage: str) -> tuple[list[int], list[dict[str, Any]]]:
+    """The batch sizes that fit, rising, and the others with the reason."""
+    run = self.run(stage)
+    wanted = self.config.benchmark.batch_sizes
+    if not wanted:
+      wanted = {run.settings.batch_size}
+      if jax.default_backend() != 'cpu':
+        wanted |= {*_BATCH_SIZES}
+    why = {size: self._unfit(run, size) for size in sorted({*wanted})}
+    return (
+      [size for size in why if not why[size]],
+      [{'batch_size': s, 'why': why[s]} for s in why if why[s]],
+    )
+
+  def _unfit(self, run, size):
+    if size > len(run.training_records):
+      return f'there are {len(run.training_records)} training radiographs'
+    if size % self.config.parallel.devices:
+      return f'no multiple of the {self.config.parallel.devices} devices'
+    return None
+
+
+def attempt(
+  measurement: Callable[[], dict[str, Any]], about: dict[str, Any]
+) -> dict[str, Any]:
+  """What the measurement finds, or that the device's memory is too small."""
+  try:
+    return about | measurement()
+  except RuntimeError as error:
+    if not timing.is_out_of_memory(error):
+      raise
+  why = 'out of device memory'
+  if share := os.environ.get(MEMORY_SHARE):
+    why += f' ({MEMORY_SHARE} gives JAX {share} of it)'
+  return about | {'error': why}
+
+
+def batches(run: experiment.Experiment, count: int) -> list[dict[str, Any]]:
+  """The first batches of the training stream, on the host."""
+  stream = iter(run.training_stream())
+  with contextlib.closing(stream):
+    return [*itertools.islice(stream, count)]
+
+
+def training_program(
+  run: experiment.Experiment, state: Any, images: Any, count: int = 1
+) -> tuple[Any, Any, dict[str, Any]]:
+  """The compiled step, its batch on the devices, and what is known of it.
+
+  Args:
+    run: the stage, at the batch size that is wanted.
+    state: fresh; only its shapes count.
+    images: on the devices, or None.
+    count: steps a dispatch.
+  """
+  optimizer, schedule = run.optimizer(run.total_steps)
+  step = run.compile(
+    functools.partial(
+      steps.train_step, stage=run.model, optimizer=optimizer, schedule=schedule
+    ),
+    donate=True,
+    steps=count,
+  )
+  host = batches(run, count)
+  if count > 1:
+    batch = run.place(jax.tree.map(lambda *x: np.stack(x), *host), stacked=True)
+  else:
+    batch = run.place(host[0])
+  program, about = timing.compile_ahead(step, state, batch, images)
+  return program, batch, about
+
+
+def train_call(
+  program: Any, state: Any, batch: Any, images: Any
+) -> Callable[[int], None]:
+  """f(n) that makes n dispatches, the state going from one to the next."""
+
+  def call(number):
+    nonlocal state
+    for _ in range(number):
+      state, metrics = program(state, batch, images)
+    jax.block_until_ready((state, metrics))
+
+  return call
+
+
+def evaluation_batches(
+  run: experiment.Experiment, images: Any, count: int
+) -> list[dict[str, Any]]:
+  """The first batches of the training split, plain, on the host."""
+  split = run.data.split('train')
+  stream = run.stream_once(
+    split, run.settings.batch_size, images=images is None
+  )
+  iterator = iter(stream)
+  with contextlib.closing(iterator):
+    return [*itertools.islice(iterator, count)]
+
+
+def evaluation_program(
+  run: experiment.Experiment, state: Any, batch: Any, images: Any
+) -> tuple[Any, dict[str, Any]]:
+  """The compiled steps.eval_step, and what is known of it."""
+  step = run.compile(
+    functools.partial(steps.eval_step, stage=run.model), gather=True
+  )
+  return timing.compile_ahead(step, state, batch, images)
+
+
+def infer_call(
+  program: Any, state: Any, placed: list[Any], images: Any
+) -> Callable[[int], None]:
+  """f(n) that evaluates n batches, going round those that are there."""
+
+  def call(number):
+    for i in range(number):
+      outputs = program(state, placed[i % len(placed)], images)
+    jax.block_until_ready(outputs)
+
+  return call

@@ -1,0 +1,265 @@
+"""Ours and PyTorch's step in turns, on one device, from the same batch.
+
+The peer takes batches that are rendered on the host, so here ours gets the same
+ones, whatever the config renders with. Rates are compared only after both have
+computed the same from the same weights.
+"""
+
+import functools
+import gc
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dpjax.studies import peer, programs, timing
+
+# Largest relative difference of a loss, and of logits relative to the largest:
+# in float32, by JAX's platform, and in the config's own type. The first is the
+# proof; the second finds what goes wrong in bfloat16 only.
+_TOLERANCE = {'cpu': 1e-4, 'gpu': 5e-4}
+_OWN_TOLERANCE = {'float32': 2e-3, 'bfloat16': 2e-2}
+# The losses are compared before and after so many updates, of a schedule so
+# short that its rates are high: alone, the loss of stage I is nearly the same
+# for any network.
+_UPDATES = 2
+_SCHEDULE = 4  # steps
+
+
+def check(config: Any) -> dict[str, Any]:
+  """What the peer is.
+
+  Args:
+    config: as resolved.
+
+  Raises:
+    ValueError: PyTorch is missing, or it cannot do what the config asks for.
+  """
+  peer.check(config)
+  variants, missing = peer.variants()
+  import torch
+
+  on = 'cpu'
+  if torch.cuda.is_available():
+    on = torch.cuda.get_device_name()
+  return {
+    'package': 'torch',
+    'version': torch.__version__,
+    'device': on,
+    'variants': list(variants),
+    'missing': missing,
+    # What JAX may take of a GPU's memory; PyTorch has the rest.
+    'memory_share_of_jax': os.environ.get(programs.MEMORY_SHARE),
+    'batches': 'rendered on the host, for both; the step takes uint8 views and'
+    ' masks on the device',
+    'work': 'dpjax also computes accuracy and gradient norm at each step, and'
+    ' the losses in inference; PyTorch the norm only where it clips by it',
+    'tolerance': _TOLERANCE[jax.default_backend()],
+    'own_tolerance': _OWN_TOLERANCE[config.model.dtype],
+  }
+
+
+def compare(bench: Any, part: str, variants: Sequence[str]) -> dict[str, Any]:
+  """Rates of ours and of each variant of the peer, and their ratios.
+
+  Args:
+    bench: a programs.Bench.
+    part: 'pretrain', 'retrain' or 'inference'.
+    variants: of peer.variants.
+
+  Returns:
+    {'unit', 'check', 'sizes': [one a batch size]}. 'check', in float32: the
+    'differences' by variant, and an 'error' if one is too large, and then there
+    are no sizes. A size has 'per_second' by name ('dpjax', and 'dpjax, K=...'
+    where it trains with several steps a dispatch); 'ratios' of medians, of
+    'dpjax' and of the 'fastest' of ours to each variant; 'ours' and 'theirs',
+    the fastest names, and their 'ratio'; or an 'error'.
+  """
+  sizes, _ = bench.sizes(programs.stage_of(part))
+  found: dict[str, Any] = {
+    'unit': 'pairs' if part == 'pretrain' else 'images',
+    'check': {},
+    'sizes': [],
+  }
+  # One size is enough, the smallest: float32 takes more memory.
+  for size in sizes[:1]:
+    bench.say(f'{part}, against PyTorch, the same in float32')
+    found['check'] = _measured(_check, bench, part, size, variants)
+  if 'error' not in found['check']:
+    for size in sizes:
+      bench.say(f'{part}, against PyTorch, batch {size}')
+      found['sizes'].append(_measured(_compare, bench, part, size, variants))
+  return found
+
+
+def _measured(measurement, bench, part, size, variants):
+  found = programs.attempt(
+    functools.partial(measurement, bench, part, size, variants),
+    {'batch_size': size},
+  )
+  _free()
+  return found
+
+
+def _run(bench, part, size, **changes):
+  return bench.sized(
+    programs.stage_of(part), size,
+    data__render='host', data__placement='stream', **changes,
+  )  # fmt: skip
+
+
+def _check(bench, part, size, variants):
+  """The differences in float32: of logits, or of losses between updates."""
+  stage = programs.stage_of(part)
+  records = len(bench.run(stage).training_records)
+  run = _run(
+    bench, part, size, model__dtype='float32',
+    **{f'{stage}__epochs': _SCHEDULE * size / records},
+  )  # fmt: skip
+  with jax.default_matmul_precision('highest'):  # No TensorFloat-32.
+    program, batch, host = _program(bench, run, part)
+  ours = _ours(program, batch, bench.state(stage), part, _UPDATES)
+  weights = jax.device_get(bench.state(stage))
+  allowed = _TOLERANCE[jax.default_backend()]
+  found: dict[str, Any] = {'differences': {}}
+  for variant in variants:
+    step = peer.make_step(run, weights, run.total_steps, variant, exact=True)
+    theirs = _theirs(step, step.place(host), part, _UPDATES)
+    if why := _unlike(found, part, variant, theirs, ours, allowed):
+      return found | {'error': f'in float32 {why}'}
+  return found
+
+
+def _compare(bench, part, size, variants):
+  """Both in the config's own type, in turns."""
+  run = _run(bench, part, size)
+  stage = run.stage
+  program, batch, host = _program(bench, run, part)
+  ours = _ours(program, batch, bench.state(stage), part, 0)
+  weights = jax.device_get(bench.state(stage))
+  images = {'dpjax': size}  # of a call, by name
+  if part == 'inference':
+    call = programs.infer_call(program, bench.state(stage), [batch], None)
+  else:
+    call = programs.train_call(program, bench.state(stage), batch, None)
+  calls = {'dpjax': call}
+  if part != 'inference' and (count := run.steps_per_dispatch) > 1:
+    # As it trains: what a dispatch costs, a CUDA graph saves PyTorch too.
+    name = f'dpjax, K={count}'
+    images[name] = size * count
+    program, batch, _ = _program(bench, run, part, count)
+    calls[name] = programs.train_call(program, bench.state(stage), batch, None)
+  found: dict[str, Any] = {'differences': {}, 'first_call_seconds': {}}
+  allowed = _OWN_TOLERANCE[run.config.model.dtype]
+  for variant in variants:
+    began = time.perf_counter()
+    step = peer.make_step(run, weights, run.total_steps, variant)
+    placed = step.place(host)
+    theirs = _theirs(step, placed, part, 0)
+    found['first_call_seconds'][variant] = time.perf_counter() - began
+    if why := _unlike(found, part, variant, theirs, ours, allowed):
+      return found | {'error': why}
+    images[variant] = size
+    one = step.infer if part == 'inference' else step.train
+    calls[variant] = _call(step, one, placed)
+  times = timing.measure(calls, *bench.repeats)
+  rates = {
+    name: timing.summary([images[name] / t for t in of])
+    for name, of in times.items()
+  }
+  return found | {'per_second': rates, **_ratios(rates, variants)}
+
+
+def _program(bench, run, part, count=1):
+  """Ours, compiled; its batch on the devices; one batch on the host."""
+  state = bench.state(run.stage)
+  if part == 'inference':
+    host = programs.evaluation_batches(run, None, 1)[0]
+    batch = run.place(host)
+    program, _ = programs.evaluation_program(run, state, batch, None)
+  else:
+    host = programs.batches(run, 1)[0]  # The stream begins anew for each.
+    program, batch, _ = programs.training_program(run, state, None, count)
+  return program, batch, host
+
+
+def _ours(program, batch, state, part, updates):
+  """Logits, or the losses before, between and after the updates."""
+  if part == 'inference':
+    return np.asarray(program(state, batch, None)['logits'])
+  found = []
+  for _ in range(updates + 1):
+    state, metrics = program(state, batch, None)
+    found.append(float(metrics['loss']))
+  return np.array(found)
+
+
+def _theirs(step, placed, part, updates):
+  if part == 'inference':
+    return step.infer(placed).float().cpu().numpy()
+  found = [step.losses(placed)['loss']]
+  for _ in range(updates):
+    step.train(placed)
+    found.append(step.losses(placed)['loss'])
+  return np.array(found)
+
+
+def _unlike(found, part, variant, theirs, ours, allowed):
+  """Puts the difference on record; says why it is too large, else None."""
+  if part == 'inference':
+    scale = np.abs(ours).max()
+  else:
+    scale = np.abs(ours)
+  difference = float(np.max(np.abs(theirs - ours) / scale))
+  found['differences'][variant] = (
+    difference if np.isfinite(difference) else None
+  )
+  if difference <= allowed:  # A NaN is not.
+    return None
+  what = 'logits' if part == 'inference' else 'loss'
+  return (
+    f'the {what} of {variant} differs by {difference:.2g} of ours, which is'
+    f' more than {allowed:g}: nothing to compare'
+  )
+
+
+def _ratios(rates, variants):
+  """Ours by theirs, of medians."""
+  medians = {name: of['median'] for name, of in rates.items()}
+  theirs = max(variants, key=medians.get)
+  ours = max((n for n in medians if n not in variants), key=medians.get)
+  return {
+    'ratios': {
+      name: {
+        'dpjax': medians['dpjax'] / medians[name],
+        'fastest': medians[ours] / medians[name],
+      }
+      for name in variants
+    },
+    'ours': ours,
+    'theirs': theirs,
+    'ratio': medians[ours] / medians[theirs],
+  }
+
+
+def _call(step, one, batch):
+  """f(n) of a method of the peer's step, waited for."""
+
+  def call(number):
+    for _ in range(number):
+      one(batch)
+    step.wait()
+
+  return call
+
+
+def _free():
+  """Gives the device memory of finished steps back."""
+  import torch
+
+  gc.collect()
+  if torch.cuda.is_available():
+    torch.cuda.empty_cache()
