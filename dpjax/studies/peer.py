@@ -197,6 +197,21 @@ class Step:
         buffer.copy_(value)
     return {name: term.detach().item() for name, term in terms.items()}
 
+  def gradient_norm(self, batch: Tensors) -> float:
+    """Of the whole gradient, before it is clipped; no update."""
+    torch = _torch()
+    statistics = [b.clone() for b in self.network.buffers()]
+    self._losses(batch)[0].backward()
+    gradients = [p.grad for p in self.network.parameters()]
+    norm = torch.nn.utils.get_total_norm(
+      [g for g in gradients if g is not None]
+    )
+    self._optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+      for buffer, value in zip(self.network.buffers(), statistics, strict=True):
+        buffer.copy_(value)
+    return norm.item()
+
   def train(self, batch: Tensors) -> None:
     """One update; returns before the device has made it."""
     if self._graphs and self._captured is None:
