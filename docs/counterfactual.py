@@ -77,9 +77,8 @@ def describe(workdir):
     return jax.nn.logsumexp(logits[:, 1:], axis=1) - logits[:, 0]
 
   def collect(step, part):
-    return run.collect(
-      jax.jit(step), variables, part, config.evaluate.batch_size
-    )
+    jitted = jax.jit(lambda variables, batch, _: step(variables, batch))
+    return run.collect(jitted, variables, part, config.evaluate.batch_size)
 
   def answer(variables, batch):
     images = run.model.pixels.views(batch)[:, 0]

@@ -6,7 +6,6 @@ Each process is the real command with two fake devices, on loopback.
 import json
 import os
 import pathlib
-import re
 import shutil
 import signal
 import socket
@@ -30,7 +29,7 @@ FLAGS = (
   '--config.data.image_size=48',
   '--config.model.stage_sizes=(1,1)',
   '--config.model.width=8',
-  "--config.mgacr.stages=('stage1','stage2')",
+  "--config.mgacr.stages=('stage1',)",
   '--config.pretrain.batch_size=8',
   '--config.pretrain.epochs=1',
   '--config.retrain.batch_size=8',
@@ -210,7 +209,7 @@ def test_a_job_in_which_one_dies_ends_at_once_and_goes_on_when_started_again(
     # The transport hung where it should have failed; then JAX sees to it.
     assert status == -signal.SIGABRT, errors
     assert 'This most likely indicates that another task died' in errors
-    assert re.search(r'unhealthy.*task:1', errors)
+    assert 'tasks are unhealthy (stopped sending heartbeats)' in errors
   assert time.monotonic() - began < 120
   assert not (tmp_path / 'retrain' / 'evaluation.json').exists()
 

@@ -22,6 +22,8 @@ from dpjax.evaluation import evaluate
 from tests import fakes
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Compiles in half the time, where attention is not what is tested.
+PLAIN = {'mgacr__attention': False, 'mgacr__features': False}
 
 
 @pytest.fixture(autouse=True)
@@ -416,7 +418,7 @@ def test_a_run_goes_on_in_another_mode_on_other_devices(tmp_path):
   def train_to(epochs, workdir, mode, devices):
     config = make_config(
       retrain__epochs=epochs, retrain__optim__schedule='constant',
-      parallel__mode=mode, parallel__devices=devices,
+      parallel__mode=mode, parallel__devices=devices, **PLAIN,
     )  # fmt: skip
     config_file = workdir / 'config.json'
     if config_file.exists():  # Only epochs differ, which a user may not change.
@@ -473,6 +475,7 @@ def test_nothing_reaches_the_devices_but_what_the_loop_sends(
     data__render='device', data__placement=placement, parallel__mode=mode,
     parallel__devices=1 if mode == 'jit' else 4,
     retrain__epochs=1.0, train__steps_per_dispatch=2,
+    **({} if mode == 'jit' else PLAIN),
   )  # fmt: skip
   train.train(config, 'retrain', tmp_path)
   # Two steps in one dispatch, one alone, and a validation.

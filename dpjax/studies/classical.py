@@ -146,7 +146,8 @@ class Features:
     network = self._run.model.backbone.clone(num_classes=0)
     views = self._run.model.pixels.views
 
-    def pooled(variables, batch):
+    def pooled(variables, batch, images):
+      del images  # They come with the batch.
       found, _ = network.apply(variables, views(batch)[:, 0], train=False)
       return {'pooled': found}
 
