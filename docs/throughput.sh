@@ -27,10 +27,11 @@ if [[ ! $dry && $platform == cpu ]]; then
   exit 2
 fi
 
-count=20012 variant='' paper=:paper sizes=(16 256) few='(1024,)'
+count=20012 variant='' paper=:paper sizes=(16 256) few='(1024,)' every='(16,64,256,1024)'
 benchmark=() steps=() trace=64
 if [[ $dry ]]; then
-  count=120 variant=:quick paper=:quick sizes=(16 32) few='(8,)' trace=4
+  count=120 variant=:quick paper=:quick sizes=(16 32) few='(8,)' every='(8,16)'
+  trace=4
   benchmark=(--config.benchmark.seconds=0.1 --config.benchmark.repeats=2)
   steps=(--image_size=96 --repeats=1 --steps=1 --stages=retrain
     --variants='base,space-to-depth stem')
@@ -72,20 +73,23 @@ for size in "${sizes[@]}"; do
     --config="configs/retrain.py$variant" "${data[@]}" "${benchmark[@]}" \
     "${own[@]}" --config.benchmark.batch_sizes="$few" \
     --workdir="$out/benchmark-$size"
-  # The same against PyTorch, in turns.
-  if python -c 'import torch' 2>/dev/null; then
-    part "peer-$size" python -m dpjax.main benchmark --peer=torch \
-      --config="configs/retrain.py$variant" "${data[@]}" "${benchmark[@]}" \
-      "${own[@]}" --config.benchmark.batch_sizes="($size,)" \
-      --config.benchmark.parts="('pretrain','retrain','inference')" \
-      --workdir="$out/peer-$size"
-  else
-    echo "no torch here: no figures beside it"
-  fi
   # What the step is made of: each choice, and each of XLA's flags, apart.
   part "variants-$size" python docs/step_variants.py --batch_size="$size" \
     "${steps[@]}"
 done
+
+# The same against PyTorch, in turns, at every size: the best one is among them.
+if python -c 'import torch' 2>/dev/null; then
+  part peer python -m dpjax.main benchmark --peer=torch \
+    --config="configs/retrain.py$variant" "${data[@]}" "${benchmark[@]}" \
+    --config.pretrain.batch_size="${sizes[0]}" \
+    --config.retrain.batch_size="${sizes[0]}" \
+    --config.benchmark.batch_sizes="$every" \
+    --config.benchmark.parts="('pretrain','retrain','inference')" \
+    --workdir="$out/peer"
+else
+  echo "no torch here: no figures beside it"
+fi
 
 # Where the time goes: a trace of some steps, for TensorBoard or Perfetto.
 part trace python docs/step_variants.py --batch_size="${sizes[-1]}" \
