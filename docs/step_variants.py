@@ -116,11 +116,9 @@ class Timed:
 
 def make_timed(built, batch, variant):
   """The variant's step on `batch`, a tree of numpy arrays, compiled."""
-  import jax
   import jax.numpy as jnp
-  import numpy as np
 
-  from dpjax import experiment, steps
+  from dpjax import experiment
   from dpjax.models import resnet
 
   network = dict(variant.network)
@@ -131,15 +129,9 @@ def make_timed(built, batch, variant):
   )
   built = dataclasses.replace(built, model=model)
   optimizer, schedule = built.optimizer(1000)
-  if variant.dispatch > 1:
-    batch = jax.tree.map(lambda x: np.stack([x] * variant.dispatch), batch)
-  placed = built.place(batch, stacked=variant.dispatch > 1)
-  step = built.compile(
-    functools.partial(
-      steps.train_step, stage=model, optimizer=optimizer, schedule=schedule
-    ),
-    donate=variant.donate,
-    steps=variant.dispatch,
+  placed = built.place_dispatch([batch] * variant.dispatch)
+  step = built.compile_training(
+    optimizer, schedule, variant.dispatch, donate=variant.donate
   )
   usual = resnet.batch_norm
 

@@ -4,14 +4,13 @@ Training and evaluation build the same networks, losses and batches from the
 same config here, so that neither can drift from the other.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -264,6 +263,20 @@ class Experiment:
 
     return parallel.compile_step(with_images, **self._devices, **options)
 
+  def compile_training(
+    self, optimizer: Any, schedule: Any, count: int = 1, donate: bool = True
+  ) -> Callable[[Any, Any, Any], Any]:
+    """`compile` of the stage's update, `count` of them a dispatch."""
+    step = functools.partial(
+      steps.train_step, stage=self.model, optimizer=optimizer, schedule=schedule
+    )
+    return self.compile(step, donate=donate, steps=count)
+
+  def compile_evaluation(self) -> Callable[[Any, Any, Any], Any]:
+    """`compile` of what the stage says of each image, for `infer`."""
+    step = functools.partial(steps.eval_step, stage=self.model)
+    return self.compile(step, gather=True)
+
   def place(self, batch: Any, stacked: bool = False) -> Any:
     """parallel.place as the config says, of what the step needs of a batch."""
     unused = {'valid'}
@@ -271,6 +284,13 @@ class Experiment:
       unused.add('index')
     batch = {k: v for k, v in batch.items() if k not in unused}
     return parallel.place(batch, stacked=stacked, **self._devices)
+
+  def place_dispatch(self, batches: Sequence[Any]) -> Any:
+    """`place` of the batches of one dispatch, one a step."""
+    if len(batches) == 1:
+      return self.place(batches[0])
+    stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
+    return self.place(stacked, stacked=True)
 
   def replicate(self, tree: Any) -> Any:
     """parallel.replicate as the config says."""
@@ -306,11 +326,10 @@ class Experiment:
     self, split: Any, batch_size: int, images: jax.Array | None = None
   ) -> Any:
     """The first batch of `infer`, on the devices: to compile for."""
-    stream = iter(
-      self.stream_once(split, self._whole(batch_size), images=images is None)
+    stream = self.stream_once(
+      split, self._whole(batch_size), images=images is None
     )
-    with contextlib.closing(stream):
-      return self.place(next(stream))
+    return self.place(pipeline.first(stream, 1)[0])
 
   def _whole(self, batch_size):
     """Rounded up to a multiple of the devices."""

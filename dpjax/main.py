@@ -137,16 +137,14 @@ def _run(words):
   )
   config = resolve(_CONFIG.value)
   if command in ('ablate', 'compare'):  # They change what is not resolved yet.
-    return commands[command](resolve, pathlib.Path(_workdir(command)))
-  if command == 'benchmark':
-    return _benchmark(config, pathlib.Path(_workdir(command)))
-  return commands[command](config, pathlib.Path(_workdir()))
+    config = resolve
+  return commands[command](config, pathlib.Path(_workdir(command)))
 
 
-def _workdir(command=''):
+def _workdir(command):
   if _WORKDIR.value:
     return _WORKDIR.value
-  if command:
+  if command in ('ablate', 'compare', 'benchmark'):  # Not of one run.
     return f'runs/{command}'
   file = config_flags.get_config_filename(flags.FLAGS['config'])
   file, _, variant = file.partition(':')

@@ -11,7 +11,6 @@ the first one writes the log and speaks, and all save.
 
 import concurrent.futures
 import contextlib
-import functools
 import itertools
 import json
 import math
@@ -27,7 +26,7 @@ import jax
 import numpy as np
 import tqdm
 
-from dpjax import atomic, checkpoint, manifest, parallel, runtime, steps
+from dpjax import atomic, checkpoint, manifest, parallel, runtime
 from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
 from dpjax.data import labels, prepare
@@ -85,12 +84,12 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
     if newest is None and stage == 'retrain' and source:
       backbone = experiment_lib.read_backbone(source, run)
     if newest is None:
-      trained = source if backbone is not None and os.path.isdir(source) else (
-        None
-      )  # fmt: skip
+      is_run = backbone is not None and os.path.isdir(source)
 
       def write_manifest():
-        manifest.write(workdir, stage, run.training_records, trained)
+        manifest.write(
+          workdir, stage, run.training_records, source if is_run else None
+        )
         _warn_of_seen(run, workdir)
 
       runtime.first_does(f'{stage}: manifest', write_manifest)
@@ -209,12 +208,7 @@ def _loop(
 ):  # fmt: skip
   config = run.config
   steps_per_epoch = run.steps_per_epoch
-  train_step = functools.partial(
-    steps.train_step, stage=run.model, optimizer=optimizer, schedule=schedule
-  )
-  eval_step = run.compile(
-    functools.partial(steps.eval_step, stage=run.model), gather=True
-  )
+  eval_step = run.compile_evaluation()
   sizes = [*dispatches(done, total, run.steps_per_dispatch)]
   validated = evaluations(
     total, config.eval.every, steps_per_epoch, run.steps_per_dispatch
@@ -231,13 +225,6 @@ def _loop(
       return batches
     stop = np.float32(signals.received is not None)
     return [{**b, 'stop': np.full(len(b['label']), stop)} for b in batches]
-
-  def send(batches):
-    """Starts their transfer."""
-    if len(batches) == 1:
-      return run.place(batches[0])
-    stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
-    return run.place(stacked, stacked=True)
 
   def settle():
     """Reads the metrics of the dispatch before; raises NonFinite."""
@@ -281,11 +268,13 @@ def _loop(
   if sizes:  # A finished run has no step to make.
     images = run.images(run.training_records)
     batches = read(sizes[0])
-    ahead = send(batches), stream.get_state()
+    ahead = run.place_dispatch(batches), stream.get_state()
     # All at once, while Grain fills its queue.
     for size in {*sizes}:
-      batch = ahead[0] if size == sizes[0] else send(batches[:1] * size)
-      step = run.compile(train_step, donate=True, steps=size)
+      batch = ahead[0]
+      if size != sizes[0]:
+        batch = run.place_dispatch(batches[:1] * size)
+      step = run.compile_training(optimizer, schedule, size)
       programs.begin(size, step, state, batch, images)
     validation = run.data.splits.get('validation', ())
     if config.eval.every and len(validation):
@@ -303,7 +292,7 @@ def _loop(
       state, metrics = programs[size](state, batch, images)
       step += size
       if following:
-        ahead = send(read(following)), stream.get_state()
+        ahead = run.place_dispatch(read(following)), stream.get_state()
       settle()
       pending = (step, metrics)
       stop = asked if several else signals.received

@@ -24,7 +24,9 @@ A batch is a dict of arrays with b = B / processes rows:
     boxes, num_boxes       (b, K, 4), (b,)   stage II
 """
 
+import contextlib
 import dataclasses
+import itertools
 from typing import Any
 
 import grain
@@ -145,6 +147,12 @@ def once(
   )
   drawn = order.seed(seed).random_map(_Draw(records, plan))
   return _read(drawn, records, plan, process, threads, prefetch)
+
+
+def first(dataset: grain.IterDataset, count: int) -> list[dict[str, Any]]:
+  """The first `count` batches of a stream, or all if there are fewer."""
+  with contextlib.closing(iter(dataset)) as stream:
+    return [*itertools.islice(stream, count)]
 
 
 def _read(drawn, records, plan, process, threads, prefetch):

@@ -96,9 +96,7 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
   workdir = workdir_of(workdir)
   opened = open_run(config, workdir)
   run = opened.run
-  eval_step = run.compile(
-    functools.partial(steps.eval_step, stage=run.model), gather=True
-  )
+  eval_step = run.compile_evaluation()
   result = judge(
     workdir,
     run.config.evaluate,

@@ -17,6 +17,14 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
+# What Flax calls an array of a module, and what torch does.
+TORCH_LEAVES = {
+  'kernel': 'weight',
+  'scale': 'weight',
+  'bias': 'bias',
+  'mean': 'running_mean',
+  'var': 'running_var',
+}
 # torchvision's: normal, variance 2 / fan_out (He et al., 2015, Eq. 14).
 kaiming = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
@@ -404,15 +412,8 @@ def _to_numpy(tensor: Any) -> np.ndarray:
 
 def _torch_name(path: tuple[str, ...]) -> str:
   """('params', 'layer1_0', 'bn1', 'scale') -> 'layer1.0.bn1.weight'."""
-  leaves = {
-    'kernel': 'weight',
-    'scale': 'weight',
-    'bias': 'bias',
-    'mean': 'running_mean',
-    'var': 'running_var',
-  }
   modules = [name.replace('_', '.') for name in path[1:-1]]
-  return '.'.join([*modules, leaves[path[-1]]])
+  return '.'.join([*modules, TORCH_LEAVES[path[-1]]])
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ does begins with uint8 views and rendered masks on the device.
 torch is imported where it is used: this module needs it only to be called.
 """
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ import numpy as np
 from flax import traverse_util
 
 from dpjax import experiment, steps
+from dpjax.models import resnet
 
 # Stands for minus infinity, as in dpjax.losses.
 _MASKED = -1e30
@@ -189,28 +191,27 @@ class Step:
 
   def losses(self, batch: Tensors) -> dict[str, float]:
     """'loss' and its terms, as steps.train_step names them; no update."""
-    torch = _torch()
-    statistics = [b.clone() for b in self.network.buffers()]
-    _, terms = self._losses(batch)
-    with torch.no_grad():
-      for buffer, value in zip(self.network.buffers(), statistics, strict=True):
-        buffer.copy_(value)
+    with self._same_statistics():
+      _, terms = self._losses(batch)
     return {name: term.detach().item() for name, term in terms.items()}
 
   def gradient_norm(self, batch: Tensors) -> float:
     """Of the whole gradient, before it is clipped; no update."""
-    torch = _torch()
-    statistics = [b.clone() for b in self.network.buffers()]
-    self._losses(batch)[0].backward()
+    with self._same_statistics():
+      self._losses(batch)[0].backward()
     gradients = [p.grad for p in self.network.parameters()]
-    norm = torch.nn.utils.get_total_norm(
+    norm = _torch().nn.utils.get_total_norm(
       [g for g in gradients if g is not None]
     )
     self._optimizer.zero_grad(set_to_none=True)
-    with torch.no_grad():
-      for buffer, value in zip(self.network.buffers(), statistics, strict=True):
-        buffer.copy_(value)
     return norm.item()
+
+  @contextlib.contextmanager
+  def _same_statistics(self):
+    """Puts BatchNorm's running statistics back as they were before."""
+    before = [b.clone() for b in self.network.buffers()]
+    yield
+    _put_back(self.network.buffers(), before)
 
   def train(self, batch: Tensors) -> None:
     """One update; returns before the device has made it."""
@@ -281,9 +282,7 @@ class _Graph:
     # JAX's threads, in the same process, may allocate while this captures.
     with torch.cuda.graph(self._graph, capture_error_mode='thread_local'):
       self._outputs = function(batch)
-    with torch.no_grad():
-      for tensor, value in zip(changed, before, strict=True):
-        tensor.copy_(value)
+    _put_back(changed, before)
 
   def __call__(self, batch):
     if batch is not self._batch:
@@ -291,6 +290,12 @@ class _Graph:
         tensor.copy_(batch[name])
     self._graph.replay()
     return self._outputs
+
+
+def _put_back(tensors, values):
+  with _torch().no_grad():
+    for tensor, value in zip(tensors, values, strict=True):
+      tensor.copy_(value)
 
 
 def to_torch(params: Any, batch_stats: Any) -> dict[str, np.ndarray]:
@@ -308,13 +313,6 @@ def to_torch(params: Any, batch_stats: Any) -> dict[str, np.ndarray]:
   """
   leaves = traverse_util.flatten_dict(dict(params))
   leaves |= traverse_util.flatten_dict(dict(batch_stats))
-  kinds = {
-    'kernel': 'weight',
-    'scale': 'weight',
-    'bias': 'bias',
-    'mean': 'running_mean',
-    'var': 'running_var',
-  }
   arrays = {}
   for (module, first, *rest, kind), leaf in leaves.items():
     array = _to_torch_layout(leaf)
@@ -327,7 +325,7 @@ def to_torch(params: Any, batch_stats: Any) -> dict[str, np.ndarray]:
         continue
       other = leaves[(module, f'{first}_neg', *rest, kind)]
       array = np.concatenate([array, _to_torch_layout(other)])
-    arrays['.'.join([module, first, *rest, kinds[kind]])] = array
+    arrays['.'.join([module, first, *rest, resnet.TORCH_LEAVES[kind]])] = array
   return arrays
 
 

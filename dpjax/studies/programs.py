@@ -1,8 +1,6 @@
 """What the benchmark runs: a config's stages as compiled programs and calls."""
 
-import contextlib
 import functools
-import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -10,9 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dpjax import experiment, steps
+from dpjax import experiment, runtime, steps
+from dpjax.data import pipeline
 from dpjax.studies import timing
 
 # On accelerators, where the config names none.
@@ -125,19 +123,14 @@ def attempt(
   try:
     return about | measurement()
   except RuntimeError as error:
-    if not timing.is_out_of_memory(error):
+    # torch's own error by its name, since torch may not be there.
+    theirs = type(error).__name__ == 'OutOfMemoryError'
+    if not (theirs or runtime.too_little_memory(error)):
       raise
   why = 'out of device memory'
   if share := os.environ.get(MEMORY_SHARE):
     why += f' ({MEMORY_SHARE} gives JAX {share} of it)'
   return about | {'error': why}
-
-
-def batches(run: experiment.Experiment, count: int) -> list[dict[str, Any]]:
-  """The first batches of the training stream, on the host."""
-  stream = iter(run.training_stream())
-  with contextlib.closing(stream):
-    return [*itertools.islice(stream, count)]
 
 
 def training_program(
@@ -152,18 +145,8 @@ def training_program(
     count: steps a dispatch.
   """
   optimizer, schedule = run.optimizer(run.total_steps)
-  step = run.compile(
-    functools.partial(
-      steps.train_step, stage=run.model, optimizer=optimizer, schedule=schedule
-    ),
-    donate=True,
-    steps=count,
-  )
-  host = batches(run, count)
-  if count > 1:
-    batch = run.place(jax.tree.map(lambda *x: np.stack(x), *host), stacked=True)
-  else:
-    batch = run.place(host[0])
+  step = run.compile_training(optimizer, schedule, count)
+  batch = run.place_dispatch(pipeline.first(run.training_stream(), count))
   program, about = timing.compile_ahead(step, state, batch, images)
   return program, batch, about
 
@@ -190,19 +173,14 @@ def evaluation_batches(
   stream = run.stream_once(
     split, run.settings.batch_size, images=images is None
   )
-  iterator = iter(stream)
-  with contextlib.closing(iterator):
-    return [*itertools.islice(iterator, count)]
+  return pipeline.first(stream, count)
 
 
 def evaluation_program(
   run: experiment.Experiment, state: Any, batch: Any, images: Any
 ) -> tuple[Any, dict[str, Any]]:
   """The compiled steps.eval_step, and what is known of it."""
-  step = run.compile(
-    functools.partial(steps.eval_step, stage=run.model), gather=True
-  )
-  return timing.compile_ahead(step, state, batch, images)
+  return timing.compile_ahead(run.compile_evaluation(), state, batch, images)
 
 
 def infer_call(

@@ -243,15 +243,6 @@ def _addition(size):
   return call
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-  """Whether JAX, or torch, says that the device has no memory left."""
-  # By its name, since torch may not be there.
-  return (
-    'RESOURCE_EXHAUSTED' in str(error)
-    or type(error).__name__ == 'OutOfMemoryError'
-  )
-
-
 class Others:
   """The CPU cores that other processes have kept busy since this was made."""
 

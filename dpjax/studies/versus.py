@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dpjax.data import pipeline
 from dpjax.studies import peer, programs, timing
 
 # Largest relative difference of a loss, and of logits relative to the largest:
@@ -186,7 +187,8 @@ def _program(bench, run, part, count=1):
     batch = run.place(host)
     program, _ = programs.evaluation_program(run, state, batch, None)
   else:
-    host = programs.batches(run, 1)[0]  # The stream begins anew for each.
+    # The stream begins anew for each.
+    host = pipeline.first(run.training_stream(), 1)[0]
     program, batch, _ = programs.training_program(run, state, None, count)
   return program, batch, host
 
