@@ -30,7 +30,7 @@ from dpjax import atomic, checkpoint, manifest, parallel, runtime
 from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
 from dpjax.data import labels, prepare
-from dpjax.evaluation import bootstrap
+from dpjax.metrics import resampling
 
 
 class Stopped(Exception):
@@ -374,7 +374,7 @@ def validate(
     return {'loss': loss, 'contrastive_accuracy': accuracy}
   if not math.isfinite(loss):
     return {'loss': loss}  # Nothing else is defined, and the loop stops.
-  summary = bootstrap.summary(
+  summary = resampling.summary(
     split.labels,
     probabilities(outputs['logits']),
     any_lesion=labels.is_normal(run.data.class_names[0]),

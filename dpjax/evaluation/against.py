@@ -8,7 +8,8 @@ import numpy as np
 
 from dpjax import atomic
 from dpjax.data import labels as labels_lib
-from dpjax.evaluation import bootstrap, evaluate, localisation, predictions
+from dpjax.evaluation import evaluate, localisation
+from dpjax.metrics import predictions, resampling
 
 FILE = 'against.json'
 
@@ -66,13 +67,13 @@ def compare(
     'a': str(a),
     'b': str(b),
     'num_images': len(ids_a),
-    'scores': bootstrap.paired_bootstrap(
+    'scores': resampling.paired_bootstrap(
       labels, p_a, p_b, names, resamples=resamples, seed=seed,
       **labels_lib.meaning(names),
       threshold=(result_a['threshold'], result_b['threshold']),
       temperature=(result_a['temperature'], result_b['temperature']),
     ),
-    'mcnemar': bootstrap.mcnemar(labels, p_a, p_b),
+    'mcnemar': resampling.mcnemar(labels, p_a, p_b),
     'localisation': {
       name: localisation.paired(
         maps_a[name], maps_b[name], resamples=resamples, seed=seed

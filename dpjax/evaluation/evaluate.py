@@ -17,12 +17,11 @@ from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
 from dpjax.data import labels as labels_lib
 from dpjax.data import prepare, store
-from dpjax.evaluation import (
-  bootstrap,
+from dpjax.evaluation import explain, localisation
+from dpjax.metrics import (
   calibration,
-  explain,
-  localisation,
   predictions,
+  resampling,
   scores,
   subgroups,
 )
@@ -176,7 +175,7 @@ def judge(
     'threshold': options['threshold'],
     'temperature': options['temperature'],
     **scores.scores(*answers, **options),
-    'intervals': bootstrap.bootstrap(*answers, **draws, **options),
+    'intervals': resampling.bootstrap(*answers, **draws, **options),
     'subgroups': subgroups.subgroups(
       split.metadata, *answers, **draws, **options
     ),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpjax.data import tables
-from dpjax.evaluation import titles
+from dpjax.metrics import titles
 
 _WIDTH = 80  # columns of the printed table
 _NAME_WIDTH = 22  # columns of it that a class or a value may take

@@ -16,7 +16,8 @@ import numpy as np
 
 from dpjax import config as config_lib
 from dpjax.data import store
-from dpjax.evaluation import evaluate, localisation, predictions
+from dpjax.evaluation import evaluate, localisation
+from dpjax.metrics import predictions
 from dpjax.report import page
 
 # Of config.json, what the sections read; a run of another version may lack it.

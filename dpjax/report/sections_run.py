@@ -14,7 +14,7 @@ import numpy as np
 from dpjax import config as config_lib
 from dpjax import experiment
 from dpjax.data import augment
-from dpjax.evaluation import titles
+from dpjax.metrics import titles
 from dpjax.report import figures, overlay, page
 from dpjax.report.evidence import Evidence, read_image
 from dpjax.studies import benchmark_text

@@ -10,9 +10,10 @@ import numpy as np
 from sklearn import metrics
 
 from dpjax.data import labels
-from dpjax.evaluation import against, titles
-from dpjax.evaluation import calibration as calibration_lib
+from dpjax.evaluation import against
 from dpjax.evaluation import localisation as localisation_lib
+from dpjax.metrics import calibration as calibration_lib
+from dpjax.metrics import titles
 from dpjax.report import figures, overlay, page
 from dpjax.report.evidence import Evidence, read_image
 

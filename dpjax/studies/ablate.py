@@ -13,7 +13,7 @@ import matplotlib.figure
 import numpy as np
 
 from dpjax.data import prepare
-from dpjax.evaluation import titles
+from dpjax.metrics import titles
 from dpjax.studies import runs, tables
 
 _WIDTH = 100  # columns of the printed table

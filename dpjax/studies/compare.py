@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib.figure
 
 from dpjax.data import prepare
-from dpjax.evaluation import titles
+from dpjax.metrics import titles
 from dpjax.studies import classical, runs, tables
 
 _WIDTH = 100  # columns of the printed table

@@ -17,7 +17,8 @@ import numpy as np
 
 from dpjax import atomic
 from dpjax.data import labels as labels_lib
-from dpjax.evaluation import bootstrap, evaluate, predictions, titles
+from dpjax.evaluation import evaluate
+from dpjax.metrics import predictions, resampling, titles
 from dpjax.studies import runs
 
 # The scores that are shown, and the heads of their columns; the JSON has all.
@@ -63,7 +64,7 @@ def over_seeds(of: Sequence[runs.Run]) -> dict[str, dict[str, Any]]:
   found = [values(run) for run in finished(of)]
   names = dict.fromkeys(name for scores in found for name in scores)
   return {
-    name: bootstrap.over_seeds([scores.get(name) for scores in found])
+    name: resampling.over_seeds([scores.get(name) for scores in found])
     for name in names
   }
 
@@ -82,7 +83,7 @@ def differences(
   scores = [(values(x), values(y)) for x, y in pairs]
   names = dict.fromkeys(name for x, y in scores for name in (*x, *y))
   found = {
-    name: bootstrap.paired_over_seeds(
+    name: resampling.paired_over_seeds(
       [x.get(name) for x, _ in scores], [y.get(name) for _, y in scores]
     )
     for name in names
@@ -138,7 +139,7 @@ class Images:
       value = np.mean([drawn[name] for drawn in drawn_a], axis=0)  # (R,)
       if drawn_b:
         value = value - np.mean([drawn[name] for drawn in drawn_b], axis=0)
-      found[name] = bootstrap.interval(value, _LEVEL)
+      found[name] = resampling.interval(value, _LEVEL)
     return found
 
   def _resampled(self, run):
@@ -157,14 +158,14 @@ class Images:
         f'{file} has other images or labels than the runs before it; a study'
         ' compares on the same ones'
       )
-    score = bootstrap.scorer(
+    score = resampling.scorer(
       labels,
       probabilities,
       None,
       **labels_lib.meaning(run.result['class_names']),
       **chosen,
     )
-    (self._drawn[key],) = bootstrap.resampled(
+    (self._drawn[key],) = resampling.resampled(
       [score], labels, self._resamples, self._seed, stratified=True
     )
     return self._drawn[key]

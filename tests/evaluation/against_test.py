@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from dpjax.evaluation import against, evaluate, predictions, scores, text
+from dpjax.evaluation import against, evaluate, text
+from dpjax.metrics import predictions, scores
 
 NAMES = ['0', '1', '2']
 N = 60

@@ -14,7 +14,8 @@ from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
 from dpjax.data import prepare
 from dpjax.data import store as store_lib
-from dpjax.evaluation import bootstrap, evaluate
+from dpjax.evaluation import evaluate
+from dpjax.metrics import resampling
 from tests import fakes
 
 STORE = fakes.make_store()
@@ -417,7 +418,7 @@ def test_an_evaluation_that_breaks_off_leaves_no_scores_of_another(
   def killed(*args, **kwargs):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(bootstrap, 'bootstrap', killed)
+  monkeypatch.setattr(resampling, 'bootstrap', killed)
   with pytest.raises(KeyboardInterrupt):
     evaluate.evaluate(make_config(evaluate__checkpoint='best'), workdir)
   assert not (workdir / 'evaluation.json').exists()

@@ -3,13 +3,9 @@
 import numpy as np
 import pytest
 
-from dpjax.evaluation import bootstrap, scores, subgroups, text, titles
-from tests.evaluation.predicted import (
-  NAMES,
-  PAPER_SIZES,
-  predict,
-  random_set,
-)
+from dpjax.evaluation import text
+from dpjax.metrics import resampling, scores, subgroups, titles
+from tests.metrics.predicted import NAMES, PAPER_SIZES, predict, random_set
 
 OPTIONS = {'ordinal': True, 'threshold': 0.6, 'temperature': 1.7}
 MAPS = ('cam', 'att_pos/stage1', 'random')
@@ -21,7 +17,7 @@ def evaluation(labels, probabilities, names=NAMES, **options):
   age = [f'{20 + i % 60:03d}Y' for i in range(len(labels))]
   return {
     **scores.scores(labels, probabilities, names, **options),
-    'intervals': bootstrap.bootstrap(labels, probabilities, names, **draws),
+    'intervals': resampling.bootstrap(labels, probabilities, names, **draws),
     'threshold': options.get('threshold'),
     'temperature': options.get('temperature'),
     'chosen_on': 'validation',
@@ -140,7 +136,7 @@ def test_subgroups_without_a_lesion_class_show_another_score():
 def test_comparison_says_every_difference_and_stars_the_sure_ones():
   labels, a = random_set(16)
   b = predict(np.random.default_rng(17), labels, 5, skill=0.2)
-  found = bootstrap.paired_bootstrap(
+  found = resampling.paired_bootstrap(
     labels,
     a,
     b,

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dpjax.evaluation import predictions, titles
+from dpjax.metrics import predictions, titles
 from dpjax.report import figures, overlay, report
 from tests import fakes
 from tests.report import workdirs

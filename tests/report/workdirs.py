@@ -8,7 +8,8 @@ import numpy as np
 
 from dpjax import config as config_lib
 from dpjax.data import augment
-from dpjax.evaluation import localisation, predictions
+from dpjax.evaluation import localisation
+from dpjax.metrics import predictions
 from tests import fakes
 
 STAGES = {'stage1': 12, 'stage2': 6}

@@ -13,7 +13,7 @@ from sklearn import ensemble, neighbors, svm, tree
 from dpjax import checkpoint, manifest
 from dpjax import experiment as experiment_lib
 from dpjax.data import pipeline
-from dpjax.evaluation import predictions, scores
+from dpjax.metrics import predictions, scores
 from dpjax.studies import classical, runs
 from tests import fakes
 from tests.studies import fake_runs

@@ -10,7 +10,8 @@ import xxhash
 from dpjax import config as config_lib
 from dpjax import manifest, train
 from dpjax.data import pipeline, prepare
-from dpjax.evaluation import evaluate, predictions, scores
+from dpjax.evaluation import evaluate
+from dpjax.metrics import predictions, scores
 from tests import fakes
 
 STORE = fakes.make_store(train=24, validation=9, test=30)

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from dpjax.evaluation import bootstrap, predictions
+from dpjax.metrics import predictions, resampling
 from dpjax.studies import runs, tables
 from tests import fakes
 from tests.studies import fake_runs
@@ -102,7 +102,7 @@ def test_intervals_over_images_average_the_seeds_in_each_resample(models):
   ]
   labels = read[0][0][1]
   wanted = {'accuracy': [], 'balanced_accuracy': [], 'auroc_any_lesion': []}
-  counts = np.concatenate([*bootstrap.draws(labels, resamples, seed, True)])
+  counts = np.concatenate([*resampling.draws(labels, resamples, seed, True)])
   for count in counts:
     drawn = np.repeat(np.arange(len(labels)), count.astype(int))
     truth = labels[drawn]
@@ -136,14 +136,14 @@ def test_intervals_over_images_of_one_run_and_of_a_pair_are_the_bootstraps(
   a, b = models[1][0], models[0][0]
   images = tables.Images(60, 5)
   labels, p_a, threshold_a, temperature_a = given(a)
-  one = bootstrap.bootstrap(
+  one = resampling.bootstrap(
     labels, p_a, None, resamples=60, seed=5, ordinal=True,
     threshold=threshold_a, temperature=temperature_a,
   )  # fmt: skip
   assert images.interval([a]) == one
   assert None not in [v for k, v in one.items() if k != 'balanced_accuracy_0_2']
   _, p_b, threshold_b, temperature_b = given(b)
-  pair = bootstrap.paired_bootstrap(
+  pair = resampling.paired_bootstrap(
     labels, p_a, p_b, None, resamples=60, seed=5, ordinal=True,
     threshold=(threshold_a, threshold_b),
     temperature=(temperature_a, temperature_b),

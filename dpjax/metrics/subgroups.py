@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dpjax.evaluation import bootstrap, predictions, scores
+from dpjax.metrics import predictions, resampling, scores
 
 SCORES = (
   'accuracy',
@@ -94,7 +94,7 @@ def subgroups(
     for name, rows in members.items():
       part = labels[rows], probabilities[rows]
       point = scores.scores(*part, class_names, **options)['scores']
-      intervals = bootstrap.bootstrap(
+      intervals = resampling.bootstrap(
         *part,
         None,
         resamples=resamples,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dpjax.evaluation import predictions
+from dpjax.metrics import predictions
 
 # A logarithm is taken of no less than this, as scikit-learn's log_loss does: a
 # class that was given 0 and is true costs 36 nats, and no temperature of an

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from dpjax.evaluation import bootstrap, scores, subgroups
-from tests.evaluation.predicted import NAMES, random_set
+from dpjax.metrics import resampling, scores, subgroups
+from tests.metrics.predicted import NAMES, random_set
 
 OPTIONS = {'threshold': 0.6, 'temperature': 1.3, 'ordinal': True}
 
@@ -29,7 +29,7 @@ def test_a_group_scores_as_its_images_alone_do():
   for name, value in (('F', 'F'), ('M', 'M'), ('unknown', '')):
     rows = sex == value
     point = scores.scores(labels[rows], probabilities[rows], NAMES, **OPTIONS)
-    intervals = bootstrap.bootstrap(
+    intervals = resampling.bootstrap(
       labels[rows],
       probabilities[rows],
       NAMES,

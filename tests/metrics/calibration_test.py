@@ -8,8 +8,8 @@ import pytest
 from scipy import special
 from sklearn import metrics
 
-from dpjax.evaluation import calibration
-from tests.evaluation.predicted import binned_error, one_hot, random_set
+from dpjax.metrics import calibration
+from tests.metrics.predicted import binned_error, one_hot, random_set
 
 
 def drawn_from(logits, temperature, seed=0):

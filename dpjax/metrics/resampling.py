@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dpjax.evaluation import calibration, predictions, titles
+from dpjax.metrics import calibration, predictions, titles
 
 # What is scored during training.
 _VALIDATED = ('accuracy', 'balanced_accuracy', 'balanced_accuracy_0_2',

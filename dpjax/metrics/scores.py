@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn import metrics
 
-from dpjax.evaluation import calibration, predictions, titles
+from dpjax.metrics import calibration, predictions, titles
 
 
 def scores(

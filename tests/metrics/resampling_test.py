@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dpjax.evaluation import bootstrap, scores, titles
-from tests.evaluation.predicted import (
+from dpjax.metrics import resampling, scores, titles
+from tests.metrics.predicted import (
   NAMES,
   PAPER_SIZES,
   assert_same,
@@ -23,7 +23,7 @@ OPTIONS = {'threshold': 0.6, 'temperature': 1.7}
 
 
 def every_score(labels, probabilities, counts, names=NAMES):
-  score = bootstrap.scorer(
+  score = resampling.scorer(
     labels, probabilities, names, any_lesion=True, ordinal=True, **OPTIONS
   )
   values = score(np.asarray(counts, np.float64))
@@ -88,9 +88,9 @@ def test_a_resample_of_all_images_once_scores_as_scores_does():
 @pytest.mark.parametrize('kind', KINDS)
 def test_intervals_are_quantiles_of_scikit_learns_scores(kind):
   labels, probabilities = some_set(kind)
-  (counts,) = bootstrap.draws(labels, 12, seed=7, stratified=True)
+  (counts,) = resampling.draws(labels, 12, seed=7, stratified=True)
   values = [plain_scores(labels, probabilities, row) for row in counts]
-  intervals = bootstrap.bootstrap(
+  intervals = resampling.bootstrap(
     labels,
     probabilities,
     NAMES,
@@ -118,7 +118,7 @@ def test_the_recall_of_a_small_class_has_the_exact_interval(right, level):
   # Of each class so many; they are found by the second column.
   said = np.where(np.arange(19) < 10, np.arange(19) >= right,
                   np.arange(19) < 10 + right)  # fmt: skip
-  found = bootstrap.bootstrap(
+  found = resampling.bootstrap(
     labels, one_hot(said.astype(int), 2), ['no', 'yes'],
     resamples=200, seed=0, level=level,
   )  # fmt: skip
@@ -143,9 +143,9 @@ def test_the_recall_of_a_small_class_has_the_exact_interval(right, level):
 def test_resamples_draw_n_images_and_keep_class_sizes_if_stratified(
   stratified, monkeypatch
 ):
-  monkeypatch.setattr(bootstrap, '_BLOCK', 300)  # 15 resamples a block
+  monkeypatch.setattr(resampling, '_BLOCK', 300)  # 15 resamples a block
   labels = np.repeat([0, 1, 4], [12, 7, 1])
-  blocks = list(bootstrap.draws(labels, 400, 0, stratified))
+  blocks = list(resampling.draws(labels, 400, 0, stratified))
   assert len(blocks) == 27
   counts = np.concatenate(blocks)
   assert counts.shape == (400, 20)
@@ -166,7 +166,7 @@ def test_unstratified_interval_of_accuracy_is_the_binomial_one():
   labels = rng.integers(2, size=n)
   right = np.arange(n) < accuracy * n
   probabilities = one_hot(np.where(right, labels, 1 - labels), 2)
-  low, high = bootstrap.bootstrap(
+  low, high = resampling.bootstrap(
     labels, probabilities, None, seed=1, stratified=False
   )['accuracy']
   half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / n)  # 0.0248
@@ -184,7 +184,7 @@ def test_95_percent_intervals_cover_the_truth_about_95_times_in_100():
   for _ in range(sets):
     right = rng.random(len(labels)) < recalls[labels]
     predictions = np.where(right, labels, (labels + 1) % 3)
-    low, high = bootstrap.bootstrap(
+    low, high = resampling.bootstrap(
       labels, one_hot(predictions, 3), None, resamples=200, seed=0
     )['balanced_accuracy']
     covered += low <= recalls.mean() <= high
@@ -196,7 +196,7 @@ def test_95_percent_intervals_cover_the_truth_about_95_times_in_100():
 def test_bootstrap_depends_on_the_seed_only():
   labels, probabilities = random_set(6)
   first, again, other = (
-    bootstrap.bootstrap(labels, probabilities, NAMES, resamples=50, seed=seed)
+    resampling.bootstrap(labels, probabilities, NAMES, resamples=50, seed=seed)
     for seed in (1, 1, 2)
   )
   assert first == again
@@ -206,7 +206,7 @@ def test_bootstrap_depends_on_the_seed_only():
 def test_without_names_the_summary_is_the_same_and_no_class_is_scored():
   labels, probabilities = random_set(6)
   with_names, without = (
-    bootstrap.bootstrap(labels, probabilities, names, resamples=20, seed=1)
+    resampling.bootstrap(labels, probabilities, names, resamples=20, seed=1)
     for names in (NAMES, None)
   )
   assert tuple(without) == tuple(titles.SUMMARY)
@@ -216,7 +216,7 @@ def test_without_names_the_summary_is_the_same_and_no_class_is_scored():
 def test_unstratified_resamples_without_a_lesion_are_left_out_of_its_auroc():
   labels = np.array([0, 0, 0, 1])  # a third of the resamples misses image 3
   probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.5, 0.5]])
-  intervals = bootstrap.bootstrap(
+  intervals = resampling.bootstrap(
     labels, probabilities, None, resamples=200, seed=0, stratified=False
   )
   low, high = intervals['auroc_any_lesion']
@@ -230,7 +230,7 @@ def test_bootstrap_of_the_papers_test_split_is_vectorised():
   probabilities = predict(rng, labels, 5)
   options = {'ordinal': True, **OPTIONS}
   result = scores.scores(labels, probabilities, NAMES, **options)['scores']
-  intervals = bootstrap.bootstrap(
+  intervals = resampling.bootstrap(
     labels, probabilities, NAMES, resamples=500, seed=0, **options
   )
   for name, (low, high) in intervals.items():
@@ -247,7 +247,7 @@ def test_impossible_settings_are_refused():
 
   def draw(**changes):
     settings = {'resamples': 5, 'seed': 0, **changes}
-    bootstrap.bootstrap(labels, probabilities, NAMES, **settings)
+    resampling.bootstrap(labels, probabilities, NAMES, **settings)
 
   with pytest.raises(ValueError, match='resamples must be at least 1'):
     draw(resamples=0)
@@ -263,7 +263,7 @@ def test_impossible_settings_are_refused():
 def test_the_summary_is_that_of_scores():
   labels, probabilities = random_set(3)
   full = scores.scores(labels, probabilities, NAMES)['scores']
-  found = bootstrap.summary(labels, probabilities)
+  found = resampling.summary(labels, probabilities)
   assert list(found) == [
     'accuracy',
     'balanced_accuracy',
@@ -273,7 +273,7 @@ def test_the_summary_is_that_of_scores():
   ]
   for name, value in found.items():
     assert value == pytest.approx(full[name], abs=1e-12)
-  without = bootstrap.summary(labels, probabilities, any_lesion=False)
+  without = resampling.summary(labels, probabilities, any_lesion=False)
   assert without == {**found, 'auroc_any_lesion': None}
 
 
@@ -294,7 +294,7 @@ def test_the_summary_of_training_needs_neither_scikit_learn_nor_scipy():
 
 def test_paired_difference_of_a_model_to_itself_is_nothing():
   labels, probabilities = random_set(9)
-  paired = bootstrap.paired_bootstrap(
+  paired = resampling.paired_bootstrap(
     labels, probabilities, probabilities, NAMES, resamples=20, seed=0
   )
   for name, value in paired.items():
@@ -310,7 +310,7 @@ def test_paired_differences_are_of_the_same_resamples():
   labels, a = random_set(10, n=150)
   b = predict(np.random.default_rng(11), labels, 5, skill=0.5)
   thresholds, temperatures = (0.6, 0.5), (1.2, 0.8)
-  paired = bootstrap.paired_bootstrap(
+  paired = resampling.paired_bootstrap(
     labels,
     a,
     b,
@@ -321,7 +321,7 @@ def test_paired_differences_are_of_the_same_resamples():
     threshold=thresholds,
     temperature=temperatures,
   )
-  (counts,) = bootstrap.draws(labels, 15, seed=3, stratified=True)
+  (counts,) = resampling.draws(labels, 15, seed=3, stratified=True)
   drawn = [np.repeat(np.arange(150), row.astype(int)) for row in counts]
   values_a, values_b = (
     [
@@ -346,8 +346,10 @@ def test_paired_differences_are_of_the_same_resamples():
 def test_pairing_makes_the_interval_of_similar_models_shorter():
   labels, a = random_set(12, n=400)
   b = 0.95 * a + 0.05 * predict(np.random.default_rng(13), labels, 5)
-  single = bootstrap.bootstrap(labels, a, None, resamples=300, seed=0)
-  paired = bootstrap.paired_bootstrap(labels, a, b, None, resamples=300, seed=0)
+  single = resampling.bootstrap(labels, a, None, resamples=300, seed=0)
+  paired = resampling.paired_bootstrap(
+    labels, a, b, None, resamples=300, seed=0
+  )
   for name in ('accuracy', 'macro_f1', 'auroc_any_lesion', 'brier', 'nll'):
     width = np.diff(single[name])[0]
     assert np.diff(paired[name]['interval'])[0] < width / 2, name
@@ -356,7 +358,7 @@ def test_pairing_makes_the_interval_of_similar_models_shorter():
 def test_a_score_that_one_model_lacks_has_no_difference():
   labels = np.array([0, 0, 1, 1])
   never_two, two = one_hot([0, 1, 1, 1], 3), one_hot([0, 2, 1, 1], 3)
-  paired = bootstrap.paired_bootstrap(
+  paired = resampling.paired_bootstrap(
     labels, never_two, two, NAMES[:3], resamples=5, seed=0,
     threshold=(0.5, None),
   )  # fmt: skip
@@ -369,11 +371,11 @@ def test_models_that_are_no_pair_are_refused():
   labels, a = random_set(9, n=10)
   four = one_hot(labels % 4, 4)
   with pytest.raises(ValueError, match='both need the same classes'):
-    bootstrap.paired_bootstrap(labels % 4, a, four, None, seed=0)
+    resampling.paired_bootstrap(labels % 4, a, four, None, seed=0)
   with pytest.raises(ValueError, match=r'^model b: 10 labels for 9 rows'):
-    bootstrap.paired_bootstrap(labels, a, a[1:], None, seed=0)
+    resampling.paired_bootstrap(labels, a, a[1:], None, seed=0)
   with pytest.raises(ValueError, match=r'^model b: image 0'):
-    bootstrap.mcnemar(labels, a, a + 1)
+    resampling.mcnemar(labels, a, a + 1)
 
 
 def test_mcnemar_is_the_exact_binomial_test_of_the_images_one_has_right():
@@ -382,7 +384,7 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_images_one_has_right():
   a[:2] = 1  # b alone is right on 2 images
   b[2:11] = 1  # a alone on 9
   a[15] = b[15] = 1
-  found = bootstrap.mcnemar(labels, one_hot(a, 2), one_hot(b, 2))
+  found = resampling.mcnemar(labels, one_hot(a, 2), one_hot(b, 2))
   # 2 of 11 or fewer heads of a fair coin, on either side.
   p_value = 2 * (1 + 11 + 55) / 2**11
   assert found == {
@@ -390,13 +392,13 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_images_one_has_right():
     'only_b_right': 2,
     'p_value': pytest.approx(p_value),
   }
-  turned = bootstrap.mcnemar(labels, one_hot(b, 2), one_hot(a, 2))
+  turned = resampling.mcnemar(labels, one_hot(b, 2), one_hot(a, 2))
   assert turned['p_value'] == found['p_value']
 
 
 def test_mcnemar_of_models_that_are_right_together_is_one():
   labels, a = random_set(1, n=20)
-  assert bootstrap.mcnemar(labels, a, a) == {
+  assert resampling.mcnemar(labels, a, a) == {
     'only_a_right': 0,
     'only_b_right': 0,
     'p_value': 1.0,
@@ -408,7 +410,7 @@ def test_mcnemar_of_models_that_are_right_together_is_one():
 
 def test_the_interval_over_seeds_is_students():
   values = [0.61, 0.64, 0.58, 0.66]
-  found = bootstrap.over_seeds(values, level=0.9)
+  found = resampling.over_seeds(values, level=0.9)
   interval = stats.ttest_1samp(values, 0).confidence_interval(0.9)
   assert found == {
     'mean': pytest.approx(np.mean(values)),
@@ -422,15 +424,15 @@ def test_t_intervals_of_three_seeds_cover_the_mean_95_times_in_100():
   rng = np.random.default_rng(0)
   covered = 0
   for values in rng.normal(0.6, 0.02, size=(1000, 3)):
-    low, high = bootstrap.over_seeds(values.tolist())['interval']
+    low, high = resampling.over_seeds(values.tolist())['interval']
     covered += low <= 0.6 <= high
   assert 0.93 <= covered / 1000 <= 0.97  # a standard error is 0.007
 
 
 def test_one_seed_has_a_mean_and_no_interval():
-  found = bootstrap.over_seeds([0.5])
+  found = resampling.over_seeds([0.5])
   assert found == {'mean': 0.5, 'interval': None, 'num_runs': 1}
-  paired = bootstrap.paired_over_seeds([0.5], [0.25])
+  paired = resampling.paired_over_seeds([0.5], [0.25])
   assert paired == {
     'mean': 0.25,
     'interval': None,
@@ -441,15 +443,15 @@ def test_one_seed_has_a_mean_and_no_interval():
 
 def test_a_run_without_the_score_leaves_the_mean_undefined():
   nothing = {'mean': None, 'interval': None}
-  assert bootstrap.over_seeds([0.5, None]) == {**nothing, 'num_runs': 2}
-  assert bootstrap.over_seeds([]) == {**nothing, 'num_runs': 0}
-  paired = bootstrap.paired_over_seeds([0.5, 0.4], [0.3, None])
+  assert resampling.over_seeds([0.5, None]) == {**nothing, 'num_runs': 2}
+  assert resampling.over_seeds([]) == {**nothing, 'num_runs': 0}
+  paired = resampling.paired_over_seeds([0.5, 0.4], [0.3, None])
   assert paired == {**nothing, 'num_runs': 2, 'p_value': None}
 
 
 def test_paired_seeds_give_the_paired_t_test():
   a, b = [0.61, 0.64, 0.58, 0.66], [0.60, 0.61, 0.57, 0.62]
-  found = bootstrap.paired_over_seeds(a, b)
+  found = resampling.paired_over_seeds(a, b)
   test = stats.ttest_rel(a, b)
   assert found == {
     'mean': pytest.approx(np.mean(a) - np.mean(b)),
@@ -461,13 +463,13 @@ def test_paired_seeds_give_the_paired_t_test():
 
 def test_differences_without_a_spread_have_no_p_value():
   for a, b in (([0.5, 0.5], [0.5, 0.5]), ([0.3, 0.4, 0.9], [0.2, 0.3, 0.8])):
-    found = bootstrap.paired_over_seeds(a, b)
+    found = resampling.paired_over_seeds(a, b)
     assert found['p_value'] is None
     assert found['interval'] == pytest.approx([found['mean']] * 2, abs=1e-12)
 
 
 def test_seeds_that_are_no_pairs_are_refused():
   with pytest.raises(ValueError, match='2 runs of a and 1 of b'):
-    bootstrap.paired_over_seeds([1, 2], [1])
+    resampling.paired_over_seeds([1, 2], [1])
   with pytest.raises(ValueError, match='level must lie between 0 and 1'):
-    bootstrap.over_seeds([1, 2], level=95)
+    resampling.over_seeds([1, 2], level=95)

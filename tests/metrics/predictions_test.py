@@ -6,14 +6,14 @@ import os
 import numpy as np
 import pytest
 
-from dpjax.evaluation import (
-  bootstrap,
+from dpjax.metrics import (
   calibration,
   predictions,
+  resampling,
   scores,
   subgroups,
 )
-from tests.evaluation import predicted
+from tests.metrics import predicted
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
@@ -158,12 +158,12 @@ def test_impossible_predictions_are_refused_in_one_line_by_all_that_score(
   for call in (
     lambda: predictions.check(labels, probabilities),
     lambda: scores.scores(labels, probabilities, ['a', 'b']),
-    lambda: bootstrap.summary(labels, probabilities),
-    lambda: bootstrap.bootstrap(labels, probabilities, None, seed=0),
-    lambda: bootstrap.paired_bootstrap(
+    lambda: resampling.summary(labels, probabilities),
+    lambda: resampling.bootstrap(labels, probabilities, None, seed=0),
+    lambda: resampling.paired_bootstrap(
       labels, probabilities, good, None, seed=0
     ),
-    lambda: bootstrap.mcnemar(labels, probabilities, good),
+    lambda: resampling.mcnemar(labels, probabilities, good),
     lambda: calibration.fit_temperature(labels, probabilities),
     lambda: calibration.choose_threshold(labels, probabilities),
     lambda: calibration.reliability(labels, probabilities),

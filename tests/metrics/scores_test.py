@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from dpjax.evaluation import bootstrap, scores, text, titles
-from tests.evaluation.predicted import (
+from dpjax.evaluation import text
+from dpjax.metrics import resampling, scores, titles
+from tests.metrics.predicted import (
   NAMES,
   assert_same,
   expected,
@@ -147,7 +148,7 @@ def test_images_of_a_single_class_leave_rankings_undefined(n, label):
   assert (flat['sensitivity_any_lesion'] is None) == (label == 0)
   assert (flat['specificity_any_lesion'] is None) == (label == 4)
 
-  intervals = bootstrap.bootstrap(
+  intervals = resampling.bootstrap(
     labels, probabilities, NAMES, resamples=5, seed=0, **OPTIONS
   )
   for name, interval in intervals.items():
@@ -165,7 +166,7 @@ def test_scores_that_do_not_apply_are_none():
   result = scores.scores(
     labels, probabilities, NAMES[:3], any_lesion=False, threshold=0.5
   )
-  intervals = bootstrap.bootstrap(
+  intervals = resampling.bootstrap(
     labels,
     probabilities,
     NAMES[:3],

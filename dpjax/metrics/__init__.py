@@ -1,0 +1,1 @@
+"""Scores of predictions, and how sure they are. No JAX, no Flax."""
