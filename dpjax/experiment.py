@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpjax import losses, optim, parallel, runtime, steps
+from dpjax import losses, optim, steps
 from dpjax.data import augment, duplicates, labels, pipeline, store
+from dpjax.distributed import parallel, processes
 from dpjax.models import heads, resnet, vgg
 
 _READ = 1024  # images read at once where all are read
@@ -224,7 +225,7 @@ class Experiment:
     free = parallel.free_bytes()
     fits = free is not None and images * self.data.size**2 < free / 4
     # All processes run the same program, whatever is free on their devices.
-    return runtime.first_says(fits)
+    return processes.first_says(fits)
 
   def images(self, records: Any) -> jax.Array | None:
     """The stored squares (N, S, S) on every device, or None if not resident.

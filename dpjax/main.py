@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from dpjax import config as config_lib
-from dpjax import runtime
+from dpjax.distributed import processes
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of configs/, e.g. configs/retrain.py or :quick.'
@@ -75,9 +75,9 @@ def main(argv: list[str]) -> int:
     if _TRACEBACK.value or '\n' in str(error).strip():
       raise
     print(f'error: {error}', file=sys.stderr)
-    return runtime.end(2) if _COORDINATOR.value else 2
+    return processes.end(2) if _COORDINATOR.value else 2
   except RuntimeError as error:  # JAX's own are of it
-    line = runtime.too_little_memory(error)
+    line = processes.too_little_memory(error)
     if _TRACEBACK.value or line is None:
       raise
     print(f'error: {line}', file=sys.stderr)
@@ -121,7 +121,7 @@ def _run(words):
     raise ValueError('--config is missing; e.g. --config=configs/retrain.py')
   if _PEER.value:  # By itself JAX takes three quarters of a GPU's memory.
     os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '.5')
-  runtime.start(
+  processes.start(
     deterministic=_CONFIG.value.train.deterministic,
     coordinator=_COORDINATOR.value,
     num_processes=_NUM_PROCESSES.value,
@@ -155,7 +155,7 @@ def _train(config, workdir):
   from dpjax import recipe, train
 
   try:
-    with runtime.job():
+    with processes.job():
       recipe.run(config, workdir)
   except train.Stopped as stopped:
     print(stopped, flush=True)

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 
-from dpjax import checkpoint, parallel, runtime, train
+from dpjax import checkpoint, train
 from dpjax import config as config_lib
 from dpjax.data import prepare
+from dpjax.distributed import parallel, processes
 
 PRETRAINED = pathlib.Path('runs/pretrain')  # where configs/pretrain.py trains
 
@@ -62,7 +63,7 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
 
   if jax.process_count() > 1:
     # One process of the job scores by itself, on one of its devices.
-    runtime.leave_job()
+    processes.leave_job()
     if not parallel.is_first():
       return
     config.parallel.mode, config.parallel.devices = 'jit', 1
@@ -72,7 +73,7 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
   print(text.format_table(result))
   parts = ', '.join(f'{name} {spent:.1f} s' for name, spent in seconds.items())
   print(
-    f'recipe: {runtime.seconds_alive():.1f} s since the process was started'
+    f'recipe: {processes.seconds_alive():.1f} s since the process was started'
     f' ({parts})'
     + (', not the whole: it went on from an earlier one' if begun else ''),
     flush=True,

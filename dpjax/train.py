@@ -26,10 +26,11 @@ import jax
 import numpy as np
 import tqdm
 
-from dpjax import atomic, checkpoint, manifest, parallel, runtime
+from dpjax import atomic, checkpoint, manifest
 from dpjax import config as config_lib
 from dpjax import experiment as experiment_lib
 from dpjax.data import labels, prepare
+from dpjax.distributed import parallel, processes
 from dpjax.metrics import resampling
 
 
@@ -64,7 +65,7 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
     _claim(workdir, config, stage)
     return prepare.open_prepared(config)
 
-  data = runtime.first_does(f'{stage}: open', claim_and_prepare)
+  data = processes.first_does(f'{stage}: open', claim_and_prepare)
   data = data or prepare.open_prepared(config)
   run = experiment_lib.build(config, stage, data)
   settings = run.settings
@@ -92,7 +93,7 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
         )
         _warn_of_seen(run, workdir)
 
-      runtime.first_does(f'{stage}: manifest', write_manifest)
+      processes.first_does(f'{stage}: manifest', write_manifest)
     state = experiment_lib.initial_state(run, optimizer, backbone, source)
     record = {'training': 0.0, 'wall': 0.0}  # seconds
     start = 'from scratch' if backbone is None else f'from {source}'
@@ -112,7 +113,7 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
       f' {settings.batch_size}), {_devices(run)}'
     )
     # The job inside of what is closed: closing waits for the other processes.
-    with contextlib.closing(log), _Signals() as signals, runtime.job():
+    with contextlib.closing(log), _Signals() as signals, processes.job():
       _loop(
         run, optimizer, schedule, stream, state, saved, log, signals,
         done=done, total=total, trained=record['training'],
@@ -336,7 +337,7 @@ def _loop(
       clock = time.perf_counter()
   saved.wait()
   # At the last step too: a recipe would go on with its next stage.
-  if runtime.any_says(asked or signals.received is not None):
+  if processes.any_says(asked or signals.received is not None):
     raise Stopped(
       f'stopped by {signals.received or "another process"} and saved at step'
       f' {step} of {total}; the same command goes on from there'

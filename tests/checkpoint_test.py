@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from dpjax import checkpoint, optim, parallel, steps
+from dpjax import checkpoint, optim, steps
+from dpjax.distributed import parallel
 
 ITERATOR = {'next_index': 7, 'nested': [1, {'a': None}]}
 RECORD = {'training': 1.25, 'wall': 2.5}

@@ -8,9 +8,9 @@ import optax
 import pytest
 
 from dpjax import experiment as experiment_lib
-from dpjax import parallel
 from dpjax.data import pipeline
 from dpjax.data import store as store_lib
+from dpjax.distributed import parallel
 from tests import fakes
 
 

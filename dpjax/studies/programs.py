@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dpjax import experiment, runtime, steps
+from dpjax import experiment, steps
 from dpjax.data import pipeline
+from dpjax.distributed import processes
 from dpjax.studies import timing
 
 # On accelerators, where the config names none.
@@ -125,7 +126,7 @@ def attempt(
   except RuntimeError as error:
     # torch's own error by its name, since torch may not be there.
     theirs = type(error).__name__ == 'OutOfMemoryError'
-    if not (theirs or runtime.too_little_memory(error)):
+    if not (theirs or processes.too_little_memory(error)):
       raise
   why = 'out of device memory'
   if share := os.environ.get(MEMORY_SHARE):

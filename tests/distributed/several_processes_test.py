@@ -17,9 +17,10 @@ import jax
 import numpy as np
 import pytest
 
-from dpjax import checkpoint, runtime
+from dpjax import checkpoint
+from dpjax.distributed import processes
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 FLAGS = (
@@ -203,7 +204,7 @@ def test_a_job_in_which_one_dies_ends_at_once_and_goes_on_when_started_again(
     *start_job(tmp_path, phantom, count=7)  # no save near
   )
   assert died == -signal.SIGKILL
-  if status == runtime.BROKEN_JOB:
+  if status == processes.BROKEN_JOB:
     line = errors.strip().splitlines()[-1]
     assert line.startswith('error: process 0 of 2: another process is gone')
     assert 'start all processes again with the same command' in line

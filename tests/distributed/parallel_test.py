@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from dpjax import experiment, parallel, steps
+from dpjax import experiment, steps
+from dpjax.distributed import parallel
 from tests import fakes
 
 # Float32 sums of another order; gradients here are of the order of 0.1 to 1.

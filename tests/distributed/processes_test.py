@@ -9,9 +9,9 @@ import time
 import jax
 import pytest
 
-from dpjax import runtime
+from dpjax.distributed import processes
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def kept_in():
 
 
 def test_programs_are_kept_in_a_folder_of_the_user_alone(cache):
-  runtime.start()
+  processes.start()
   folder = pathlib.Path(kept_in())
   assert folder.parent == cache
   assert folder.stat().st_mode & 0o777 == 0o700
@@ -38,11 +38,11 @@ def test_programs_are_kept_in_a_folder_of_the_user_alone(cache):
 
 @pytest.mark.parametrize('mode', [0o770, 0o702, 0o777])
 def test_a_folder_in_which_others_may_write_is_not_used(cache, mode, capsys):
-  runtime.start()
+  processes.start()
   folder = pathlib.Path(kept_in())
   jax.config.update('jax_compilation_cache_dir', None)
   folder.chmod(mode)
-  runtime.start()
+  processes.start()
   assert kept_in() is None
   warning = capsys.readouterr().err
   assert f'warning: {folder} is not yours alone' in warning
@@ -55,7 +55,7 @@ def test_a_folder_that_others_may_replace_is_not_used(cache, mode, capsys):
     cache.mkdir(mode=0o700, exist_ok=True)
     before = folder.stat().st_mode & 0o777
     folder.chmod(mode)
-    runtime.start()
+    processes.start()
     folder.chmod(before)
     assert kept_in() is None
     assert f'warning: {folder} is not yours alone' in capsys.readouterr().err
@@ -63,7 +63,7 @@ def test_a_folder_that_others_may_replace_is_not_used(cache, mode, capsys):
 
 def test_a_sticky_folder_as_tmp_may_hold_the_users_own(cache, capsys):
   cache.parent.chmod(0o1777)
-  runtime.start()
+  processes.start()
   assert kept_in() is not None
   assert capsys.readouterr().err == ''
 
@@ -71,7 +71,7 @@ def test_a_sticky_folder_as_tmp_may_hold_the_users_own(cache, capsys):
 def test_a_link_in_place_of_the_folder_is_not_followed(cache, tmp_path):
   (tmp_path / 'elsewhere').mkdir(mode=0o700)
   cache.symlink_to(tmp_path / 'elsewhere')
-  runtime.start()
+  processes.start()
   assert kept_in() is None
 
 
@@ -83,14 +83,14 @@ def test_a_folder_of_another_user_is_not_used(cache, monkeypatch, capsys):
     'lstat',
     lambda path: os.stat_result([*found[:4], 12345678, *found[5:]]),
   )
-  runtime.start()
+  processes.start()
   assert kept_in() is None
   assert 'not yours alone' in capsys.readouterr().err
 
 
 def test_the_users_own_choice_of_a_folder_stands(cache, tmp_path):
   jax.config.update('jax_compilation_cache_dir', str(tmp_path / 'mine'))
-  runtime.start()
+  processes.start()
   assert kept_in() == str(tmp_path / 'mine')
   assert not cache.exists()
 
@@ -100,7 +100,7 @@ def test_without_a_home_nothing_is_kept_and_nothing_breaks(
 ):
   (tmp_path / 'file').touch()
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
-  runtime.start()
+  processes.start()
   assert kept_in() is None
 
 
@@ -124,7 +124,7 @@ def test_without_a_home_nothing_is_kept_and_nothing_breaks(
 )
 def test_a_job_that_is_not_fully_named_is_refused_in_one_line(arguments, words):
   with pytest.raises(ValueError) as error:
-    runtime.start(**arguments)
+    processes.start(**arguments)
   assert '\n' not in str(error.value)
   for word in words:
     assert word in str(error.value)
@@ -151,7 +151,7 @@ def test_the_age_of_a_process_counts_from_before_its_imports():
 
 
 def test_an_error_of_jax_in_a_process_alone_stays_what_it_is():
-  with pytest.raises(jax.errors.JaxRuntimeError, match='mine'), runtime.job():
+  with pytest.raises(jax.errors.JaxRuntimeError, match='mine'), processes.job():
     raise jax.errors.JaxRuntimeError('mine')
 
 
@@ -175,7 +175,7 @@ def test_in_a_job_only_a_lost_process_asks_for_another_start(
 
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   monkeypatch.setattr(os, '_exit', end)
-  with pytest.raises(Ended, match=f'^{status}$'), runtime.job():
+  with pytest.raises(Ended, match=f'^{status}$'), processes.job():
     raise jax.errors.JaxRuntimeError(message)
   said = capsys.readouterr().err
   assert message in said
