@@ -218,13 +218,13 @@ def dpjax_streams(config, stage, data):
   """{name: function of seconds to images/s} of dpjax's three."""
   import jax
 
-  from dpjax import experiment
   from dpjax.data import render
+  from dpjax.training import build
 
   def stream(where, placement):
     own = config.copy_and_resolve_references()
     own.data.render, own.data.placement = where, placement
-    run = experiment.build(own, stage, data)
+    run = build.build(own, stage, data)
     return run, run.training_stream()
 
   host = stream('host', 'stream')[1]
@@ -273,9 +273,9 @@ def write_copies(records, folder):
 
 def compare(config, stage, data, folder, arguments):
   """Prints the table of one stage, and the two ratios."""
-  from dpjax import experiment
+  from dpjax.training import build
 
-  records = experiment.build(config, stage, data).training_records
+  records = build.build(config, stage, data).training_records
   labels = records.column('labels').tolist()
   settings = config[stage].augment.to_dict()
   views = 2 if stage == 'pretrain' else 1

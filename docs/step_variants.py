@@ -118,8 +118,8 @@ def make_timed(built, batch, variant):
   """The variant's step on `batch`, a tree of numpy arrays, compiled."""
   import jax.numpy as jnp
 
-  from dpjax import experiment
   from dpjax.models import resnet
+  from dpjax.training import build
 
   network = dict(variant.network)
   if 'dtype' in network:
@@ -140,7 +140,7 @@ def make_timed(built, batch, variant):
 
   # No field of the network's: a variant that wins becomes one.
   with mock.patch.object(resnet, 'batch_norm', batch_norm):
-    state = experiment.initial_state(built, optimizer)
+    state = build.initial_state(built, optimizer)
     start = time.perf_counter()
     call = step.lower(state, placed, None).compile()
   result = {'compile': time.perf_counter() - start, 'seconds': []}
@@ -161,8 +161,8 @@ def measure(args):
   import jax
 
   from dpjax import config as config_lib
-  from dpjax import experiment
   from dpjax.data import prepare
+  from dpjax.training import build
 
   device = jax.devices()[0]
   chosen = variants(device.platform)
@@ -185,7 +185,7 @@ def measure(args):
       prepare.prepare(config)
     data = prepare.open_prepared(config)
     for stage in args.stages.split(','):
-      built = experiment.build(config, stage, data)
+      built = build.build(config, stage, data)
       stream = iter(built.training_stream())
       batch = next(stream)
       stream.close()

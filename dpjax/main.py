@@ -152,15 +152,16 @@ def _workdir(command):
 
 
 def _train(config, workdir):
-  from dpjax import recipe, train
+  from dpjax import recipe
+  from dpjax.training import loop
 
   try:
     with processes.job():
       recipe.run(config, workdir)
-  except train.Stopped as stopped:
+  except loop.Stopped as stopped:
     print(stopped, flush=True)
     return 143  # 128 + SIGTERM: a scheduler starts the job again
-  except train.NonFinite as error:
+  except loop.NonFinite as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
   return 0
@@ -232,12 +233,12 @@ def _compare(resolve, workdir):
 
 
 def _benchmark(config, workdir):
-  from dpjax import train
   from dpjax.studies import benchmark
+  from dpjax.training import loop
 
   try:
     print(benchmark.benchmark(config, workdir, _PEER.value))
-  except (train.Stopped, KeyboardInterrupt):
+  except (loop.Stopped, KeyboardInterrupt):
     print('stopped; the same command measures all anew', file=sys.stderr)
     return 130  # 128 + SIGINT
   print(f'written: {workdir / "benchmark.json"}, {workdir / "benchmark.md"}')
@@ -245,11 +246,11 @@ def _benchmark(config, workdir):
 
 
 def _study(study, resolve, workdir):
-  from dpjax import train
+  from dpjax.training import loop
 
   try:
     print(study(_CONFIG.value, workdir, resolve))
-  except train.Stopped as stopped:
+  except loop.Stopped as stopped:
     print(stopped, flush=True)
     return 143  # 128 + SIGTERM: a scheduler starts the job again
   return 0

@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 
-from dpjax import checkpoint, train
 from dpjax import config as config_lib
 from dpjax.data import prepare
 from dpjax.distributed import parallel, processes
+from dpjax.training import checkpoint, loop
 
 PRETRAINED = pathlib.Path('runs/pretrain')  # where configs/pretrain.py trains
 
@@ -31,7 +31,7 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
   workdir = pathlib.Path(workdir)
   config = prepare.as_made(config)  # a copy: the caller's stays as it is
   if config.stage == 'pretrain':
-    train.train(config, 'pretrain', workdir)
+    loop.train(config, 'pretrain', workdir)
     return
   if config.stage == 'retrain':
     if config.init.backbone == 'auto':
@@ -41,7 +41,7 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
         f'config.retrain.freeze is True and there is no {PRETRAINED} to start'
         ' from; name a stage I workdir in config.init.backbone'
       )
-    train.train(config, 'retrain', workdir)
+    loop.train(config, 'retrain', workdir)
     return
   seconds = {}
   begun = any(
@@ -57,9 +57,9 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
 
   if config.init.backbone == 'auto':
     copy = config.copy_and_resolve_references()
-    timed('pretrain', train.train, copy, 'pretrain', workdir / 'pretrain')
+    timed('pretrain', loop.train, copy, 'pretrain', workdir / 'pretrain')
     config.init.backbone = str(workdir / 'pretrain')
-  timed('retrain', train.train, config, 'retrain', workdir / 'retrain')
+  timed('retrain', loop.train, config, 'retrain', workdir / 'retrain')
 
   if jax.process_count() > 1:
     # One process of the job scores by itself, on one of its devices.

@@ -5,8 +5,9 @@ import pathlib
 import pytest
 
 from dpjax import config as config_lib
-from dpjax import recipe, train
+from dpjax import recipe
 from dpjax.evaluation import evaluate, text
+from dpjax.training import loop
 from tests import fakes
 
 
@@ -23,7 +24,7 @@ def calls(monkeypatch, tmp_path):
     calls.append(('evaluate', str(workdir)))
     return {'intervals': {}}
 
-  monkeypatch.setattr(train, 'train', fake_train)
+  monkeypatch.setattr(loop, 'train', fake_train)
   monkeypatch.setattr(evaluate, 'evaluate', fake_evaluate)
   monkeypatch.setattr(text, 'format_table', lambda *_: 'the table')
   monkeypatch.chdir(tmp_path)
@@ -70,10 +71,10 @@ def test_the_recipe_skips_a_stage_whose_backbone_nobody_would_use(
 
 def test_a_recipe_stopped_in_a_stage_starts_no_other(calls, monkeypatch):
   def stopped(*_):
-    raise train.Stopped('stopped')
+    raise loop.Stopped('stopped')
 
-  monkeypatch.setattr(train, 'train', stopped)
-  with pytest.raises(train.Stopped):
+  monkeypatch.setattr(loop, 'train', stopped)
+  with pytest.raises(loop.Stopped):
     recipe.run(make_config('recipe'), 'here')
   assert not calls
 

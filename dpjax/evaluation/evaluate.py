@@ -12,9 +12,8 @@ import jax
 import numpy as np
 import tqdm
 
-from dpjax import atomic, checkpoint, manifest, steps, train
+from dpjax import atomic, manifest
 from dpjax import config as config_lib
-from dpjax import experiment as experiment_lib
 from dpjax.data import labels as labels_lib
 from dpjax.data import prepare, store
 from dpjax.evaluation import explain, localisation
@@ -25,6 +24,8 @@ from dpjax.metrics import (
   scores,
   subgroups,
 )
+from dpjax.training import build as build_lib
+from dpjax.training import checkpoint, loop, steps
 
 # The files that it writes into the workdir.
 FILE = 'evaluation.json'
@@ -61,7 +62,7 @@ class Opened:
     images: what is scored.
   """
 
-  run: experiment_lib.Experiment
+  run: build_lib.Experiment
   state: steps.TrainState
   step: int
   images: Images
@@ -261,7 +262,7 @@ def open_run(config: Any, workdir: pathlib.Path) -> Opened:
   explain.cam_stage(own)  # Checked before anything is computed.
   own = prepare.as_made(own)
   data = prepare.open_prepared(own)
-  run = experiment_lib.build(own, 'retrain', data)
+  run = build_lib.build(own, 'retrain', data)
   images = images_to_score(own.evaluate, data)
   manifest.check_unseen(
     workdir,
@@ -275,7 +276,7 @@ def open_run(config: Any, workdir: pathlib.Path) -> Opened:
   ) as saved:
     step = saved.find(own.evaluate.checkpoint)
     state, _, record = saved.restore(
-      step, experiment_lib.initial_state(run, optimizer)
+      step, build_lib.initial_state(run, optimizer)
     )
   run.check_trained_on(record)
   return Opened(run, state, step, images)
@@ -300,7 +301,7 @@ def _predict(opened, eval_step, progress, split):
       bar.update(rows)
   # The first batch waits for the compiler, so it is left out of the rate.
   later = sum(map(len, logits[1:]))
-  return train.probabilities(np.concatenate(logits)), {
+  return loop.probabilities(np.concatenate(logits)), {
     'inference': clock[-1] - clock[0],
     'images_per_second': later / (clock[-1] - clock[1]) if later else None,
   }

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from dpjax import config as config_lib
-from dpjax import steps
 from dpjax.data import labels
 from dpjax.evaluation import gradcam, localisation
+from dpjax.training import steps
 
 WITHOUT_BOXES = 32  # images without a box whose maps are kept, at most
 

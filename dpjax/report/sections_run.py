@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from dpjax import config as config_lib
-from dpjax import experiment
 from dpjax.data import augment
 from dpjax.metrics import titles
 from dpjax.report import figures, overlay, page
 from dpjax.report.evidence import Evidence, read_image
 from dpjax.studies import benchmark_text
+from dpjax.training import build
 
 SIDE = 320  # pixels of a radiograph's tile
 MOST_POINTS = 300  # of a training curve
@@ -270,7 +270,7 @@ def masks(section: page.Section, evidence: Evidence) -> None:
   row = int(rng.choice(np.flatnonzero(split.num_boxes)))
   sides = {
     stage: side
-    for stage, side in experiment.stage_sides(run.config).items()
+    for stage, side in build.stage_sides(run.config).items()
     if stage in run.config.mgacr.stages
   }
   found = augment.masks_host(

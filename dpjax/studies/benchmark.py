@@ -24,9 +24,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from dpjax import atomic, train
+from dpjax import atomic
 from dpjax.data import prepare
 from dpjax.studies import benchmark_text, programs, timing
+from dpjax.training import loop
 
 STAGES = ('pretrain', 'retrain')
 # On accelerators, where the config names none.
@@ -58,8 +59,8 @@ _NOTES = {
   ' scratch',
   'peak_bytes': 'the most in use on a device; null where that is not known, or'
   ' was reached before this measurement',
-  'end_to_end': 'dpjax.train.train without validation; rates of the lines of'
-  f' its log after the first {_FIRST_LINES}',
+  'end_to_end': 'dpjax.training.loop.train without validation; rates of the lines'
+  f' of its log after the first {_FIRST_LINES}',
   'stall_share': '1 - end to end / step only, of medians; below 0 is noise',
   'cores_busy_with_others': 'CPU cores that other processes used on average'
   ' while this was measured; null where that is not known',
@@ -84,7 +85,7 @@ def benchmark(
 
   Raises:
     ValueError: one line, where config, set, machine and peer do not fit.
-    dpjax.train.Stopped: a signal came during the end-to-end part.
+    dpjax.training.loop.Stopped: a signal came during the end-to-end part.
   """
   began = time.perf_counter()
   workdir = pathlib.Path(workdir)
@@ -294,8 +295,8 @@ def _end_to_end(bench, own, step_only):
     contextlib.redirect_stdout(said),
   ):
     try:
-      train.train(config, own.stage, folder)
-    except train.NonFinite as error:
+      loop.train(config, own.stage, folder)
+    except loop.NonFinite as error:
       return {'error': f'the training diverged ({error})'}
     log = (pathlib.Path(folder) / 'metrics.jsonl').read_text().splitlines()
   lines = [json.loads(line) for line in log]

@@ -17,11 +17,11 @@ from sklearn import calibration as sklearn_calibration
 from sklearn import ensemble, neighbors, svm, tree
 
 from dpjax import config as config_lib
-from dpjax import experiment as experiment_lib
 from dpjax import manifest
 from dpjax.data import pipeline, store
 from dpjax.evaluation import evaluate
 from dpjax.studies import runs
+from dpjax.training import build as build_lib
 
 _BATCH = 256  # images read at a time
 
@@ -140,8 +140,8 @@ class Features:
     config = config.copy_and_resolve_references()
     config.model.dtype = 'float32'
     config.parallel.mode, config.parallel.devices = 'jit', 1
-    self._run = experiment_lib.build(config, 'retrain', data)
-    backbone = experiment_lib.read_backbone(source, self._run)
+    self._run = build_lib.build(config, 'retrain', data)
+    backbone = build_lib.read_backbone(source, self._run)
     self._variables = jax.tree.map(jnp.asarray, backbone)
     network = self._run.model.backbone.clone(num_classes=0)
     views = self._run.model.pixels.views
@@ -198,7 +198,7 @@ def train(
   """
   settings = task.config.evaluate
   training = data.split('train')
-  experiment_lib.class_counts(training, data.num_classes)  # All have a label.
+  build_lib.class_counts(training, data.num_classes)  # All have a label.
   images = evaluate.images_to_score(settings, data)
   task.workdir.mkdir(parents=True, exist_ok=True)
   config_lib.save(task.config, task.workdir / 'config.json')

@@ -1,8 +1,8 @@
 """Both stages in PyTorch, for the benchmark to run beside ours.
 
-The same networks, losses and update as dpjax.steps, from the same weights, as
-one would write them for speed in PyTorch: channels_last, bfloat16 autocast
-where ours computes in it, one fused SGD, both attention maps of a stage in one
+The same networks, losses and update as dpjax.training.steps, from the same
+weights, as one would write them for speed in PyTorch: channels_last, bfloat16
+autocast where ours computes in it, one fused SGD, both attention maps of a stage in one
 convolution, BatchNorm folded into the convolutions for inference. What a step
 does begins with uint8 views and rendered masks on the device.
 
@@ -19,8 +19,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from dpjax import experiment, steps
 from dpjax.models import resnet
+from dpjax.training import build, steps
 
 # Stands for minus infinity, as in dpjax.losses.
 _MASKED = -1e30
@@ -91,7 +91,7 @@ def check(config: Any) -> None:
 
 
 def make_step(
-  run: experiment.Experiment, state: steps.TrainState, total: int, variant: str,
+  run: build.Experiment, state: steps.TrainState, total: int, variant: str,
   *, exact: bool = False,
 ) -> 'Step':  # fmt: skip
   """One stage in PyTorch, with the weights of `state`.
@@ -299,7 +299,7 @@ def _put_back(tensors, values):
 
 
 def to_torch(params: Any, batch_stats: Any) -> dict[str, np.ndarray]:
-  """Variables of a dpjax.steps.TrainState as a state dict of the peer.
+  """Variables of a dpjax.training.steps.TrainState as a state dict of the peer.
 
   The backbone's names are torchvision's (models.resnet.from_torch reads them);
   both maps of a stage's attention become the two channels of one module.

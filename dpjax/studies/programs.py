@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dpjax import experiment, steps
 from dpjax.data import pipeline
 from dpjax.distributed import processes
 from dpjax.studies import timing
+from dpjax.training import build, steps
 
 # On accelerators, where the config names none.
 _BATCH_SIZES = (16, 64, 256, 1024)
@@ -47,13 +47,13 @@ class Bench:
     if self.config.train.progress:
       print(f'benchmark: {line}', file=sys.stderr, flush=True)
 
-  def run(self, stage: str, **changes: Any) -> experiment.Experiment:
+  def run(self, stage: str, **changes: Any) -> build.Experiment:
     """The stage with changes to the config, e.g. data__render='host'."""
     config = self.config.copy_and_resolve_references()
     for name, value in changes.items():
       *sections, field = name.split('__')
       functools.reduce(lambda c, key: c[key], sections, config)[field] = value
-    run = experiment.build(config, stage, self.data)
+    run = build.build(config, stage, self.data)
     if config.data.placement == 'auto':  # By the free memory: settled once.
       if stage not in self._resident:
         self._resident[stage] = run.resident
@@ -63,7 +63,7 @@ class Bench:
 
   def sized(
     self, stage: str, batch_size: int, **changes: Any
-  ) -> experiment.Experiment:
+  ) -> build.Experiment:
     """The stage with another batch size."""
     return self.run(stage, **{f'{stage}__batch_size': batch_size}, **changes)
 
@@ -80,10 +80,10 @@ class Bench:
     if stage not in self._states:
       run = self.run(stage)
       optimizer, _ = run.optimizer(1)
-      self._states[stage] = experiment.initial_state(run, optimizer)
+      self._states[stage] = build.initial_state(run, optimizer)
     return jax.tree.map(jnp.copy, self._states[stage])
 
-  def images(self, run: experiment.Experiment) -> Any:
+  def images(self, run: build.Experiment) -> Any:
     """The stage's training images on the devices, or None if not resident."""
     if not run.resident:
       return None
@@ -135,7 +135,7 @@ def attempt(
 
 
 def training_program(
-  run: experiment.Experiment, state: Any, images: Any, count: int = 1
+  run: build.Experiment, state: Any, images: Any, count: int = 1
 ) -> tuple[Any, Any, dict[str, Any]]:
   """The compiled step, its batch on the devices, and what is known of it.
 
@@ -167,7 +167,7 @@ def train_call(
 
 
 def evaluation_batches(
-  run: experiment.Experiment, images: Any, count: int
+  run: build.Experiment, images: Any, count: int
 ) -> list[dict[str, Any]]:
   """The first batches of the training split, plain, on the host."""
   split = run.data.split('train')
@@ -178,7 +178,7 @@ def evaluation_batches(
 
 
 def evaluation_program(
-  run: experiment.Experiment, state: Any, batch: Any, images: Any
+  run: build.Experiment, state: Any, batch: Any, images: Any
 ) -> tuple[Any, dict[str, Any]]:
   """The compiled steps.eval_step, and what is known of it."""
   return timing.compile_ahead(run.compile_evaluation(), state, batch, images)

@@ -21,9 +21,10 @@ from typing import Any
 
 import xxhash
 
-from dpjax import atomic, checkpoint, train
+from dpjax import atomic
 from dpjax import config as config_lib
 from dpjax.evaluation import evaluate
+from dpjax.training import checkpoint, loop
 
 # What stage I does not read, beside the fields that may change in a run.
 _UNREAD = ('stage', 'retrain.', 'loss.', 'mgacr.', 'init.', 'evaluate.',
@@ -244,13 +245,13 @@ def pretrain(task: Task) -> None:
   ):
     return
   if (error := _failure(folder)) is not None:
-    raise train.NonFinite(error)
+    raise loop.NonFinite(error)
   # It may be another row's run: what it did not read may differ.
   if record is not None:
     _take_over(config, record)
   try:
-    train.train(config, 'pretrain', folder)
-  except train.NonFinite as error:
+    loop.train(config, 'pretrain', folder)
+  except loop.NonFinite as error:
     atomic.write_json(folder / 'failed.json', {'error': str(error)})
     raise
   (folder / 'finished').touch()
@@ -366,7 +367,7 @@ def run(task: Task, work: Callable[[Task], None] | None = None) -> Run:
   try:
     pretrain(task)
     (work or _retrain)(task)
-  except train.NonFinite as error:
+  except loop.NonFinite as error:
     if look(task).state != 'diverged':  # Stage I has put it on record.
       atomic.write_json(task.workdir / 'failed.json', {'error': str(error)})
     found = look(task)
@@ -402,7 +403,7 @@ def run_all(
 
 
 def _retrain(task):
-  train.train(task.config, 'retrain', task.workdir)
+  loop.train(task.config, 'retrain', task.workdir)
   evaluate.evaluate(task.config, task.workdir)
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from dpjax import experiment, steps
 from dpjax.distributed import parallel
+from dpjax.training import build as build_lib
+from dpjax.training import steps
 from tests import fakes
 
 # Float32 sums of another order; gradients here are of the order of 0.1 to 1.
@@ -24,8 +25,8 @@ def build(stage, mode, devices, **changes):
   config = fakes.make_config(
     parallel__mode=mode, parallel__devices=devices, **changes
   )
-  built = experiment.build(config, stage, fakes.make_store())
-  state = experiment.initial_state(built, optax.sgd(1.0))
+  built = build_lib.build(config, stage, fakes.make_store())
+  state = build_lib.initial_state(built, optax.sgd(1.0))
   stream = iter(built.training_stream())
   batches = [next(stream) for _ in range(2)]
   stream.close()

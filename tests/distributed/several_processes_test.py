@@ -17,8 +17,8 @@ import jax
 import numpy as np
 import pytest
 
-from dpjax import checkpoint
 from dpjax.distributed import processes
+from dpjax.training import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.slow

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from dpjax import checkpoint, manifest, optim
 from dpjax import config as config_lib
-from dpjax import experiment as experiment_lib
+from dpjax import manifest
 from dpjax.data import prepare
 from dpjax.data import store as store_lib
 from dpjax.evaluation import evaluate
 from dpjax.metrics import resampling
+from dpjax.training import build as build_lib
+from dpjax.training import checkpoint, optim
 from tests import fakes
 
 STORE = fakes.make_store()
@@ -36,14 +37,14 @@ def make_config(**changes):
 
 @pytest.fixture(scope='module')
 def run():
-  return experiment_lib.build(make_config(), 'retrain', STORE)
+  return build_lib.build(make_config(), 'retrain', STORE)
 
 
 @pytest.fixture(scope='module')
 def states(run):
   """{step: state} of the two checkpoints of `trained`; other networks."""
   optimizer, _ = optim.make(steps=1, **run.settings.optim)
-  first = experiment_lib.initial_state(run, optimizer)
+  first = build_lib.initial_state(run, optimizer)
   classifier = {'kernel': np.float32(2), 'bias': np.float32([-1, 0.5, 0.7])}
   params = {**first.params, 'backbone': {**first.params['backbone']}}
   params['backbone']['fc'] = {

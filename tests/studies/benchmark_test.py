@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 
-from dpjax import train
 from dpjax.data import prepare
 from dpjax.studies import (
   benchmark,
@@ -21,6 +20,7 @@ from dpjax.studies import (
   timing,
   versus,
 )
+from dpjax.training import loop
 from tests import fakes
 
 STORE = fakes.make_store()
@@ -59,7 +59,7 @@ def patch(monkeypatch):
 def measured(tmp_path_factory):
   """All parts of a small config: (benchmark.json, table, stages trained)."""
   trained = []
-  real = train.train
+  real = loop.train
 
   def counted(config, stage, workdir):
     trained.append((stage, config.eval.every, config.init.backbone))
@@ -68,7 +68,7 @@ def measured(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('benchmark')
   with pytest.MonkeyPatch.context() as monkeypatch:
     patch(monkeypatch)
-    monkeypatch.setattr(train, 'train', counted)
+    monkeypatch.setattr(loop, 'train', counted)
     text = benchmark.benchmark(
       make_config(
         pretrain__batch_size=8,
@@ -263,9 +263,9 @@ def test_a_training_that_diverges_end_to_end_is_said_and_the_rest_goes_on(
   tmp_path, monkeypatch
 ):
   def diverge(*_):
-    raise train.NonFinite('step 3: loss is nan')
+    raise loop.NonFinite('step 3: loss is nan')
 
-  monkeypatch.setattr(train, 'train', diverge)
+  monkeypatch.setattr(loop, 'train', diverge)
   config = make_config(benchmark__parts=('retrain', 'inference'))
   text = benchmark.benchmark(config, tmp_path)
   found = json.loads((tmp_path / 'benchmark.json').read_text())

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from sklearn import ensemble, neighbors, svm, tree
 
-from dpjax import checkpoint, manifest
-from dpjax import experiment as experiment_lib
+from dpjax import manifest
 from dpjax.data import pipeline
 from dpjax.metrics import predictions, scores
 from dpjax.studies import classical, runs
+from dpjax.training import build as build_lib
+from dpjax.training import checkpoint
 from tests import fakes
 from tests.studies import fake_runs
 
@@ -140,9 +141,9 @@ def test_inputs_are_made_once_a_split():
 
 def test_features_are_the_pooled_ones_of_stage_i(tmp_path):
   config = fake_runs.make_config(evaluate__batch_size=7)
-  run = experiment_lib.build(config, 'pretrain', STORE)
+  run = build_lib.build(config, 'pretrain', STORE)
   optimizer, _ = run.optimizer(1)
-  state = experiment_lib.initial_state(run, optimizer)
+  state = build_lib.initial_state(run, optimizer)
   saved = checkpoint.Checkpoints(tmp_path)
   saved.save(1, state, {}, {})
   saved.close()

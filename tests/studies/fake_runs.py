@@ -8,10 +8,11 @@ import numpy as np
 import xxhash
 
 from dpjax import config as config_lib
-from dpjax import manifest, train
+from dpjax import manifest
 from dpjax.data import pipeline, prepare
 from dpjax.evaluation import evaluate
 from dpjax.metrics import predictions, scores
+from dpjax.training import loop
 from tests import fakes
 
 STORE = fakes.make_store(train=24, validation=9, test=30)
@@ -65,7 +66,7 @@ class Fake:
 
   def train(self, config, stage, workdir):
     """Leaves config.json, a checkpoint, a log and a manifest."""
-    train._claim(workdir, config, stage)
+    loop._claim(workdir, config, stage)
     self._note(stage, workdir)
     (workdir / 'checkpoints' / '3').mkdir(parents=True, exist_ok=True)
     lines = [
@@ -91,7 +92,7 @@ class Fake:
 def install(tmp_path, monkeypatch):
   """A Fake in the place of training and evaluation."""
   fake = Fake(tmp_path)
-  monkeypatch.setattr(train, 'train', fake.train)
+  monkeypatch.setattr(loop, 'train', fake.train)
   monkeypatch.setattr(evaluate, 'evaluate', fake.evaluate)
   monkeypatch.setattr(prepare, 'open_prepared', lambda config: STORE)
   return fake

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpjax import experiment, steps
 from dpjax.models import resnet
 from dpjax.studies import peer
+from dpjax.training import build as build_lib
+from dpjax.training import steps
 from tests import fakes
 
 TOTAL = 4  # steps of the schedule
@@ -24,9 +25,7 @@ def torch():
 @functools.cache
 def build(stage='retrain', **changes):
   """A stage, a state in which nothing is trivial, and a batch."""
-  run = experiment.build(
-    fakes.make_config(**changes), stage, fakes.make_store()
-  )
+  run = build_lib.build(fakes.make_config(**changes), stage, fakes.make_store())
   optimizer, _ = run.optimizer(TOTAL)
   shapes = jax.eval_shape(run.model.init, jax.random.key(0))
   rng = np.random.default_rng(0)

@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from dpjax import train
 from dpjax.studies import runs
+from dpjax.training import loop
 from tests.studies import fake_runs
 
 
@@ -189,7 +189,7 @@ def test_runs_on_a_set_elsewhere_ask_training_whether_it_is_the_same(
   fake.calls.clear()
   moved = make_task(tmp_path, data__path='elsewhere')
   assert runs.look(moved).state == 'missing'
-  # train.train refuses another set (tests/train_test.py).
+  # train.train refuses another set (tests/training/loop_test.py).
   fake.fails['seed0/pretrain'] = ValueError('not the set')
   with pytest.raises(ValueError, match='not the set'):
     runs.run(moved)
@@ -209,8 +209,8 @@ def test_a_workdir_may_be_named_from_the_root_or_from_here(
 
 
 def test_a_signal_passes_and_the_run_goes_on_from_there(tmp_path, fake):
-  fake.fails['seed0/row'] = train.Stopped('stopped')
-  with pytest.raises(train.Stopped):
+  fake.fails['seed0/row'] = loop.Stopped('stopped')
+  with pytest.raises(loop.Stopped):
     runs.run(make_task(tmp_path))
   fake.fails.clear()
   fake.calls.clear()
@@ -221,7 +221,7 @@ def test_a_signal_passes_and_the_run_goes_on_from_there(tmp_path, fake):
 def test_a_run_that_diverges_is_on_record_and_not_tried_again(
   tmp_path, fake, capsys
 ):
-  fake.fails['seed0/row'] = train.NonFinite('step 3: loss is nan')
+  fake.fails['seed0/row'] = loop.NonFinite('step 3: loss is nan')
   found = runs.run(make_task(tmp_path))
   assert (found.state, found.error) == ('diverged', 'step 3: loss is nan')
   fake.calls.clear()
@@ -231,7 +231,7 @@ def test_a_run_that_diverges_is_on_record_and_not_tried_again(
 
 
 def test_a_run_that_diverged_at_once_may_be_mended_in_place(tmp_path, fake):
-  fake.fails['seed0/row'] = train.NonFinite('step 3: loss is nan')
+  fake.fails['seed0/row'] = loop.NonFinite('step 3: loss is nan')
   runs.run(make_task(tmp_path))
   fake.fails.clear()
   mended = make_task(tmp_path, retrain__optim__learning_rate=1e-3)
@@ -239,7 +239,7 @@ def test_a_run_that_diverged_at_once_may_be_mended_in_place(tmp_path, fake):
 
 
 def test_all_rows_of_a_stage_i_that_diverges_have(tmp_path, fake):
-  fake.fails['seed0/pretrain'] = train.NonFinite('step 1: loss is nan')
+  fake.fails['seed0/pretrain'] = loop.NonFinite('step 1: loss is nan')
   first, second = (runs.run(make_task(tmp_path, name)) for name in 'ab')
   assert first.state == second.state == 'diverged'
   assert first.error.startswith('stage I, ') and 'step 1' in first.error

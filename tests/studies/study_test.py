@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from dpjax import train
 from dpjax.data import prepare
 from dpjax.studies import ablate, compare
+from dpjax.training import loop
 from tests.studies import fake_runs
 
 
@@ -16,13 +16,13 @@ def stages(monkeypatch):
   """The stages that are trained, in order."""
   monkeypatch.setattr(prepare, 'open_prepared', lambda config: fake_runs.STORE)
   stages = []
-  real = train.train
+  real = loop.train
 
   def counted(config, stage, workdir):
     stages.append(stage)
     real(config, stage, workdir)
 
-  monkeypatch.setattr(train, 'train', counted)
+  monkeypatch.setattr(loop, 'train', counted)
   return stages
 
 

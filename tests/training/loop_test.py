@@ -15,13 +15,14 @@ import numpy as np
 import optax
 import pytest
 
-from dpjax import checkpoint, recipe, train
-from dpjax import experiment as experiment_lib
+from dpjax import recipe
 from dpjax.data import prepare
 from dpjax.evaluation import evaluate
+from dpjax.training import build as build_lib
+from dpjax.training import checkpoint, loop
 from tests import fakes
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 # Compiles in half the time, where attention is not what is tested.
 PLAIN = {'mgacr__attention': False, 'mgacr__features': False}
 
@@ -97,8 +98,8 @@ def test_stage_two_takes_backbone_and_statistics_and_drops_the_projector(
     jax.tree.map(np.testing.assert_array_equal, backbone[part], want)
   assert 'projector' in source['params']
   assert 'projector' not in checkpoint.read_state(retrained)['params']
-  run = experiment_lib.build(config, 'retrain', fakes.make_store())
-  start = experiment_lib.initial_state(
+  run = build_lib.build(config, 'retrain', fakes.make_store())
+  start = build_lib.initial_state(
     run, optax.sgd(0.1), backbone, str(pretrained)
   )
   kernel = start.params['backbone']['layer2_0']['conv1']['kernel']
@@ -127,7 +128,7 @@ def test_a_backbone_that_saw_the_test_split_is_warned_of_at_the_start(
   data.splits['test'].pixels[3] = data.splits['train'].pixels[5]
   for row in (0, 1):
     data.splits['train'].pixels[row] = data.splits['validation'].pixels[row]
-  train.train(make_config(init__backbone=str(finished[0])), 'retrain', tmp_path)
+  loop.train(make_config(init__backbone=str(finished[0])), 'retrain', tmp_path)
   warnings = capsys.readouterr().err
   assert 'warning: 1 of the 13 images of test of memory' in warnings
   assert 'warning: 2 of the 12 images of validation of memory' in warnings
@@ -136,7 +137,7 @@ def test_a_backbone_that_saw_the_test_split_is_warned_of_at_the_start(
 def test_a_backbone_of_another_shape_is_refused_by_name(finished, tmp_path):
   config = make_config(init__backbone=str(finished[0]), model__width=16)
   with pytest.raises(ValueError, match=r'init\.backbone.*another network'):
-    train.train(config, 'retrain', tmp_path)
+    loop.train(config, 'retrain', tmp_path)
   assert not checkpoint.has_checkpoint(tmp_path)
 
 
@@ -144,7 +145,7 @@ def test_a_backbone_of_another_shape_is_refused_by_name(finished, tmp_path):
 def test_a_missing_backbone_is_refused_by_name(source, tmp_path):
   config = make_config(init__backbone=str(tmp_path / source))
   with pytest.raises(ValueError, match=r'init\.backbone.*' + source) as error:
-    train.train(config, 'retrain', tmp_path / 'run')
+    loop.train(config, 'retrain', tmp_path / 'run')
   assert '\n' not in str(error.value)
 
 
@@ -172,10 +173,10 @@ def test_evaluation_does_not_depend_on_its_batch_size(finished):
 def test_the_best_checkpoint_is_the_best_by_validation(tmp_path, monkeypatch):
   values = iter([0.2, 0.9, 0.4, 0.3])
   monkeypatch.setattr(
-    train, 'validate', lambda *_: {'balanced_accuracy': next(values)}
+    loop, 'validate', lambda *_: {'balanced_accuracy': next(values)}
   )
   config = make_config(retrain__epochs=4.0, train__keep=1)
-  train.train(config, 'retrain', tmp_path)
+  loop.train(config, 'retrain', tmp_path)
   saved = checkpoint.Checkpoints(tmp_path, best='balanced_accuracy')
   assert saved.find('best') == 6 and saved.find('last') == 12
   kept = {int(p.name) for p in (tmp_path / 'checkpoints').iterdir()}
@@ -185,7 +186,7 @@ def test_the_best_checkpoint_is_the_best_by_validation(tmp_path, monkeypatch):
 
 def test_a_finished_run_started_again_changes_nothing(finished, capsys):
   before = (finished[0] / 'metrics.jsonl').read_text()
-  train.train(finished[2], 'pretrain', finished[0])
+  loop.train(finished[2], 'pretrain', finished[0])
   assert (finished[0] / 'metrics.jsonl').read_text() == before
   assert 'resumed at step 3, to step 3' in capsys.readouterr().out
 
@@ -193,7 +194,7 @@ def test_a_finished_run_started_again_changes_nothing(finished, capsys):
 def test_a_workdir_of_another_config_is_refused_by_field(finished):
   config = make_config(mgacr__eps=0.5)
   with pytest.raises(ValueError, match=r'mgacr\.eps: 0\.1 -> 0\.5'):
-    train.train(config, 'retrain', finished[1])
+    loop.train(config, 'retrain', finished[1])
 
 
 @pytest.mark.parametrize('stage', ['pretrain', 'retrain'])
@@ -205,7 +206,7 @@ def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
     **{f'{stage}__epochs': 4.0},
     train__save_every=1,
   )
-  real = train._check_finite
+  real = loop._check_finite
 
   def poisoned(step, metrics, saved):
     if step == 4:
@@ -213,12 +214,12 @@ def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
       metrics = {**metrics, 'loss': np.nan, term: np.inf}
     real(step, metrics, saved)
 
-  monkeypatch.setattr(train, '_check_finite', poisoned)
+  monkeypatch.setattr(loop, '_check_finite', poisoned)
   term = 'contrast' if stage == 'pretrain' else 'feat'
   with pytest.raises(
-    train.NonFinite, match=rf'step 4: loss/{term} is inf.*step 3 is kept'
+    loop.NonFinite, match=rf'step 4: loss/{term} is inf.*step 3 is kept'
   ):
-    train.train(config, stage, tmp_path)
+    loop.train(config, stage, tmp_path)
   newest = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
   assert newest == 3
   leaves = jax.tree.leaves(checkpoint.read_state(tmp_path)['params'])
@@ -227,8 +228,8 @@ def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
 
 def test_a_learning_rate_out_of_hand_is_caught_in_the_real_loss(tmp_path):
   config = make_config(retrain__optim__learning_rate=1e30, retrain__epochs=4.0)
-  with pytest.raises(train.NonFinite, match=r'step \d+: (loss|gradient_norm)'):
-    train.train(config, 'retrain', tmp_path)
+  with pytest.raises(loop.NonFinite, match=r'step \d+: (loss|gradient_norm)'):
+    loop.train(config, 'retrain', tmp_path)
   if checkpoint.has_checkpoint(tmp_path):
     leaves = jax.tree.leaves(checkpoint.read_state(tmp_path)['params'])
     assert all(np.isfinite(leaf).all() for leaf in leaves)
@@ -238,7 +239,7 @@ def test_lines_of_undone_steps_and_a_torn_line_leave_the_log(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text(
     '{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo'
   )
-  train.MetricsLog(tmp_path, done=2, tensorboard=False).close()
+  loop.MetricsLog(tmp_path, done=2, tensorboard=False).close()
   text = (tmp_path / 'metrics.jsonl').read_text()
   assert text == '{"step": 1}\n{"step": 2}\n'
 
@@ -246,7 +247,7 @@ def test_lines_of_undone_steps_and_a_torn_line_leave_the_log(tmp_path):
 def test_tensorboard_gets_every_finite_number(tmp_path):
   events = pytest.importorskip('tensorboardX')
   del events
-  log = train.MetricsLog(tmp_path, done=0, tensorboard=True)
+  log = loop.MetricsLog(tmp_path, done=0, tensorboard=True)
   log.write(1, split='train', loss=0.5, auroc=None)
   log.close()
   (file,) = (tmp_path / 'tensorboard').iterdir()
@@ -256,7 +257,7 @@ def test_tensorboard_gets_every_finite_number(tmp_path):
 
 def test_a_batch_larger_than_the_set_is_refused_by_field(tmp_path):
   with pytest.raises(ValueError, match=r'retrain\.batch_size.*at most the 48'):
-    train.train(make_config(retrain__batch_size=64), 'retrain', tmp_path)
+    loop.train(make_config(retrain__batch_size=64), 'retrain', tmp_path)
 
 
 @pytest.fixture
@@ -280,7 +281,7 @@ def uncompiled(monkeypatch):
     return {'logits': jnp.zeros((rows, 3)), 'loss': jnp.ones(rows)}
 
   monkeypatch.setattr(
-    experiment_lib.Experiment,
+    build_lib.Experiment,
     'compile',
     lambda run, step, gather=False, steps=1, **_: (
       eval_step if gather else train_steps(steps)
@@ -302,9 +303,9 @@ def test_a_signal_during_the_last_validation_stops_a_recipe_too(
     os.kill(os.getpid(), signal.SIGTERM)
     return {}
 
-  monkeypatch.setattr(train, 'validate', validate)
+  monkeypatch.setattr(loop, 'validate', validate)
   config = make_config(stage='recipe', init__backbone='auto')
-  with pytest.raises(train.Stopped, match='SIGTERM and saved at step 3 of 3'):
+  with pytest.raises(loop.Stopped, match='SIGTERM and saved at step 3 of 3'):
     recipe.run(config, tmp_path)
   assert steps_kept(tmp_path / 'pretrain') == {3}
   assert not (tmp_path / 'retrain').exists()
@@ -315,7 +316,7 @@ def test_a_set_without_a_validation_split_is_trained_on_all_the_same(
   tmp_path, data, capsys
 ):
   del data.splits['validation']
-  train.train(make_config(), 'retrain', tmp_path)
+  loop.train(make_config(), 'retrain', tmp_path)
   assert steps_kept(tmp_path) == {3, 6}
   assert 'validation: no radiographs' in capsys.readouterr().out
 
@@ -323,11 +324,11 @@ def test_a_set_without_a_validation_split_is_trained_on_all_the_same(
 @pytest.mark.usefixtures('uncompiled')
 def test_a_state_that_validates_to_nan_is_not_saved(tmp_path, monkeypatch):
   values = iter([0.5, np.nan])
-  monkeypatch.setattr(train, 'validate', lambda *_: {'loss': next(values)})
+  monkeypatch.setattr(loop, 'validate', lambda *_: {'loss': next(values)})
   with pytest.raises(
-    train.NonFinite, match=r'step 6: validation loss is nan.*step 3 is kept'
+    loop.NonFinite, match=r'step 6: validation loss is nan.*step 3 is kept'
   ):
-    train.train(make_config(), 'retrain', tmp_path)
+    loop.train(make_config(), 'retrain', tmp_path)
   assert steps_kept(tmp_path) == {3}
 
 
@@ -337,47 +338,47 @@ def test_a_workdir_in_which_nothing_was_saved_takes_the_corrected_flags(
 ):
   wrong = make_config(init__backbone=str(tmp_path / 'nowhere'))
   with pytest.raises(ValueError, match=r'init\.backbone'):
-    train.train(wrong, 'retrain', tmp_path / 'run')
-  train.train(make_config(), 'retrain', tmp_path / 'run')
+    loop.train(wrong, 'retrain', tmp_path / 'run')
+  loop.train(make_config(), 'retrain', tmp_path / 'run')
   assert steps_kept(tmp_path / 'run') == {3, 6}
 
 
 @pytest.mark.usefixtures('uncompiled')
 def test_a_run_does_not_go_on_with_another_set(tmp_path, monkeypatch):
-  train.train(make_config(), 'retrain', tmp_path)
+  loop.train(make_config(), 'retrain', tmp_path)
   other = fakes.make_store(seed=10)
   monkeypatch.setattr(prepare, 'open_prepared', lambda config: other)
   with pytest.raises(ValueError, match=r'config\.data\.path.*not the set'):
-    train.train(make_config(), 'retrain', tmp_path)
+    loop.train(make_config(), 'retrain', tmp_path)
 
 
 def test_a_workdir_that_cannot_be_written_is_refused_in_one_line(tmp_path):
   (tmp_path / 'file').touch()
   for workdir in (tmp_path / 'file', tmp_path / 'file' / 'run'):
     with pytest.raises(ValueError, match=f'--workdir={workdir} ') as error:
-      train.train(make_config(), 'retrain', workdir)
+      loop.train(make_config(), 'retrain', workdir)
     assert '\n' not in str(error.value)
 
 
 def test_dispatches_begin_at_multiples_of_their_size():
-  assert [*train.dispatches(0, 11, 4)] == [4, 4, 1, 1, 1]
-  assert [*train.dispatches(3, 12, 4)] == [1, 4, 4]  # resumed with another K
-  assert [*train.dispatches(0, 3, 1)] == [1, 1, 1]
-  assert [*train.dispatches(7, 7, 4)] == []
+  assert [*loop.dispatches(0, 11, 4)] == [4, 4, 1, 1, 1]
+  assert [*loop.dispatches(3, 12, 4)] == [1, 4, 4]  # resumed with another K
+  assert [*loop.dispatches(0, 3, 1)] == [1, 1, 1]
+  assert [*loop.dispatches(7, 7, 4)] == []
 
 
 @pytest.mark.parametrize('size', [1, 2, 4, 16])
 def test_validations_fall_on_the_ends_of_dispatches(size):
   total = 67
   ends, step = set(), 0
-  for made in train.dispatches(0, total, size):
+  for made in loop.dispatches(0, total, size):
     step += made
     ends.add(step)
-  found = train.evaluations(total, 1.0, 6.5, size)
+  found = loop.evaluations(total, 1.0, 6.5, size)
   assert found <= ends and total in found
   if size == 1:
     assert sorted(found)[:4] == [6, 13, 20, 26]  # 6.5, 13, 19.5, 26
-  assert train.evaluations(total, 0.0, 6.5, size) == {total}
+  assert loop.evaluations(total, 0.0, 6.5, size) == {total}
 
 
 @pytest.mark.usefixtures('uncompiled')
@@ -387,7 +388,7 @@ def test_a_run_saves_and_logs_at_the_ends_of_dispatches(tmp_path):
     retrain__epochs=4.0, train__steps_per_dispatch=5, train__log_every=4,
     train__save_every=4, train__keep=9, eval__every=0.0,
   )  # fmt: skip
-  train.train(config, 'retrain', tmp_path)
+  loop.train(config, 'retrain', tmp_path)
   assert steps_kept(tmp_path) == {5, 10, 12}
   assert [e['step'] for e in read_log(tmp_path)] == [5, 10, 12]
 
@@ -396,8 +397,8 @@ def test_k_steps_a_dispatch_train_as_single_steps_do(tmp_path, capsys):
   make = functools.partial(
     make_config, eval__every=0.0, retrain__epochs=4 / 3, train__save_every=2
   )
-  train.train(make(), 'retrain', tmp_path / 'one')
-  train.train(make(train__steps_per_dispatch=2), 'retrain', tmp_path / 'two')
+  loop.train(make(), 'retrain', tmp_path / 'one')
+  loop.train(make(train__steps_per_dispatch=2), 'retrain', tmp_path / 'two')
   one, two = (checkpoint.read_state(tmp_path / name) for name in ('one', 'two'))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
@@ -425,7 +426,7 @@ def test_a_run_goes_on_in_another_mode_on_other_devices(tmp_path):
       record = json.loads(config_file.read_text())
       record['retrain']['epochs'] = epochs
       config_file.write_text(json.dumps(record))
-    train.train(config, 'retrain', workdir)
+    loop.train(config, 'retrain', workdir)
 
   for epochs, mode, devices in (
     (1 / 3, 'pmap', 2), (2 / 3, 'shard_map', 4), (1.0, 'jit', 1),
@@ -446,9 +447,9 @@ def test_a_run_goes_on_in_another_mode_on_other_devices(tmp_path):
 
 @pytest.mark.usefixtures('uncompiled')
 def test_a_resume_with_other_dispatches_is_warned_about(tmp_path, capsys):
-  train.train(make_config(), 'retrain', tmp_path)
+  loop.train(make_config(), 'retrain', tmp_path)
   assert 'steps_per_dispatch' not in capsys.readouterr().err
-  train.train(make_config(train__steps_per_dispatch=3), 'retrain', tmp_path)
+  loop.train(make_config(train__steps_per_dispatch=3), 'retrain', tmp_path)
   assert (
     'warning: config.train.steps_per_dispatch is 3 and was 1'
     in capsys.readouterr().err
@@ -464,20 +465,20 @@ def test_nothing_reaches_the_devices_but_what_the_loop_sends(
 ):
   # The guard lets device_put through and no other transfer. (What comes back
   # from a CPU device is no transfer to JAX; the next test is about that.)
-  loop = train._loop
+  real = loop._loop
 
   def guarded(*args, **kwargs):
     with jax.transfer_guard('disallow'):
-      loop(*args, **kwargs)
+      real(*args, **kwargs)
 
-  monkeypatch.setattr(train, '_loop', guarded)
+  monkeypatch.setattr(loop, '_loop', guarded)
   config = make_config(
     data__render='device', data__placement=placement, parallel__mode=mode,
     parallel__devices=1 if mode == 'jit' else 4,
     retrain__epochs=1.0, train__steps_per_dispatch=2,
     **({} if mode == 'jit' else PLAIN),
   )  # fmt: skip
-  train.train(config, 'retrain', tmp_path)
+  loop.train(config, 'retrain', tmp_path)
   # Two steps in one dispatch, one alone, and a validation.
   assert read_log(tmp_path, 'validation')[0]['step'] == 3
 
@@ -505,18 +506,18 @@ def test_a_dispatch_is_read_after_the_next_one_is_sent(tmp_path, monkeypatch):
       return value
 
   monkeypatch.setattr(
-    experiment_lib.Experiment, 'compile', lambda *_, **__: Program()
+    build_lib.Experiment, 'compile', lambda *_, **__: Program()
   )
-  monkeypatch.setattr(train.jax, 'device_get', Get())
-  real = experiment_lib.Experiment.place
+  monkeypatch.setattr(loop.jax, 'device_get', Get())
+  real = build_lib.Experiment.place
 
   def place(run, batch, stacked=False):
     events.append('batch')
     return real(run, batch, stacked)
 
-  monkeypatch.setattr(experiment_lib.Experiment, 'place', place)
+  monkeypatch.setattr(build_lib.Experiment, 'place', place)
   config = make_config(eval__every=0.0)
-  train.train(config, 'retrain', tmp_path)
+  loop.train(config, 'retrain', tmp_path)
   assert events == [
     'batch', 'send 1', 'batch', 'send 2', 'batch', 'read 1', 'send 3',
     'batch', 'read 2', 'send 4', 'batch', 'read 3', 'send 5', 'batch',

@@ -26,12 +26,13 @@ import jax
 import numpy as np
 import tqdm
 
-from dpjax import atomic, checkpoint, manifest
+from dpjax import atomic, manifest
 from dpjax import config as config_lib
-from dpjax import experiment as experiment_lib
 from dpjax.data import labels, prepare
 from dpjax.distributed import parallel, processes
 from dpjax.metrics import resampling
+from dpjax.training import build as build_lib
+from dpjax.training import checkpoint
 
 
 class Stopped(Exception):
@@ -67,7 +68,7 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
 
   data = processes.first_does(f'{stage}: open', claim_and_prepare)
   data = data or prepare.open_prepared(config)
-  run = experiment_lib.build(config, stage, data)
+  run = build_lib.build(config, stage, data)
   settings = run.settings
   total = run.total_steps
   optimizer, schedule = run.optimizer(total)
@@ -83,7 +84,7 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
     backbone = None
     source = config.init.backbone
     if newest is None and stage == 'retrain' and source:
-      backbone = experiment_lib.read_backbone(source, run)
+      backbone = build_lib.read_backbone(source, run)
     if newest is None:
       is_run = backbone is not None and os.path.isdir(source)
 
@@ -94,7 +95,7 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
         _warn_of_seen(run, workdir)
 
       processes.first_does(f'{stage}: manifest', write_manifest)
-    state = experiment_lib.initial_state(run, optimizer, backbone, source)
+    state = build_lib.initial_state(run, optimizer, backbone, source)
     record = {'training': 0.0, 'wall': 0.0}  # seconds
     start = 'from scratch' if backbone is None else f'from {source}'
     if newest is not None:

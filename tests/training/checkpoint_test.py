@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from dpjax import checkpoint, optim, steps
 from dpjax.distributed import parallel
+from dpjax.training import checkpoint, optim, steps
 
 ITERATOR = {'next_index': 7, 'nested': [1, {'a': None}]}
 RECORD = {'training': 1.25, 'wall': 2.5}

@@ -8,15 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from dpjax import experiment, steps
+from dpjax.training import build as build_lib
+from dpjax.training import steps
 from tests import fakes
 
 
 @functools.cache
 def build(stage='retrain', **changes):
-  return experiment.build(
-    fakes.make_config(**changes), stage, fakes.make_store()
-  )
+  return build_lib.build(fakes.make_config(**changes), stage, fakes.make_store())
 
 
 def first_batch(built):
@@ -72,7 +71,7 @@ def test_a_flag_takes_its_terms_out(changes, absent):
 @pytest.mark.parametrize('classification', ['ce', 'focal', 'cb_ce', 'cb_focal'])
 @pytest.mark.parametrize('kind', ['softmax', 'sigmoid'])
 def test_every_classification_loss_teaches_the_backbone(classification, kind):
-  loss = experiment.classification_loss(
+  loss = build_lib.classification_loss(
     fakes.make_config(
       loss__classification=classification, loss__kind=kind
     ).loss,
@@ -87,7 +86,7 @@ def test_every_classification_loss_teaches_the_backbone(classification, kind):
 
 def test_the_rare_class_weighs_more_under_the_class_balanced_loss():
   config = fakes.make_config(loss__classification='cb_ce').loss
-  loss = experiment.classification_loss(config, np.array([900, 90, 9]))
+  loss = build_lib.classification_loss(config, np.array([900, 90, 9]))
   even = jnp.zeros((3, 3))
   values = loss(even, jnp.arange(3))
   assert values[0] < values[1] < values[2]
@@ -167,7 +166,7 @@ def test_both_views_pass_in_one_forward_with_one_set_of_statistics():
 def test_training_lowers_the_loss_on_a_fixed_batch(stage):
   built = build(stage)
   optimizer = optax.sgd(0.05, momentum=0.9)
-  state = experiment.initial_state(built, optimizer)
+  state = build_lib.initial_state(built, optimizer)
   step = jax.jit(
     functools.partial(
       steps.train_step,
@@ -223,7 +222,7 @@ def test_images_with_lesions_but_no_box_teach_no_mask():
 def test_a_frozen_backbone_stays_to_the_bit_and_its_classifier_learns():
   built = build(retrain__freeze=True, init__backbone='auto')
   optimizer, schedule = built.optimizer(5)
-  state = experiment.initial_state(built, optimizer)
+  state = build_lib.initial_state(built, optimizer)
   before = jax.tree.map(np.asarray, (state.params, state.batch_stats))
   step = jax.jit(
     functools.partial(
@@ -276,7 +275,7 @@ def test_mgacr_is_left_out_of_a_set_without_a_box(capsys):
   store = fakes.make_store()
   for split in store.splits.values():
     split.num_boxes[:] = 0
-  built = experiment.build(fakes.make_config(), 'retrain', store)
+  built = build_lib.build(fakes.make_config(), 'retrain', store)
   assert built.model.attention is None
   assert 'no image of the training split has a box' in capsys.readouterr().err
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from dpjax import optim
+from dpjax.training import optim
 
 STEPS = 100
 

@@ -7,10 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from dpjax import experiment as experiment_lib
 from dpjax.data import pipeline
 from dpjax.data import store as store_lib
 from dpjax.distributed import parallel
+from dpjax.training import build as build_lib
 from tests import fakes
 
 
@@ -19,7 +19,7 @@ def build(stage='retrain', data=None, **changes):
     model__stage_sizes=(1,), model__width=4, mgacr__stages=('stage1',),
     **changes,
   )  # fmt: skip
-  return experiment_lib.build(config, stage, data or fakes.make_store())
+  return build_lib.build(config, stage, data or fakes.make_store())
 
 
 def unlabelled(split):
@@ -118,7 +118,7 @@ def test_the_fingerprint_is_the_training_sets_and_not_its_places():
 
 def test_class_counts_are_of_every_class_and_of_this_split_alone():
   split = fakes.make_split(10, 8, seed=0)  # labels 0, 1, 2, 0, 1, ...
-  counts = experiment_lib.class_counts(split, num_classes=5)
+  counts = build_lib.class_counts(split, num_classes=5)
   np.testing.assert_array_equal(counts, [4, 3, 3, 0, 0])
 
 
@@ -139,7 +139,7 @@ def weights(**loss):
     loss__classification='cb_ce',
     **{f'loss__{name}': value for name, value in loss.items()},
   ).loss
-  loss = experiment_lib.classification_loss(config, COUNTS)
+  loss = build_lib.classification_loss(config, COUNTS)
   values = loss(np.zeros((5, 5), np.float32), np.arange(5))
   return np.asarray(values, np.float64) / np.log(5)
 
@@ -221,8 +221,8 @@ def test_torch_weights_reach_the_backbone_and_the_classifier_stays_fresh(
   run = build(
     init__backbone=path, parallel__mode=mode, parallel__devices=devices
   )
-  backbone = experiment_lib.read_backbone(path, run)
-  state = experiment_lib.initial_state(run, optax.sgd(0.1), backbone, path)
+  backbone = build_lib.read_backbone(path, run)
+  state = build_lib.initial_state(run, optax.sgd(0.1), backbone, path)
   params = state.params['backbone']
   stem = arrays['conv1.weight'].sum(axis=1, keepdims=True)
   for kernel, want in (
@@ -249,9 +249,9 @@ def test_torch_weights_of_another_network_are_refused_by_array(torch_file):
   path, _ = torch_file
   config = fakes.make_config(model__stage_sizes=(2,), mgacr__stages=('stage1',),
                              model__width=4)  # fmt: skip
-  run = experiment_lib.build(config, 'retrain', fakes.make_store())
+  run = build_lib.build(config, 'retrain', fakes.make_store())
   with pytest.raises(ValueError, match=r'layer1\.1\.\S+ is missing') as error:
-    experiment_lib.read_backbone(path, run)
+    build_lib.read_backbone(path, run)
   assert str(error.value).startswith(f'config.init.backbone: {path}: ')
 
 

@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpjax import losses, optim, steps
+from dpjax import losses
 from dpjax.data import augment, duplicates, labels, pipeline, store
 from dpjax.distributed import parallel, processes
 from dpjax.models import heads, resnet, vgg
+from dpjax.training import optim, steps
 
 _READ = 1024  # images read at once where all are read
 
@@ -504,7 +505,7 @@ def initial_state(
     backbone: {'params', 'batch_stats'} or None.
     source: where it comes from, for an error.
   """
-  from dpjax import checkpoint
+  from dpjax.training import checkpoint
 
   variables = jax.jit(experiment.model.init)(
     jax.random.key(experiment.config.seed)
@@ -527,7 +528,7 @@ def read_backbone(source: str, experiment: Experiment) -> Any:
   Raises:
     ValueError: one line, where it is missing or another network's.
   """
-  from dpjax import checkpoint
+  from dpjax.training import checkpoint
 
   if pathlib.Path(source).suffix in ('.npz', '.safetensors', '.pth', '.pt'):
     if experiment.config.model.network != 'resnet':

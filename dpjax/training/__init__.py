@@ -1,0 +1,1 @@
+"""Both stages' training: objectives, steps, the loop, checkpoints."""
