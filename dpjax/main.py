@@ -233,7 +233,7 @@ def _compare(resolve, workdir):
 
 
 def _benchmark(config, workdir):
-  from dpjax.studies import benchmark
+  from dpjax.benchmark import benchmark
   from dpjax.training import loop
 
   try:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from dpjax import config as config_lib
+from dpjax.benchmark import text
 from dpjax.data import augment
 from dpjax.metrics import titles
 from dpjax.report import figures, overlay, page
 from dpjax.report.evidence import Evidence, read_image
-from dpjax.studies import benchmark_text
 from dpjax.training import build
 
 SIDE = 320  # pixels of a radiograph's tile
@@ -457,8 +457,8 @@ def _benchmark(section, run):
   """The tables of benchmark.json; its numbers whole."""
   section.numbers.setdefault('benchmark', {})[run.name] = run.benchmark
   try:
-    about = benchmark_text.about(run.benchmark)
-    tables = benchmark_text.tables(run.benchmark)
+    about = text.about(run.benchmark)
+    tables = text.tables(run.benchmark)
   except (KeyError, TypeError, AttributeError):
     section.say(
       f'{run.name}: benchmark.json is none of this version; run benchmark'
@@ -473,7 +473,7 @@ def _benchmark(section, run):
     section.table(table.head, table.rows, table.title)
     for note in table.notes:
       section.say(f'{note}.', 'note')
-  for line in benchmark_text.legend(run.benchmark):
+  for line in text.legend(run.benchmark):
     section.say(line, 'note')
 
 

@@ -15,7 +15,9 @@ from tests import fakes
 
 @functools.cache
 def build(stage='retrain', **changes):
-  return build_lib.build(fakes.make_config(**changes), stage, fakes.make_store())
+  return build_lib.build(
+    fakes.make_config(**changes), stage, fakes.make_store()
+  )
 
 
 def first_batch(built):

@@ -11,15 +11,14 @@ import jax
 import numpy as np
 import pytest
 
-from dpjax.data import prepare
-from dpjax.studies import (
+from dpjax.benchmark import (
+  against_torch,
   benchmark,
-  benchmark_text,
-  peer,
   programs,
   timing,
-  versus,
+  torch_baseline,
 )
+from dpjax.data import prepare
 from dpjax.training import loop
 from tests import fakes
 
@@ -196,7 +195,7 @@ def test_where_and_with_what_is_on_record(measured):
 
 def test_the_table_fits_a_terminal_and_says_what_it_shows(measured):
   found, text, _ = measured
-  assert max(map(len, text.splitlines())) <= benchmark_text.WIDTH
+  assert max(map(len, text.splitlines())) <= text.WIDTH
   for words in (
     'Stage I, contrastive pre-training: step only', 'pairs/s',
     'Stage II, re-training: end to end', 'input stall', 'images/s',
@@ -207,7 +206,7 @@ def test_the_table_fits_a_terminal_and_says_what_it_shows(measured):
     assert words in text
   stall = {**found['retrain']['end_to_end'], 'stall_share': -0.25}
   noisy = {**found, 'retrain': {**found['retrain'], 'end_to_end': stall}}
-  table = benchmark_text.format_text(noisy)
+  table = text.format_text(noisy)
   assert ' 0.0 % |' in table and '-25' not in table
 
 
@@ -294,7 +293,7 @@ def test_a_missing_peer_is_one_line_before_anything_is_prepared(
   def prepared(_):
     raise AssertionError('a set was prepared')
 
-  monkeypatch.setattr(peer, '_torch', missing)
+  monkeypatch.setattr(torch_baseline, '_torch', missing)
   monkeypatch.setattr(prepare, 'open_prepared', prepared)
   with pytest.raises(ValueError, match=r'^benchmark --peer=torch needs'):
     benchmark.benchmark(make_config(), tmp_path / 'none', 'torch')
@@ -345,11 +344,11 @@ def eager(monkeypatch):
   torch = pytest.importorskip('torch')
   monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
   missing = {'compile': 'no compiler'}
-  monkeypatch.setattr(peer, 'variants', lambda: (('eager',), missing))
+  monkeypatch.setattr(torch_baseline, 'variants', lambda: (('eager',), missing))
 
 
 def exchange_a_filter(monkeypatch):
-  real = peer.to_torch
+  real = torch_baseline.to_torch
 
   def wrong(*args):
     arrays = real(*args)
@@ -358,19 +357,19 @@ def exchange_a_filter(monkeypatch):
     kernel[0] = kernel[1]
     return arrays | {name: kernel}
 
-  monkeypatch.setattr(peer, 'to_torch', wrong)
+  monkeypatch.setattr(torch_baseline, 'to_torch', wrong)
 
 
 def leave_out_a_layer(monkeypatch):
   import torch
 
-  real = peer.Step.__init__
+  real = torch_baseline.Step.__init__
 
   def lacking(self, *args):
     real(self, *args)
     self.network['backbone']['layer1'][0]['conv2'] = torch.nn.Identity()
 
-  monkeypatch.setattr(peer.Step, '__init__', lacking)
+  monkeypatch.setattr(torch_baseline.Step, '__init__', lacking)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +386,7 @@ def test_a_peer_that_computes_something_else_is_not_timed(
   # In bfloat16 the losses of some of these would pass for the same.
   bench = programs.Bench(make_config(model__dtype='bfloat16'), STORE)
   for part in parts:
-    found = versus.compare(bench, part, ('eager',))
+    found = against_torch.compare(bench, part, ('eager',))
     assert 'in float32 the ' in found['check']['error'], part
     assert found['sizes'] == []
 
@@ -395,14 +394,14 @@ def test_a_peer_that_computes_something_else_is_not_timed(
 def test_a_peer_that_fails_in_the_type_of_the_config_is_not_timed(
   eager, monkeypatch
 ):
-  real = peer.Step.infer
+  real = torch_baseline.Step.infer
 
   def infer(self, batch):
     return (1.1 if self._bfloat16 else 1.0) * real(self, batch)
 
-  monkeypatch.setattr(peer.Step, 'infer', infer)
+  monkeypatch.setattr(torch_baseline.Step, 'infer', infer)
   bench = programs.Bench(make_config(model__dtype='bfloat16'), STORE)
-  found = versus.compare(bench, 'inference', ('eager',))
+  found = against_torch.compare(bench, 'inference', ('eager',))
   (one,) = found['sizes']
   assert 'error' not in found['check']
   assert 'the logits of eager differs by' in one['error']
@@ -429,7 +428,7 @@ def test_pytorch_computes_the_same_and_is_compared(
       == pytest.approx(rates['dpjax']['median'] / rates['eager']['median'])
     )
   assert found['memory_share_of_jax'] == '.5'
-  assert max(map(len, text.splitlines())) <= benchmark_text.WIDTH
+  assert max(map(len, text.splitlines())) <= text.WIDTH
   for words in (
     'against PyTorch', f'{found["version"]} on cpu',
     'compile: not available (no compiler)', 'also computes accuracy',
@@ -491,5 +490,5 @@ def test_what_is_stopped_leaves_a_table_of_its_own(tmp_path, monkeypatch):
     benchmark.benchmark(config, tmp_path)
   found = json.loads((tmp_path / 'benchmark.json').read_text())
   text = (tmp_path / 'benchmark.md').read_text()
-  assert text == benchmark_text.format_text(found) + '\n'
+  assert text == text.format_text(found) + '\n'
   assert 'stopped before its end' in text and 'Inference' in text

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from dpjax.benchmark import programs, timing, torch_baseline
 from dpjax.data import pipeline
-from dpjax.studies import peer, programs, timing
 
 # Largest relative difference of a loss, and of logits relative to the largest:
 # in float32, by JAX's platform, and in the config's own type. The first is the
@@ -37,8 +37,8 @@ def check(config: Any) -> dict[str, Any]:
   Raises:
     ValueError: PyTorch is missing, or it cannot do what the config asks for.
   """
-  peer.check(config)
-  variants, missing = peer.variants()
+  torch_baseline.check(config)
+  variants, missing = torch_baseline.variants()
   import torch
 
   on = 'cpu'
@@ -121,7 +121,9 @@ def _check(bench, part, size, variants):
   allowed = _TOLERANCE[jax.default_backend()]
   found: dict[str, Any] = {'differences': {}, 'gradient_differences': {}}
   for variant in variants:
-    step = peer.make_step(run, weights, run.total_steps, variant, exact=True)
+    step = torch_baseline.make_step(
+      run, weights, run.total_steps, variant, exact=True
+    )
     placed = step.place(host)
     why = _unlike(
       found['differences'], variant, 'logits' if gradient is None else 'loss',
@@ -160,7 +162,7 @@ def _compare(bench, part, size, variants):
   allowed = _OWN_TOLERANCE[run.config.model.dtype]
   for variant in variants:
     began = time.perf_counter()
-    step = peer.make_step(run, weights, run.total_steps, variant)
+    step = torch_baseline.make_step(run, weights, run.total_steps, variant)
     placed = step.place(host)
     theirs = _theirs(step, placed, part)
     found['first_call_seconds'][variant] = time.perf_counter() - began

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dpjax.benchmark import timing
 from dpjax.data import pipeline
 from dpjax.distributed import processes
-from dpjax.studies import timing
 from dpjax.training import build, steps
 
 # On accelerators, where the config names none.

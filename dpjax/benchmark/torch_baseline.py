@@ -2,9 +2,9 @@
 
 The same networks, losses and update as dpjax.training.steps, from the same
 weights, as one would write them for speed in PyTorch: channels_last, bfloat16
-autocast where ours computes in it, one fused SGD, both attention maps of a stage in one
-convolution, BatchNorm folded into the convolutions for inference. What a step
-does begins with uint8 views and rendered masks on the device.
+autocast where ours computes in it, one fused SGD, both attention maps of a
+stage in one convolution, BatchNorm folded into the convolutions for inference.
+What a step does begins with uint8 views and rendered masks on the device.
 
 torch is imported where it is used: this module needs it only to be called.
 """

@@ -25,8 +25,8 @@ import jax
 import numpy as np
 
 from dpjax import atomic
+from dpjax.benchmark import programs, text, timing
 from dpjax.data import prepare
-from dpjax.studies import benchmark_text, programs, timing
 from dpjax.training import loop
 
 STAGES = ('pretrain', 'retrain')
@@ -59,8 +59,8 @@ _NOTES = {
   ' scratch',
   'peak_bytes': 'the most in use on a device; null where that is not known, or'
   ' was reached before this measurement',
-  'end_to_end': 'dpjax.training.loop.train without validation; rates of the lines'
-  f' of its log after the first {_FIRST_LINES}',
+  'end_to_end': 'dpjax.training.loop.train without validation; rates of the'
+  f' lines of its log after the first {_FIRST_LINES}',
   'stall_share': '1 - end to end / step only, of medians; below 0 is noise',
   'cores_busy_with_others': 'CPU cores that other processes used on average'
   ' while this was measured; null where that is not known',
@@ -93,10 +93,10 @@ def benchmark(
   # First, for the preparation of a set is work too.
   found = {**_circumstances(config, peer), 'notes': _NOTES}
   if peer:
-    from dpjax.studies import versus
+    from dpjax.benchmark import against_torch
 
     # Before anything is prepared: a peer that is missing or cannot do this.
-    found['peer'] = versus.check(config)
+    found['peer'] = against_torch.check(config)
   bench = programs.Bench(config, prepare.open_prepared(config))
   stages = [stage for stage in STAGES if stage in wanted]
   for part in wanted:
@@ -118,9 +118,9 @@ def benchmark(
     found['host']['cores_busy_with_others'] = others.cores()
     found['seconds'] = time.perf_counter() - began
     atomic.write_json(workdir / 'benchmark.json', found)
-    text = benchmark_text.format_text(found)
-    atomic.write_text(workdir / 'benchmark.md', text + '\n')
-    return text
+    page = text.format_text(found)
+    atomic.write_text(workdir / 'benchmark.md', page + '\n')
+    return page
 
   peaks = None
   if set(wanted) - {'input'}:
@@ -140,7 +140,7 @@ def benchmark(
     variants = found['peer']['variants']
     for part in (*stages, 'inference'):
       if part in wanted:
-        found['peer'][part] = versus.compare(bench, part, variants)
+        found['peer'][part] = against_torch.compare(bench, part, variants)
         keep()
   found['finished'] = True
   return keep()
@@ -349,7 +349,7 @@ def _input(bench, stage):
     'batch_size': size,
     'rates': {},
   }
-  for kind, title in benchmark_text.INPUTS.items():
+  for kind, title in text.INPUTS.items():
     bench.say(f'{stage}, input only: {title}')
     found['rates'][kind] = programs.attempt(
       functools.partial(_input_rate, bench, stage, kind), {}

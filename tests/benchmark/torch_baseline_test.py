@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dpjax.benchmark import torch_baseline
 from dpjax.models import resnet
-from dpjax.studies import peer
 from dpjax.training import build as build_lib
 from dpjax.training import steps
 from tests import fakes
@@ -81,7 +81,7 @@ def train(run, state, batch, count):
 
 def assert_same_weights(got, state):
   """Up to rounding; torch's running variance is the unbiased one."""
-  want = peer.to_torch(state.params, state.batch_stats)
+  want = torch_baseline.to_torch(state.params, state.batch_stats)
   assert got.keys() == want.keys()
   for name, array in want.items():
     # 16 images of 6 x 6 cells are the fewest that a variance is of.
@@ -129,7 +129,7 @@ LOSSES = {
 def test_every_loss_and_each_of_its_terms_is_the_same(torch, case):
   stage, changes = LOSSES[case]
   run, state, batch = build(stage, **changes)
-  step = peer.make_step(run, state, TOTAL, 'eager')
+  step = torch_baseline.make_step(run, state, TOTAL, 'eager')
   got = step.losses(step.place(batch))
   want = losses(run, state, batch)
   assert got == pytest.approx(want, rel=2e-5)
@@ -163,20 +163,20 @@ def test_updates_lead_to_the_same_weights_and_statistics(torch, case):
   stage, changes = UPDATES[case]
   run, state, batch = build(stage, **changes)
   after = train(run, state, batch, 3)
-  step = peer.make_step(run, state, TOTAL, 'eager')
+  step = torch_baseline.make_step(run, state, TOTAL, 'eager')
   placed = step.place(batch)
   for _ in range(3):
     step.train(placed)
   step.wait()
   assert_same_weights(weights(step), after)
-  before = peer.to_torch(state.params, state.batch_stats)
+  before = torch_baseline.to_torch(state.params, state.batch_stats)
   kernel = 'backbone.conv1.weight'
   assert np.abs(weights(step)[kernel] - before[kernel]).max() > 1e-3
 
 
 def test_inference_gives_the_same_logits_before_and_after_an_update(torch):
   run, state, batch = build()
-  step = peer.make_step(run, state, TOTAL, 'eager')
+  step = torch_baseline.make_step(run, state, TOTAL, 'eager')
   placed = step.place(batch)
   evaluate = jax.jit(functools.partial(steps.eval_step, stage=run.model))
   for count in (0, 1):
@@ -190,15 +190,17 @@ def test_inference_gives_the_same_logits_before_and_after_an_update(torch):
 
 def test_asking_for_the_losses_changes_nothing(torch):
   run, state, batch = build()
-  step = peer.make_step(run, state, TOTAL, 'eager')
+  step = torch_baseline.make_step(run, state, TOTAL, 'eager')
   step.losses(step.place(batch))
-  for name, array in peer.to_torch(state.params, state.batch_stats).items():
+  for name, array in torch_baseline.to_torch(
+    state.params, state.batch_stats
+  ).items():
     np.testing.assert_array_equal(weights(step)[name], array)
 
 
 def test_bfloat16_keeps_parameters_and_losses_in_float32(torch):
   run, state, batch = build(model__dtype='bfloat16')
-  step = peer.make_step(run, state, TOTAL, 'eager')
+  step = torch_baseline.make_step(run, state, TOTAL, 'eager')
   placed = step.place(batch)
   assert step.losses(placed) == pytest.approx(
     losses(run, state, batch), rel=0.02
@@ -214,10 +216,10 @@ def test_bfloat16_keeps_parameters_and_losses_in_float32(torch):
 def test_every_variant_that_the_machine_has_trains_alike(torch, stage):
   run, state, batch = build(stage)
   after, want = train(run, state, batch, 2), losses(run, state, batch)
-  names, missing = peer.variants()
+  names, missing = torch_baseline.variants()
   assert names[0] == 'eager' and not set(names) & set(missing)
   for variant in names:
-    step = peer.make_step(run, state, TOTAL, variant)
+    step = torch_baseline.make_step(run, state, TOTAL, variant)
     placed = step.place(batch)
     assert step.losses(placed) == pytest.approx(want, rel=1e-3)
     step.train(placed)
@@ -231,7 +233,7 @@ def test_every_variant_that_the_machine_has_trains_alike(torch, stage):
 def test_weights_convert_to_torch_and_back_unchanged():
   model = resnet.ResNet(stage_sizes=(1, 2), width=8, num_classes=3)
   want = fakes.filled(model, 48)
-  converted = peer.to_torch(
+  converted = torch_baseline.to_torch(
     {'backbone': want['params']}, {'backbone': want['batch_stats']}
   )
   names = {name.removeprefix('backbone.') for name in converted}
@@ -244,7 +246,7 @@ def test_weights_convert_to_torch_and_back_unchanged():
 
 def test_both_maps_of_a_stage_are_the_channels_of_one_convolution():
   _, state, _ = build()
-  converted = peer.to_torch(state.params, state.batch_stats)
+  converted = torch_baseline.to_torch(state.params, state.batch_stats)
   kernel = converted['attention.stage1.conv.weight']  # OIHW
   for channel, sign in enumerate(('pos', 'neg')):
     own = state.params['attention'][f'stage1_{sign}']['conv']['kernel']
@@ -257,7 +259,7 @@ def test_both_maps_of_a_stage_are_the_channels_of_one_convolution():
 def test_without_torch_one_line_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)
   with pytest.raises(ValueError, match=r'needs PyTorch: pip install -e'):
-    peer.variants()
+    torch_baseline.variants()
 
 
 @pytest.mark.parametrize(
@@ -274,13 +276,13 @@ def test_what_the_peer_lacks_is_refused_by_its_name(
 ):
   monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
   with pytest.raises(ValueError, match=line):
-    peer.check(fakes.make_config(**changes))
+    torch_baseline.check(fakes.make_config(**changes))
 
 
 def test_torch_on_another_device_than_jax_is_refused(torch, monkeypatch):
   monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
   with pytest.raises(ValueError, match='JAX is on a cpu and torch on a gpu'):
-    peer.check(fakes.make_config())
+    torch_baseline.check(fakes.make_config())
 
 
 def test_a_way_that_this_machine_lacks_is_told_with_the_reason(
@@ -290,7 +292,7 @@ def test_a_way_that_this_machine_lacks_is_told_with_the_reason(
     raise RuntimeError('inductor raised:\n  NoCompiler: g++\n\nSet THIS=1')
 
   monkeypatch.setattr(torch, 'compile', broken)
-  names, missing = peer.variants()
+  names, missing = torch_baseline.variants()
   assert names == ('eager',)
   assert missing['compile'] == 'inductor raised: NoCompiler: g++'
   assert missing.keys() == {'compile', 'cuda_graphs'}
@@ -299,7 +301,7 @@ def test_a_way_that_this_machine_lacks_is_told_with_the_reason(
 def test_exact_steps_round_no_factor_and_others_do(torch):
   run, state, _ = build()
   for exact, precision in ((True, 'highest'), (False, 'high')):
-    peer.make_step(run, state, TOTAL, 'eager', exact=exact)
+    torch_baseline.make_step(run, state, TOTAL, 'eager', exact=exact)
     assert torch.get_float32_matmul_precision() == precision
     assert torch.backends.cudnn.allow_tf32 is not exact
 
@@ -307,7 +309,7 @@ def test_exact_steps_round_no_factor_and_others_do(torch):
 def test_unknown_variants_and_unrendered_batches_are_refused(torch):
   run, state, batch = build()
   with pytest.raises(ValueError, match="peer variant 'quick'"):
-    peer.make_step(run, state, TOTAL, 'quick')
-  step = peer.make_step(run, state, TOTAL, 'eager')
+    torch_baseline.make_step(run, state, TOTAL, 'quick')
+  step = torch_baseline.make_step(run, state, TOTAL, 'eager')
   with pytest.raises(ValueError, match=r'config\.data\.render=host'):
     step.place({'images': batch['views'][:, 0]})

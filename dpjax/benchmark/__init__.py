@@ -1,0 +1,1 @@
+"""Rates of input, step and end to end, and PyTorch beside ours."""
