@@ -20,7 +20,7 @@ import numpy as np
 
 from dpjax import config as config_lib
 from dpjax.data import shards
-from dpjax.data.readers import phantom
+from dpjax.data.sources import phantom
 from dpjax.evaluation import evaluate, explain, localisation
 from dpjax.models import resnet
 

@@ -18,7 +18,7 @@ import time
 import numpy as np
 
 from dpjax import config as config_lib
-from dpjax.data import prepare
+from dpjax import prepare
 from dpjax.evaluation import evaluate, explain, localisation
 from dpjax.report import report
 

@@ -329,7 +329,8 @@ def main():
   import torch
   import torchvision
 
-  from dpjax.data import pipeline, prepare
+  from dpjax import prepare
+  from dpjax.data import pipeline
 
   multiprocessing.set_forkserver_preload(['torch', 'torchvision'])
   print(

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from dpjax.data import augment, labels
-from dpjax.data.readers import phantom
+from dpjax.data.sources import phantom
 from dpjax.models import resnet
 
 DOCS = pathlib.Path(__file__).parent

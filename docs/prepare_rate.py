@@ -18,7 +18,7 @@ import time
 from PIL import Image
 
 from dpjax.data import build, image, radiograph, runners
-from dpjax.data.readers import phantom
+from dpjax.data.sources import phantom
 
 FILES = 96
 

@@ -161,7 +161,7 @@ def measure(args):
   import jax
 
   from dpjax import config as config_lib
-  from dpjax.data import prepare
+  from dpjax import prepare
   from dpjax.training import build
 
   device = jax.devices()[0]

@@ -267,7 +267,7 @@ def resolve(config, *, num_devices, platform, num_processes=1):
     split = f'-split{c.split.seed}' if c.split.seed else ''
     c.data.path = f'data/{c.data.layout}-{c.data.store_size}{split}'
     if c.data.layout == 'phantom':
-      from dpjax.data.readers import phantom
+      from dpjax.data.sources import phantom
 
       c.data.path = (
         f'data/phantom-v{phantom.VERSION}-{c.data.phantom.count}'

@@ -168,7 +168,8 @@ def _train(config, workdir):
 
 
 def _prepare(config, workdir):
-  from dpjax.data import prepare, preview, store, summary
+  from dpjax import prepare
+  from dpjax.data import preview, store, summary
 
   del workdir
   path = pathlib.Path(config.data.path)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from dpjax import config as config_lib
-from dpjax.data import prepare
+from dpjax import prepare
 from dpjax.distributed import parallel, processes
 from dpjax.training import checkpoint, loop
 

@@ -24,9 +24,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from dpjax import atomic
+from dpjax import atomic, prepare
 from dpjax.benchmark import programs, text, timing
-from dpjax.data import prepare
 from dpjax.training import loop
 
 STAGES = ('pretrain', 'retrain')

@@ -21,15 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from dpjax.data import (
-  duplicates,
-  radiograph,
-  runners,
-  shards,
-  splits,
-  store,
-  tables,
-)
+from dpjax.data import duplicates, radiograph, runners, shards, splits, store
+from dpjax.data.sources import tables
 
 BLOCK = 128  # images in a block, at most: what a process does at a time
 SHARD = 512  # images in a shard

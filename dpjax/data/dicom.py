@@ -16,7 +16,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dpjax.data import image, radiograph, tables
+from dpjax.data import image, radiograph
+from dpjax.data.sources import tables
 
 # Of a file, and of a deflated file's content. 16 bits a pixel of the largest
 # image fit.

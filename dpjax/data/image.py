@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dpjax.data import tables
+from dpjax.data.sources import tables
 
 # Checked before anything is decoded. The largest films are about 30 million.
 MAX_PIXELS = 100_000_000

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from dpjax.data import duplicates, radiograph, tables
+from dpjax.data import duplicates, radiograph
+from dpjax.data.sources import tables
 
 
 def decode_block(

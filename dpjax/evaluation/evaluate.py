@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import tqdm
 
-from dpjax import atomic, manifest
+from dpjax import atomic, manifest, prepare
 from dpjax import config as config_lib
 from dpjax.data import labels as labels_lib
-from dpjax.data import prepare, store
+from dpjax.data import store
 from dpjax.evaluation import explain, localisation
 from dpjax.metrics import (
   calibration,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from dpjax.data import tables
+from dpjax.data.sources import tables
 from dpjax.metrics import titles
 
 _WIDTH = 80  # columns of the printed table

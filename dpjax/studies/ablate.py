@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
-from dpjax.data import prepare
+from dpjax import prepare
 from dpjax.metrics import titles
 from dpjax.studies import runs, tables
 

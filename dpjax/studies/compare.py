@@ -11,7 +11,7 @@ from typing import Any
 
 import matplotlib.figure
 
-from dpjax.data import prepare
+from dpjax import prepare
 from dpjax.metrics import titles
 from dpjax.studies import classical, runs, tables
 

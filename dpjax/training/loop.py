@@ -26,9 +26,9 @@ import jax
 import numpy as np
 import tqdm
 
-from dpjax import atomic, manifest
+from dpjax import atomic, manifest, prepare
 from dpjax import config as config_lib
-from dpjax.data import labels, prepare
+from dpjax.data import labels
 from dpjax.distributed import parallel, processes
 from dpjax.metrics import resampling
 from dpjax.training import build as build_lib

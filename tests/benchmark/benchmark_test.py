@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from dpjax import prepare
 from dpjax.benchmark import (
   against_torch,
   benchmark,
@@ -18,7 +19,6 @@ from dpjax.benchmark import (
   timing,
   torch_baseline,
 )
-from dpjax.data import prepare
 from dpjax.training import loop
 from tests import fakes
 

@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 import pytest
 
-from dpjax.data import build, radiograph, shards, store, tables
+from dpjax.data import build, radiograph, shards, store
 from dpjax.data import summary as summary_lib
-from dpjax.data.readers import phantom
-from tests.data.sources import (
+from dpjax.data.sources import phantom, tables
+from tests.data.source_files import (
   SHARD,
   SIZE,
   digest,
@@ -209,7 +209,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(made, tmp_path):
 _KILLED = """
 import dataclasses, functools, os, pickle, signal, sys
 from dpjax.data import build, store
-from tests.data import sources
+from tests.data import source_files as sources
 
 def die(pid):
   os.kill(pid, signal.SIGKILL)
@@ -704,7 +704,7 @@ def test_a_source_of_nothing_but_faults_is_refused(tmp_path):
 _FULL = """
 import pickle, resource, signal, sys
 from dpjax.data import build
-from tests.data import sources
+from tests.data import source_files as sources
 
 build.BLOCK = build.SHARD = sources.SHARD
 records = pickle.loads(open(sys.argv[1], 'rb').read())

@@ -17,8 +17,9 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from dpjax.data import dicom, image, radiograph, shards, tables
-from tests.data.sources import image_refusal as refusal
+from dpjax.data import dicom, image, radiograph, shards
+from dpjax.data.sources import tables
+from tests.data.source_files import image_refusal as refusal
 
 pydicom = pytest.importorskip('pydicom')
 gdcm = pytest.importorskip('gdcm')

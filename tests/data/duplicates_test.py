@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 import configs.base
 from dpjax.data import duplicates
-from dpjax.data.readers import phantom
+from dpjax.data.sources import phantom
 
 NEAR = configs.base.get_config().split.near
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dpjax.data import image
-from tests.data.sources import image_refusal as refusal
+from tests.data.source_files import image_refusal as refusal
 
 
 def noise(*shape, top=256, dtype=np.uint8):

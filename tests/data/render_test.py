@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from dpjax.data import augment, render
-from dpjax.data.readers import phantom
+from dpjax.data.sources import phantom
 
 SIZE = 96
 

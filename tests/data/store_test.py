@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from dpjax.data import build, store
-from tests.data import sources
-from tests.data.sources import digest, one_line
+from tests.data import source_files as sources
+from tests.data.source_files import digest, one_line
 
 SIZE = sources.SIZE
 

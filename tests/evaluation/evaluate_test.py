@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from dpjax import config as config_lib
-from dpjax import manifest
-from dpjax.data import prepare
+from dpjax import manifest, prepare
 from dpjax.data import store as store_lib
 from dpjax.evaluation import evaluate
 from dpjax.metrics import resampling

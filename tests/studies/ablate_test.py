@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from dpjax.data import prepare
+from dpjax import prepare
 from dpjax.studies import ablate, runs
 from dpjax.training import loop
 from tests.studies import fake_runs

@@ -8,8 +8,8 @@ import numpy as np
 import xxhash
 
 from dpjax import config as config_lib
-from dpjax import manifest
-from dpjax.data import pipeline, prepare
+from dpjax import manifest, prepare
+from dpjax.data import pipeline
 from dpjax.evaluation import evaluate
 from dpjax.metrics import predictions, scores
 from dpjax.training import loop

@@ -15,8 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from dpjax import recipe
-from dpjax.data import prepare
+from dpjax import prepare, recipe
 from dpjax.evaluation import evaluate
 from dpjax.training import build as build_lib
 from dpjax.training import checkpoint, loop

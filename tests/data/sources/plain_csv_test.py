@@ -10,9 +10,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from dpjax.data import tables
-from dpjax.data.readers import plain_csv
-from tests.data import sources
+from dpjax.data.sources import plain_csv, tables
+from tests.data import source_files as sources
 
 LABELS = """image,label,patient_id,split
 1.png,normal,p1,train

@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from dpjax.data import tables
+from dpjax.data.sources import tables
 
 COLUMNS = ('id', 'x')
 

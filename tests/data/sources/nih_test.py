@@ -12,9 +12,8 @@ import pytest
 from hypothesis import strategies as st
 
 from dpjax.data import labels as labels_lib
-from dpjax.data import tables
-from dpjax.data.readers import nih
-from tests.data import sources
+from dpjax.data.sources import nih, tables
+from tests.data import source_files as sources
 
 ENTRIES = 'Data_Entry_2017.csv'
 BOXES = 'BBox_List_2017.csv'

@@ -13,8 +13,9 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from dpjax.data import files as files_lib
-from dpjax.data import labels, radiograph, tables
+from dpjax.data import labels, radiograph
+from dpjax.data.sources import files as files_lib
+from dpjax.data.sources import tables
 
 # What folders and cells call the sides of a split, in lower case.
 SPLITS = {

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpjax import config as config_lib
-from dpjax.data import labels, store, summary, tables
-from dpjax.data.readers import (
+from dpjax.data import labels, store, summary
+from dpjax.data.sources import (
   coco,
   competition,
   folder,
@@ -15,6 +15,7 @@ from dpjax.data.readers import (
   phantom,
   plain_csv,
   rsna,
+  tables,
   vindr,
 )
 

@@ -13,9 +13,8 @@ import shapely
 from hypothesis import strategies as st
 
 from dpjax.data import labels as labels_lib
-from dpjax.data import tables
-from dpjax.data.readers import vindr
-from tests.data import sources
+from dpjax.data.sources import tables, vindr
+from tests.data import source_files as sources
 
 # c: R1 and R2 drew nearly the same box, R3 a small one elsewhere. d: R1 alone
 # saw something. e: nobody did.

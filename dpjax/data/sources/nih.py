@@ -12,7 +12,8 @@ ChestX-ray8: hospital-scale chest X-ray database and benchmarks, 2017.
 
 import pathlib
 
-from dpjax.data import files, radiograph, tables
+from dpjax.data import radiograph
+from dpjax.data.sources import files, tables
 
 NORMAL = 'No Finding'
 FINDINGS = (

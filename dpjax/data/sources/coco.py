@@ -18,9 +18,9 @@ import pathlib
 import re
 import reprlib
 
-from dpjax.data import files as files_lib
-from dpjax.data import labels, radiograph, tables
-from dpjax.data.readers import folder
+from dpjax.data import labels, radiograph
+from dpjax.data.sources import files as files_lib
+from dpjax.data.sources import folder, tables
 
 LIMIT = 1 << 30  # bytes of a json: they take several times as many in memory
 

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dpjax.data import build, image, radiograph, tables
+from dpjax.data import build, image, radiograph
+from dpjax.data.sources import tables
 
 SIZE = 32
 # One shard of the default length would hold every set of these tests.

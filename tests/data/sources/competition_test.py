@@ -14,9 +14,8 @@ import pytest
 from hypothesis import strategies as st
 
 from dpjax.data import labels as labels_lib
-from dpjax.data import tables
-from dpjax.data.readers import competition
-from tests.data import sources
+from dpjax.data.sources import competition, tables
+from tests.data import source_files as sources
 
 HEADER = 'filename,x,y,width,height\n'
 LABELS = '7,0\n8,1\na b,2\n'

@@ -24,7 +24,8 @@ radiologist's annotations, 2022.
 import dataclasses
 import pathlib
 
-from dpjax.data import files, radiograph, tables
+from dpjax.data import radiograph
+from dpjax.data.sources import files, tables
 
 NORMAL = 'No finding'
 # Labels of the image as a whole, never boxed.

@@ -9,7 +9,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from dpjax.data import files, image, tables
+from dpjax.data import image
+from dpjax.data.sources import files, tables
 
 DICOM = bytes(128) + b'DICM'
 

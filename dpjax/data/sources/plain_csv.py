@@ -15,10 +15,10 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from dpjax.data import files as files_lib
 from dpjax.data import labels as labels_lib
-from dpjax.data import radiograph, tables
-from dpjax.data.readers import folder
+from dpjax.data import radiograph
+from dpjax.data.sources import files as files_lib
+from dpjax.data.sources import folder, tables
 
 # How programs write an empty cell, in lower case.
 _MISSING = ('nan', 'na', 'n/a', 'null')

@@ -10,9 +10,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from dpjax.data import tables
-from dpjax.data.readers import coco
-from tests.data import sources
+from dpjax.data.sources import coco, tables
+from tests.data import source_files as sources
 
 DATA = {
   'info': {'year': 2024},

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from dpjax.data.readers import phantom
+from dpjax.data.sources import phantom
 
 
 @pytest.fixture(scope='module')
@@ -176,7 +176,7 @@ def test_pixels_survive_pickling_and_do_not_depend_on_the_order(records):
 def test_another_process_gives_the_same_set_and_loads_numpy_only(records):
   code = """
 import hashlib, sys
-from dpjax.data.readers import phantom
+from dpjax.data.sources import phantom
 records = phantom.read(300, seed=7, size=96)
 digest = hashlib.sha256()
 for r in records[40:43]:

@@ -13,9 +13,8 @@ import pytest
 from hypothesis import strategies as st
 
 from dpjax.data import labels as labels_lib
-from dpjax.data import tables
-from dpjax.data.readers import rsna
-from tests.data import sources
+from dpjax.data.sources import rsna, tables
+from tests.data import source_files as sources
 
 HEADER = 'patientId,x,y,width,height,Target\n'
 LABELS = HEADER + (

@@ -10,9 +10,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from dpjax.data import tables
-from dpjax.data.readers import folder
-from tests.data import sources
+from dpjax.data.sources import folder, tables
+from tests.data import source_files as sources
 
 HEADER = 'image,x,y,width,height,finding\n'
 # What a patient is in the real set's file names.

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from dpjax.data import prepare, store
-from dpjax.data.readers import phantom
+from dpjax import prepare
+from dpjax.data import store
+from dpjax.data.sources import phantom
 from tests import fakes
 
 
@@ -373,7 +374,7 @@ if __name__ == '__main__':
 def test_no_process_that_prepares_starts_a_jax_backend(opened, tmp_path):
   # A platform that does not exist: starting any backend is an error.
   (tmp_path / 'script.py').write_text(_NO_BACKEND)
-  root = pathlib.Path(prepare.__file__).parents[2]
+  root = pathlib.Path(prepare.__file__).parents[1]
   done = subprocess.run(
     [sys.executable, tmp_path / 'script.py', tmp_path / 'set'],
     env={'PATH': '', 'JAX_PLATFORMS': 'nonsense', 'PYTHONPATH': str(root)},

@@ -6,7 +6,8 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from dpjax.data import image, tables
+from dpjax.data import image
+from dpjax.data.sources import tables
 
 
 class Files:

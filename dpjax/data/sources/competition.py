@@ -12,7 +12,8 @@ left alone.
 
 import pathlib
 
-from dpjax.data import files, radiograph, tables
+from dpjax.data import radiograph
+from dpjax.data.sources import files, tables
 
 _COLUMNS = ('x', 'y', 'width', 'height')
 

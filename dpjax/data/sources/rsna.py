@@ -13,7 +13,8 @@ expert annotations of possible pneumonia, 2019.
 
 import pathlib
 
-from dpjax.data import files, radiograph, tables
+from dpjax.data import radiograph
+from dpjax.data.sources import files, tables
 
 CLASSES = ('Normal', 'No Lung Opacity / Not Normal', 'Lung Opacity')
 FRAME = (1024.0, 1024.0)  # of every image as shipped; boxes count in it
