@@ -17,7 +17,8 @@ import time
 
 from PIL import Image
 
-from dpjax.data import build, image, radiograph, runners
+from dpjax.data import build, radiograph, runners
+from dpjax.data.decode import raster
 from dpjax.data.sources import phantom
 
 FILES = 96
@@ -64,10 +65,10 @@ def write_files(folder):
 
 def decode(files):
   """Images/s of decoding alone, on one core."""
-  image.read(str(files[0]))
+  raster.read(str(files[0]))
   began = time.perf_counter()
   for file in files * 4:
-    image.read(str(file))
+    raster.read(str(file))
   return 4 * len(files) / (time.perf_counter() - began)
 
 

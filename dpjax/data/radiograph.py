@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dpjax.data import image
+from dpjax.data.decode import raster
 
 Box = tuple[float, float, float, float]
 
@@ -101,11 +101,11 @@ def from_file(file: pathlib.Path, id: str, **fields: Any) -> Radiograph:
   fields.setdefault('frame', None)
   return Radiograph(
     id=id,
-    pixels=functools.partial(image.read, str(file)),
+    pixels=functools.partial(raster.read, str(file)),
     # Only a DICOM file says more than its pixels.
     header=None
-    if image.SUFFIXES.get(file.suffix.lower(), 'DICOM') != 'DICOM'
-    else functools.partial(image.header, str(file)),
+    if raster.SUFFIXES.get(file.suffix.lower(), 'DICOM') != 'DICOM'
+    else functools.partial(raster.header, str(file)),
     stamp=f'{status.st_size} {status.st_mtime_ns}',
     file=str(file),
     **fields,

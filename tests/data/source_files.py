@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dpjax.data import build, image, radiograph
+from dpjax.data import build, radiograph
+from dpjax.data.decode import raster
 from dpjax.data.sources import tables
 
 SIZE = 32
@@ -65,7 +66,7 @@ def refusal(read, *arguments, **options):
 def image_refusal(path):
   """The one line of a fault that reading an image file ends in."""
   with pytest.raises(ValueError) as caught:
-    image.read(str(path))
+    raster.read(str(path))
   line = str(caught.value)
   assert isinstance(caught.value, tables.Fault)
   assert line.startswith(f'{path}: ') and '\n' not in line and len(line) < 400

@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from dpjax.data import image
+from dpjax.data.decode import raster
 from dpjax.data.sources import tables
 
 
@@ -123,12 +123,12 @@ class Files:
 
 
 def _known(file):
-  return file.suffix.lower() in image.SUFFIXES
+  return file.suffix.lower() in raster.SUFFIXES
 
 
 def _is_image(file):
   # A text may well begin with the two letters of a BMP.
-  return _known(file) or image.kind(file) not in (None, 'BMP')
+  return _known(file) or raster.kind(file) not in (None, 'BMP')
 
 
 def _walk(start):
@@ -146,5 +146,5 @@ def _walk(start):
         if not hidden and file.is_file() and _is_image(file):
           yield file
   except OSError as error:  # its images would be missing in silence
-    with image.one_line(error.filename):
+    with raster.one_line(error.filename):
       raise

@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from dpjax.data import image
+from dpjax.data.decode import raster
 from dpjax.data.sources import files, tables
 
 DICOM = bytes(128) + b'DICM'
@@ -75,7 +75,7 @@ def test_images_of_formats_that_are_not_read_are_not_lost_in_silence(tmp_path):
   assert names(images) == foreign
   assert images.find('a') == images.root / 'a.gif'
   with pytest.raises(tables.Fault, match='no PNG, JPEG'):
-    image.read(str(images.find('c')))
+    raster.read(str(images.find('c')))
 
 
 def test_only_files_of_unknown_suffix_are_opened(tmp_path, monkeypatch):
@@ -85,7 +85,7 @@ def test_only_files_of_unknown_suffix_are_opened(tmp_path, monkeypatch):
   def spy(file):
     opened.append(pathlib.Path(file).name)
 
-  monkeypatch.setattr(image, 'kind', spy)
+  monkeypatch.setattr(raster, 'kind', spy)
   files.Files(tmp_path)
   assert sorted(opened) == ['e.txt', 'f']
 

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from dpjax.data import dicom, image, radiograph, shards
+from dpjax.data import radiograph, shards
+from dpjax.data.decode import dicom, raster
 from dpjax.data.sources import tables
 from tests.data.source_files import image_refusal as refusal
 
@@ -61,7 +62,7 @@ def read(tmp_path):
 
   def read(levels, **elements):
     path = saved(tmp_path / 'a.dcm', made(levels, **elements))
-    return image.read(path)
+    return raster.read(path)
 
   return read
 
@@ -222,10 +223,10 @@ def test_colours_become_their_luma(read):
 def test_colours_by_plane_are_those_by_pixel(tmp_path):
   channels = noise(20, 30, 3)
   dataset = made(channels, photometric='RGB')
-  wanted = image.read(saved(tmp_path / 'a.dcm', dataset))
+  wanted = raster.read(saved(tmp_path / 'a.dcm', dataset))
   dataset.PlanarConfiguration = 1
   dataset.PixelData = np.moveaxis(channels, 2, 0).tobytes()
-  read = image.read(saved(tmp_path / 'a.dcm', dataset))
+  read = raster.read(saved(tmp_path / 'a.dcm', dataset))
   np.testing.assert_array_equal(read, wanted)
 
 
@@ -242,7 +243,7 @@ def test_a_palette_is_looked_up(tmp_path, depth):
     setattr(dataset, f'{keyword}Descriptor', [4, 0, depth])
     data = (entries * scale).astype(kind).tobytes()
     setattr(dataset, f'{keyword}Data', data)
-  read = image.read(saved(tmp_path / 'a.dcm', dataset))
+  read = raster.read(saved(tmp_path / 'a.dcm', dataset))
   np.testing.assert_array_equal(read, np.uint8([0, 9, 76, 255])[index])
 
 
@@ -291,14 +292,14 @@ def test_a_lossless_syntax_changes_no_level(tmp_path, syntax, levels, bits):
   photometric = 'RGB' if levels.ndim == 3 else 'MONOCHROME2'
   dataset = made(levels, bits=bits, photometric=photometric)
   path = saved(tmp_path / 'a.dcm', dataset)
-  plain = image.read(path)
+  plain = raster.read(path)
   if LOSSLESS[syntax] is None:
     dataset.file_meta.TransferSyntaxUID = getattr(uid, syntax)
     saved(path, dataset)
   else:
     recoded(path, LOSSLESS[syntax])
   assert pydicom.dcmread(path).file_meta.TransferSyntaxUID.keyword == syntax
-  np.testing.assert_array_equal(image.read(path), plain)
+  np.testing.assert_array_equal(raster.read(path), plain)
 
 
 @pytest.mark.parametrize(
@@ -307,8 +308,8 @@ def test_a_lossless_syntax_changes_no_level(tmp_path, syntax, levels, bits):
 )
 def test_pydicoms_own_image_is_the_same_in_each_syntax(name):
   folder = SHIPPED / 'test_files'
-  plain = image.read(str(folder / 'MR_small.dcm'))
-  read = image.read(str(folder / f'MR_small_{name}.dcm'))
+  plain = raster.read(str(folder / 'MR_small.dcm'))
+  read = raster.read(str(folder / f'MR_small_{name}.dcm'))
   np.testing.assert_array_equal(read, plain)
 
 
@@ -331,8 +332,8 @@ def test_a_jpeg_is_the_same_as_it_is_outside_of_dicom(tmp_path, syntax):
   code = jpeg(levels)
   (tmp_path / 'a.jpg').write_bytes(code)
   dataset = encapsulated(made(levels), code, getattr(uid, syntax))
-  read = image.read(saved(tmp_path / 'a.dcm', dataset))
-  np.testing.assert_array_equal(read, image.read(str(tmp_path / 'a.jpg')))
+  read = raster.read(saved(tmp_path / 'a.dcm', dataset))
+  np.testing.assert_array_equal(read, raster.read(str(tmp_path / 'a.jpg')))
 
 
 @pytest.mark.parametrize(
@@ -342,12 +343,12 @@ def test_the_syntaxes_of_jpeg_2000_all_reach_its_decoder(tmp_path, syntax):
   # Of HTJ2K nothing here can make a code. Its decoder takes an older one too.
   levels = noise(64, 48, top=4096, dtype=np.uint16)
   dataset = made(levels, bits=12)
-  plain = image.read(saved(tmp_path / 'a.dcm', dataset))
+  plain = raster.read(saved(tmp_path / 'a.dcm', dataset))
   recoded(str(tmp_path / 'a.dcm'), gdcm.TransferSyntax.JPEG2000Lossless)
   dataset = pydicom.dcmread(tmp_path / 'a.dcm')
   dataset.file_meta.TransferSyntaxUID = getattr(uid, syntax)
   path = saved(tmp_path / 'b.dcm', dataset)
-  np.testing.assert_array_equal(image.read(path), plain)
+  np.testing.assert_array_equal(raster.read(path), plain)
 
 
 # What is refused.
@@ -417,9 +418,9 @@ def test_what_is_not_installed_ends_prepare_and_is_no_fault_of_the_image(
   with monkeypatch.context() as patch:
     decoder = pydicom.pixels.get_decoder(uid.JPEGBaseline8Bit)
     patch.setattr(decoder, '_available', {})
-    assert 'JPEG Baseline' in stopped(image.read)
+    assert 'JPEG Baseline' in stopped(raster.read)
   monkeypatch.setitem(sys.modules, 'pydicom', None)
-  stopped(image.read, image.header)
+  stopped(raster.read, raster.header)
 
 
 def data_begins(path):
@@ -464,7 +465,7 @@ def test_a_deflated_file_is_not_inflated_without_end(tmp_path, monkeypatch):
   dataset.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
   file = tmp_path / 'a.dcm'
   path = saved(file, dataset)
-  np.testing.assert_array_equal(image.read(path), noise(20, 30))
+  np.testing.assert_array_equal(raster.read(path), noise(20, 30))
   content = file.read_bytes()
   at = data_begins(path)
   deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
@@ -473,7 +474,7 @@ def test_a_deflated_file_is_not_inflated_without_end(tmp_path, monkeypatch):
   line, _, used = peak(path)
   assert 'inflates to more than 4,194,304 bytes' in line and used < 30_000
   with pytest.raises(ValueError, match='inflates'):
-    image.header(path)
+    raster.header(path)
 
 
 def test_a_file_of_too_many_bytes_is_not_read(tmp_path):
@@ -498,7 +499,7 @@ def test_sequences_nested_without_end_are_one_line_or_no_matter(tmp_path):
   file.write_bytes(content[:at] + begin * 20_000 + content[at:])
   assert refusal(path)
   with pytest.raises(ValueError):
-    image.header(path)
+    raster.header(path)
 
 
 def test_a_length_beyond_the_file_takes_no_memory(tmp_path):
@@ -508,7 +509,7 @@ def test_a_length_beyond_the_file_takes_no_memory(tmp_path):
   at = content.index(struct.pack('<HH', 0x7FE0, 0x10)) + 8
   file.write_bytes(content[:at] + b'\xf0\xff\xff\xff' + content[at + 4 :])
   memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  np.testing.assert_array_equal(image.read(path), noise(20, 30))  # all there
+  np.testing.assert_array_equal(raster.read(path), noise(20, 30))  # all there
   assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 30_000
 
 
@@ -526,9 +527,9 @@ def test_of_the_header_only_four_things_are_taken(tmp_path):
     ViewPosition='pa',
     InstitutionName='X',
   )
-  found = image.header(saved(tmp_path / 'a.dcm', dataset))
+  found = raster.header(saved(tmp_path / 'a.dcm', dataset))
   assert found == {'patient': '17', 'age': '58', 'sex': 'F', 'view': 'PA'}
-  assert image.header(saved(tmp_path / 'b.dcm', made(noise(4, 4)))) == {}
+  assert raster.header(saved(tmp_path / 'b.dcm', made(noise(4, 4)))) == {}
 
 
 @pytest.mark.parametrize(
@@ -556,14 +557,14 @@ def test_of_the_header_only_four_things_are_taken(tmp_path):
 )
 def test_ages_are_whole_years_and_none_is_above_90(tmp_path, age, years):
   dataset = made(noise(4, 4), PatientAge=age)
-  found = image.header(saved(tmp_path / 'a.dcm', dataset))
+  found = raster.header(saved(tmp_path / 'a.dcm', dataset))
   assert found.get('age') == years
 
 
 def test_only_the_standards_letters_are_a_sex(tmp_path):
   for sex, wanted in (('M', 'M'), ('o', 'O'), ('', None), ('U', None)):
     dataset = made(noise(4, 4), PatientSex=sex)
-    found = image.header(saved(tmp_path / 'a.dcm', dataset))
+    found = raster.header(saved(tmp_path / 'a.dcm', dataset))
     assert found.get('sex') == wanted
 
 
@@ -577,7 +578,7 @@ def test_only_the_standards_terms_are_a_view(tmp_path):
     ('AP JANE DOE', None),
   ):
     dataset = made(noise(4, 4), ViewPosition=view)
-    found = image.header(saved(tmp_path / 'a.dcm', dataset))
+    found = raster.header(saved(tmp_path / 'a.dcm', dataset))
     assert found.get('view') == wanted
 
 
@@ -586,7 +587,7 @@ def test_the_header_is_read_without_the_pixels(tmp_path):
   path = saved(file, made(noise(20, 30), PatientID='7'))
   content = file.read_bytes()
   file.write_bytes(content[: content.index(struct.pack('<HH', 0x7FE0, 0x10))])
-  assert image.header(path) == {'patient': '7'}
+  assert raster.header(path) == {'patient': '7'}
   assert 'no pixel data' in refusal(path)
 
 
@@ -600,7 +601,7 @@ def test_all_files_that_pydicom_ships_are_read_or_one_line(capfd, caplog):
       continue
     start = time.perf_counter()
     try:
-      levels = image.read(str(file))
+      levels = raster.read(str(file))
     except ValueError as error:
       assert str(error).startswith(f'{file}: ') and str(error).isprintable()
       outcome[False] += 1
@@ -608,7 +609,7 @@ def test_all_files_that_pydicom_ships_are_read_or_one_line(capfd, caplog):
       assert levels.dtype == np.uint8 and levels.ndim == 2
       outcome[True] += 1
     try:
-      found = image.header(str(file))
+      found = raster.header(str(file))
     except ValueError as error:
       assert str(error).startswith(f'{file}: ') and str(error).isprintable()
     else:
@@ -637,12 +638,12 @@ def test_a_file_cut_anywhere_is_refused_or_whole(tmp_path, name, capfd):
   content = (SHIPPED / 'test_files' / f'{name}.dcm').read_bytes()
   file = tmp_path / 'a.dcm'
   file.write_bytes(content)
-  whole = image.read(str(file))
+  whole = raster.read(str(file))
   for cut in range(0, len(content), len(content) // 60):
     file.write_bytes(content[:cut])
     try:
       # Behind the pixels more may stand.
-      np.testing.assert_array_equal(image.read(str(file)), whole)
+      np.testing.assert_array_equal(raster.read(str(file)), whole)
     except ValueError as error:
       assert str(error).startswith(f'{file}: ')
   file.write_bytes(content[: len(content) // 2])
@@ -669,7 +670,7 @@ def test_broken_files_raise_one_line_and_nothing_else(tmp_path, name, changes):
     content[132 + int(place**3 * (len(content) - 132))] = value
   file = tmp_path / 'a.dcm'
   file.write_bytes(content)
-  for take in (image.read, image.header):
+  for take in (raster.read, raster.header):
     try:
       take(str(file))
     except ValueError as error:
@@ -703,7 +704,7 @@ def test_data_that_ends_its_decoders_process_is_one_line(tmp_path, capfd):
 
 def test_a_decoder_that_aborts_is_one_line():
   with pytest.raises(tables.Fault, match=r'a\.dcm: .*gave up'):
-    with dicom._quiet('a.dcm'), image.silent():
+    with dicom._quiet('a.dcm'), raster.silent():
       dicom._apart(os.abort)
 
 
@@ -734,8 +735,8 @@ def test_rsnas_radiographs_are_read_as_their_jpegs():
     dataset = pydicom.dcmread(file)
     code = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
     levels = np.asarray(Image.open(io.BytesIO(code)))
-    np.testing.assert_array_equal(image.read(str(file)), levels)
-    found = image.header(str(file))
+    np.testing.assert_array_equal(raster.read(str(file)), levels)
+    found = raster.header(str(file))
     assert found['patient'] == dataset.PatientID
     assert found['sex'] in ('F', 'M') and found['view'] in ('AP', 'PA')
     assert 0 <= int(found['age']) <= 90

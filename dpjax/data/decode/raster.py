@@ -87,7 +87,7 @@ def read(path: str) -> np.ndarray:
     format = _checked_kind(path)
     if format != 'DICOM':
       return _decoded(path, format)
-  from dpjax.data import dicom
+  from dpjax.data.decode import dicom
 
   return dicom.read(path)
 
@@ -101,7 +101,7 @@ def header(path: str) -> dict[str, str]:
   with one_line(path):
     if _checked_kind(path) != 'DICOM':
       return {}
-  from dpjax.data import dicom
+  from dpjax.data.decode import dicom
 
   return dicom.header(path)
 

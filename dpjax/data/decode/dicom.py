@@ -16,7 +16,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dpjax.data import image, radiograph
+from dpjax.data import radiograph
+from dpjax.data.decode import raster
 from dpjax.data.sources import tables
 
 # Of a file, and of a deflated file's content. 16 bits a pixel of the largest
@@ -139,7 +140,7 @@ def _quiet(path: str) -> Iterator[None]:
 
   Public sets are full of harmless offences against the standard.
   """
-  with image.one_line(path):
+  with raster.one_line(path):
     warnings.simplefilter('ignore')
     yield
 
@@ -182,7 +183,7 @@ def _check(dataset):
   for keyword in ('Rows', 'Columns', 'BitsAllocated', 'BitsStored'):
     if not isinstance(dataset.get(keyword), int):
       raise tables.Fault(f'no {keyword}')
-  image.check_size(dataset.Columns, dataset.Rows)
+  raster.check_size(dataset.Columns, dataset.Rows)
   frames = int(dataset.get('NumberOfFrames') or 1)
   if frames != 1:
     raise tables.Fault(f'{frames} frames; wanted one')
@@ -231,7 +232,7 @@ def _stored(dataset):
     return stored, properties['photometric_interpretation']
 
   try:
-    with image.silent():
+    with raster.silent():
       return _apart(decode) if plugin == 'gdcm' else decode()
   except RuntimeError as error:  # names the decoder, then what it said
     raise ValueError(str(error).split(f'{plugin}: ')[-1]) from error
