@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpjax import config as config_lib
-from dpjax.data import shards
+from dpjax.data.prepare import shards
 from dpjax.data.sources import phantom
 from dpjax.evaluation import evaluate, explain, localisation
 from dpjax.models import resnet

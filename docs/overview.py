@@ -11,7 +11,8 @@ import runpy
 import cv2
 import numpy as np
 
-from dpjax.data import augment, labels
+from dpjax.data import augment
+from dpjax.data.prepare import labels
 from dpjax.data.sources import phantom
 from dpjax.models import resnet
 

@@ -17,8 +17,9 @@ import time
 
 from PIL import Image
 
-from dpjax.data import build, radiograph, runners
+from dpjax.data import radiograph
 from dpjax.data.decode import raster
+from dpjax.data.prepare import build, runners
 from dpjax.data.sources import phantom
 
 FILES = 96

@@ -169,7 +169,8 @@ def _train(config, workdir):
 
 def _prepare(config, workdir):
   from dpjax import prepare
-  from dpjax.data import preview, store, summary
+  from dpjax.data import store
+  from dpjax.data.prepare import preview, summary
 
   del workdir
   path = pathlib.Path(config.data.path)

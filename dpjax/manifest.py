@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dpjax import atomic
-from dpjax.data import duplicates
+from dpjax.data.prepare import duplicates
 
 FILE = 'training_manifest.csv'
 _COLUMNS = ('stage', 'id', 'source_xxh3', 'perceptual_hash')

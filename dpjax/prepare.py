@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpjax import config as config_lib
-from dpjax.data import labels, store, summary
+from dpjax.data import store
+from dpjax.data.prepare import labels, summary
 from dpjax.data.sources import (
   coco,
   competition,
@@ -42,7 +43,7 @@ def prepare(
       another set is in the way.
   """
   # Training imports this module, and not what only preparing needs.
-  from dpjax.data import build
+  from dpjax.data.prepare import build
 
   data, split = config.data, config.split
   if data.layout != 'phantom' and data.source is None:

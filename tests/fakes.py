@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpjax import config as config_lib
-from dpjax.data import duplicates
+from dpjax.data.prepare import duplicates
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from dpjax.data import augment, runners
+from dpjax.data import augment
+from dpjax.data.prepare import runners
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dpjax import atomic
-from dpjax.data import labels as labels_lib
+from dpjax.data.prepare import labels as labels_lib
 from dpjax.evaluation import evaluate, localisation
 from dpjax.metrics import predictions, resampling
 

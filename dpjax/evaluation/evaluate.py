@@ -14,8 +14,8 @@ import tqdm
 
 from dpjax import atomic, manifest, prepare
 from dpjax import config as config_lib
-from dpjax.data import labels as labels_lib
 from dpjax.data import store
+from dpjax.data.prepare import labels as labels_lib
 from dpjax.evaluation import explain, localisation
 from dpjax.metrics import (
   calibration,

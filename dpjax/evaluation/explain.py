@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from dpjax import config as config_lib
-from dpjax.data import labels
+from dpjax.data.prepare import labels
 from dpjax.evaluation import gradcam, localisation
 from dpjax.training import steps
 

@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 from sklearn import metrics
 
-from dpjax.data import labels
+from dpjax.data.prepare import labels
 from dpjax.evaluation import against
 from dpjax.evaluation import localisation as localisation_lib
 from dpjax.metrics import calibration as calibration_lib

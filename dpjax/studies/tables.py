@@ -16,7 +16,7 @@ import matplotlib.figure
 import numpy as np
 
 from dpjax import atomic
-from dpjax.data import labels as labels_lib
+from dpjax.data.prepare import labels as labels_lib
 from dpjax.evaluation import evaluate
 from dpjax.metrics import predictions, resampling, titles
 from dpjax.studies import runs

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpjax import losses
-from dpjax.data import augment, duplicates, labels, pipeline, store
+from dpjax.data import augment, pipeline, store
+from dpjax.data.prepare import duplicates, labels
 from dpjax.distributed import parallel, processes
 from dpjax.models import heads, resnet, vgg
 from dpjax.training import optim, steps

@@ -28,7 +28,7 @@ import tqdm
 
 from dpjax import atomic, manifest, prepare
 from dpjax import config as config_lib
-from dpjax.data import labels
+from dpjax.data.prepare import labels
 from dpjax.distributed import parallel, processes
 from dpjax.metrics import resampling
 from dpjax.training import build as build_lib

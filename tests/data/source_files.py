@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from dpjax.data import build, radiograph
+from dpjax.data import radiograph
 from dpjax.data.decode import raster
+from dpjax.data.prepare import build
 from dpjax.data.sources import tables
 
 SIZE = 32

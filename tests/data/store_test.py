@@ -12,7 +12,8 @@ import threading
 import numpy as np
 import pytest
 
-from dpjax.data import build, store
+from dpjax.data import store
+from dpjax.data.prepare import build
 from tests.data import source_files as sources
 from tests.data.source_files import digest, one_line
 

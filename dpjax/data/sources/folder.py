@@ -13,7 +13,8 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from dpjax.data import labels, radiograph
+from dpjax.data import radiograph
+from dpjax.data.prepare import labels
 from dpjax.data.sources import files as files_lib
 from dpjax.data.sources import tables
 

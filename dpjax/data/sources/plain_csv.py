@@ -15,8 +15,8 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from dpjax.data import labels as labels_lib
 from dpjax.data import radiograph
+from dpjax.data.prepare import labels as labels_lib
 from dpjax.data.sources import files as files_lib
 from dpjax.data.sources import folder, tables
 

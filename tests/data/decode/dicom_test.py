@@ -17,8 +17,9 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from dpjax.data import radiograph, shards
+from dpjax.data import radiograph
 from dpjax.data.decode import dicom, raster
+from dpjax.data.prepare import shards
 from dpjax.data.sources import tables
 from tests.data.source_files import image_refusal as refusal
 

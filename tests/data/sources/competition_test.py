@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from dpjax.data import labels as labels_lib
+from dpjax.data.prepare import labels as labels_lib
 from dpjax.data.sources import competition, tables
 from tests.data import source_files as sources
 

@@ -12,7 +12,7 @@ import scipy.sparse.csgraph
 import shapely
 from hypothesis import strategies as st
 
-from dpjax.data import labels as labels_lib
+from dpjax.data.prepare import labels as labels_lib
 from dpjax.data.sources import tables, vindr
 from tests.data import source_files as sources
 

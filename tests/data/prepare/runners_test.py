@@ -12,7 +12,7 @@ import time
 import cv2
 import pytest
 
-from dpjax.data import runners
+from dpjax.data.prepare import runners
 
 POOLS = pytest.mark.parametrize('workers', [1, 2])
 
@@ -144,7 +144,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
         )
     """)
   )
-  root = pathlib.Path(runners.__file__).parents[2]
+  root = pathlib.Path(runners.__file__).parents[3]
   parent = subprocess.Popen(
     [sys.executable, str(script), str(tmp_path)],
     env={**os.environ, 'PYTHONPATH': str(root)},
@@ -184,7 +184,7 @@ def test_there_is_a_core_at_least_and_a_share_of_a_machine_is_obeyed():
       'os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]);'
       'print(runners.cores())'
     )
-    root = pathlib.Path(runners.__file__).parents[2]
+    root = pathlib.Path(runners.__file__).parents[3]
     result = subprocess.run(
       [sys.executable, '-c', program],
       env={**os.environ, 'PYTHONPATH': str(root)},

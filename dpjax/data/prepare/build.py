@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from dpjax.data import duplicates, radiograph, runners, shards, splits, store
+from dpjax.data import radiograph, store
+from dpjax.data.prepare import duplicates, runners, shards, splits
 from dpjax.data.sources import tables
 
 BLOCK = 128  # images in a block, at most: what a process does at a time

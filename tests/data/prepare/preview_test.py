@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dpjax.data import preview
+from dpjax.data.prepare import preview
 from tests import fakes
 
 TILE = 256  # pixels of a tile

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dpjax.data import duplicates
+from dpjax.data.prepare import duplicates
 
 # With fewer labelled images a split may stay empty, and none complains.
 _ENOUGH = 20

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import configs.base
-from dpjax.data import duplicates
+from dpjax.data.prepare import duplicates
 from dpjax.data.sources import phantom
 
 NEAR = configs.base.get_config().split.near

@@ -1,6 +1,6 @@
 """What people are told of a set."""
 
-from dpjax.data import summary
+from dpjax.data.prepare import summary
 
 MADE = {
   'path': 'data/mine',

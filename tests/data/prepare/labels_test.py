@@ -4,7 +4,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from dpjax.data import labels, radiograph
+from dpjax.data import radiograph
+from dpjax.data.prepare import labels
 
 
 def record(findings=(), names=(), classes=(), boxes=None):

@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
-from dpjax.data import build, radiograph, shards, store
-from dpjax.data import summary as summary_lib
+from dpjax.data import radiograph, store
+from dpjax.data.prepare import build, shards
+from dpjax.data.prepare import summary as summary_lib
 from dpjax.data.sources import phantom, tables
 from tests.data.source_files import (
   SHARD,
@@ -238,7 +239,7 @@ def test_after_a_kill_what_is_finished_stays_and_the_set_is_the_same(
   records = make_records(tmp_path / 'raw')
   (tmp_path / 'records').write_bytes(pickle.dumps(records))
   path, partial = tmp_path / 'set', tmp_path / 'set.partial'
-  root = pathlib.Path(build.__file__).parents[2]
+  root = pathlib.Path(build.__file__).parents[3]
   killed = subprocess.run(
     [sys.executable, '-c', _KILLED, tmp_path / 'records', path, moment],
     check=False, env={**os.environ, 'PYTHONPATH': str(root)},
@@ -729,7 +730,7 @@ def test_a_full_disk_leaves_no_half_file_and_no_set(tmp_path, limit, workers):
   old = tmp_path / 'old'
   prepare(records[:12], old)
   before = contents(old)
-  root = pathlib.Path(build.__file__).parents[2]
+  root = pathlib.Path(build.__file__).parents[3]
   (tmp_path / 'script.py').write_text(
     'if __name__ == "__main__":\n'
     + ''.join(f'  {line}\n' for line in _FULL.splitlines())

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from dpjax.data import duplicates, radiograph
+from dpjax.data import radiograph
+from dpjax.data.prepare import duplicates
 from dpjax.data.sources import tables
 
 

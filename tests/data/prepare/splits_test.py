@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from dpjax.data import duplicates, splits
+from dpjax.data.prepare import duplicates, splits
 
 SIDES = ('train', 'validation', 'test')
 

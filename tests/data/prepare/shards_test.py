@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from dpjax.data import radiograph, shards, store
+from dpjax.data import radiograph, store
+from dpjax.data.prepare import shards
 
 SIZE = 32
 

@@ -1,0 +1,1 @@
+"""From the records of a source to a prepared set."""
