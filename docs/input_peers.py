@@ -50,7 +50,7 @@ class Radiographs:
   Args:
     read: index -> (1, STORED, STORED) uint8 tensor.
     labels: (N,).
-    settings: the fields of dpjax.data.augment.Augmentation.
+    settings: the fields of dpjax.data.feed.augment.Augmentation.
     views: of each radiograph.
     kind: 'tensor' or 'pil', what the geometry and the intensities run on;
       'opencv': as 'pil', but the blur.
@@ -218,7 +218,7 @@ def dpjax_streams(config, stage, data):
   """{name: function of seconds to images/s} of dpjax's three."""
   import jax
 
-  from dpjax.data import render
+  from dpjax.data.feed import render_device
   from dpjax.training import build
 
   def stream(where, placement):
@@ -234,7 +234,7 @@ def dpjax_streams(config, stage, data):
 
   @jax.jit
   def finished(batch):
-    views = render.render(batch['images'], batch['decisions'], SIZE)
+    views = render_device.render(batch['images'], batch['decisions'], SIZE)
     return views, pixels.masks(batch) if pixels.mask_sides else None
 
   def finish(batch):
@@ -330,7 +330,7 @@ def main():
   import torchvision
 
   from dpjax import prepare
-  from dpjax.data import pipeline
+  from dpjax.data.feed import pipeline
 
   multiprocessing.set_forkserver_preload(['torch', 'torchvision'])
   print(

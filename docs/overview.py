@@ -11,7 +11,7 @@ import runpy
 import cv2
 import numpy as np
 
-from dpjax.data import augment
+from dpjax.data.feed import augment
 from dpjax.data.prepare import labels
 from dpjax.data.sources import phantom
 from dpjax.models import resnet

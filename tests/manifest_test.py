@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dpjax import manifest
-from dpjax.data import pipeline
+from dpjax.data.feed import pipeline
 from tests import fakes
 
 NEAR = 16

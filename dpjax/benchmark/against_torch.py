@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from dpjax.benchmark import programs, timing, torch_baseline
-from dpjax.data import pipeline
+from dpjax.data.feed import pipeline
 
 # Largest relative difference of a loss, and of logits relative to the largest:
 # in float32, by JAX's platform, and in the config's own type. The first is the

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dpjax.benchmark import timing
-from dpjax.data import pipeline
+from dpjax.data.feed import pipeline
 from dpjax.distributed import processes
 from dpjax.training import build, steps
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dpjax import config as config_lib
 from dpjax.benchmark import text
-from dpjax.data import augment
+from dpjax.data.feed import augment
 from dpjax.metrics import titles
 from dpjax.report import figures, overlay, page
 from dpjax.report.evidence import Evidence, read_image

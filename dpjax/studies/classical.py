@@ -18,7 +18,8 @@ from sklearn import ensemble, neighbors, svm, tree
 
 from dpjax import config as config_lib
 from dpjax import manifest
-from dpjax.data import pipeline, store
+from dpjax.data import store
+from dpjax.data.feed import pipeline
 from dpjax.evaluation import evaluate
 from dpjax.studies import runs
 from dpjax.training import build as build_lib

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpjax import losses
-from dpjax.data import augment, pipeline, store
+from dpjax.data import store
+from dpjax.data.feed import augment, pipeline
 from dpjax.data.prepare import duplicates, labels
 from dpjax.distributed import parallel, processes
 from dpjax.models import heads, resnet, vgg

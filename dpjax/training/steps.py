@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from dpjax import losses
-from dpjax.data import render
+from dpjax.data.feed import render_device
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
@@ -59,14 +59,16 @@ class Pixels:
     if 'views' in batch:
       grey = batch['views'].astype(jnp.float32)
     else:
-      grey = render.render(batch['images'], batch['decisions'], self.image_size)
+      grey = render_device.render(
+        batch['images'], batch['decisions'], self.image_size
+      )
     return ((grey / 255.0 - self.mean) / self.std)[..., None]
 
   def masks(self, batch: Batch) -> dict[str, jax.Array]:
     """{stage: (b, h, w)} float32, of the first view."""
     if 'masks' in batch:
       return batch['masks']
-    return render.masks(
+    return render_device.masks(
       batch['boxes'],
       batch['num_boxes'],
       batch['decisions']['affine'][:, 0],

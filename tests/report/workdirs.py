@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from dpjax import config as config_lib
-from dpjax.data import augment
+from dpjax.data.feed import augment
 from dpjax.evaluation import localisation
 from dpjax.metrics import predictions
 from tests import fakes

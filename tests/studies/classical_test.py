@@ -11,7 +11,7 @@ import pytest
 from sklearn import ensemble, neighbors, svm, tree
 
 from dpjax import manifest
-from dpjax.data import pipeline
+from dpjax.data.feed import pipeline
 from dpjax.metrics import predictions, scores
 from dpjax.studies import classical, runs
 from dpjax.training import build as build_lib

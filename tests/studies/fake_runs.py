@@ -9,7 +9,7 @@ import xxhash
 
 from dpjax import config as config_lib
 from dpjax import manifest, prepare
-from dpjax.data import pipeline
+from dpjax.data.feed import pipeline
 from dpjax.evaluation import evaluate
 from dpjax.metrics import predictions, scores
 from dpjax.training import loop

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from dpjax.data import pipeline
 from dpjax.data import store as store_lib
+from dpjax.data.feed import pipeline
 from dpjax.distributed import parallel
 from dpjax.training import build as build_lib
 from tests import fakes

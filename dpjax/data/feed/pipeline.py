@@ -32,7 +32,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from dpjax.data import augment
+from dpjax.data.feed import augment
 from dpjax.data.prepare import runners
 
 

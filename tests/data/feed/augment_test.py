@@ -10,7 +10,7 @@ import shapely
 from scipy import ndimage
 from sklearn import ensemble, linear_model, metrics
 
-from dpjax.data import augment
+from dpjax.data.feed import augment
 
 STILL = augment.Augmentation(
   scale=(1, 1),

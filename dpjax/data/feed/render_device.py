@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpjax.data import augment
+from dpjax.data.feed import augment
 
 
 def render(

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dpjax.data import augment, pipeline
+from dpjax.data.feed import augment, pipeline
 from tests import fakes
 
 SIDES = (('stage1', 8), ('stage2', 4))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dpjax.data import augment, render
+from dpjax.data.feed import augment, render_device
 from dpjax.data.sources import phantom
 
 SIZE = 96
@@ -51,11 +51,13 @@ def lesion_views(count, views=1, seed=0, **changes):
 
 @functools.partial(jax.jit, static_argnums=2)
 def device(images, decisions, size):
-  return render.render(images, decisions, size)
+  return render_device.render(images, decisions, size)
 
 
 def device_masks(stages, kind):
-  return jax.jit(functools.partial(render.masks, stage_sizes=stages, kind=kind))
+  return jax.jit(
+    functools.partial(render_device.masks, stage_sizes=stages, kind=kind)
+  )
 
 
 @pytest.mark.parametrize('size', [128, 224, 256])
@@ -204,14 +206,16 @@ def test_padding_is_no_box():
 def test_an_unknown_kind_of_mask_is_refused_by_name():
   boxes, num, decisions = lesion_views(4)
   with pytest.raises(ValueError, match=r'mgacr\.mask is .soft.'):
-    render.masks(boxes, num, decisions['affine'][:, 0], STAGES_112, 'soft')
+    render_device.masks(
+      boxes, num, decisions['affine'][:, 0], STAGES_112, 'soft'
+    )
 
 
 def test_no_gradient_flows_through_the_render(images):
   _, _, decisions = lesion_views(1, noise=1, blur=1)
 
   def total(gain):
-    return render.render(
+    return render_device.render(
       jnp.asarray(images[:1]), {**decisions, 'gain': gain}, 32
     ).sum()
 

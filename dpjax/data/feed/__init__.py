@@ -1,0 +1,1 @@
+"""From a prepared set to the batches of a step: decisions, then renders."""
