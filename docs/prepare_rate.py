@@ -17,9 +17,10 @@ import time
 
 from PIL import Image
 
+from dpjax import machine
 from dpjax.data import radiograph
 from dpjax.data.decode import raster
-from dpjax.data.prepare import build, runners
+from dpjax.data.prepare import build
 from dpjax.data.sources import phantom
 
 FILES = 96
@@ -31,7 +32,7 @@ def main():
   parser.add_argument('--images', type=int, default=8192)
   parser.add_argument('--repeats', type=int, default=3)
   arguments = parser.parse_args()
-  cores = runners.cores()
+  cores = machine.cores()
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
     files = write_files(folder)

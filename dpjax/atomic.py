@@ -38,7 +38,7 @@ def write_json(path: str | pathlib.Path, value: Any) -> None:
   """Writes a JSON file.
 
   Raises:
-    ValueError: a number is NaN or infinite, which JSON has not.
+    UserError: a number is NaN or infinite, which JSON has not.
     TypeError: a value is nothing that JSON has.
   """
   write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')

@@ -16,6 +16,7 @@ import ml_collections
 from absl import flags
 
 from dpjax import atomic
+from dpjax.errors import UserError
 
 # Where a field takes one of a few words.
 CHOICES = {
@@ -163,7 +164,7 @@ def parse_flags(argv):
 
 
 def _check_fields_exist(argv):
-  """Raises ValueError for an override of a field that the file lacks."""
+  """Raises UserError for an override of a field that the file lacks."""
   arguments = [a.lstrip('-') for a in argv[1:] if a.startswith('-')]
   files = [a.partition('=')[2] for a in arguments if a.startswith('config=')]
   # absl takes `--config FILE` too.
@@ -176,12 +177,12 @@ def _check_fields_exist(argv):
     return
   file, _, variant = files[-1].partition(':')
   if not pathlib.Path(file).is_file():
-    raise ValueError(f'--config={file}: no such file; see configs/')
+    raise UserError(f'--config={file}: no such file; see configs/')
   # config_flags reads the whole command line at once, so not by it.
   try:
     get_config = runpy.run_path(file)['get_config']
   except (SyntaxError, KeyError) as error:
-    raise ValueError(
+    raise UserError(
       f'--config={file} is no config: a Python file with get_config(), as'
       f' those of configs/ ({error})'
     ) from error
@@ -193,16 +194,16 @@ def _check_fields_exist(argv):
 
 
 def check_field(config, name):
-  """Raises ValueError if `name`, e.g. 'mgacr.eps', is no field of `config`."""
+  """Raises UserError if `name`, e.g. 'mgacr.eps', is no field of `config`."""
   known = sorted(flatten(config))
   if name in known:
     return
   if any(field.startswith(name + '.') for field in known):
-    raise ValueError(f'config.{name} is a section, not a field')
+    raise UserError(f'config.{name} is a section, not a field')
   near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
   same_leaf = [f for f in known if f.split('.')[-1] == name.split('.')[-1]]
   hint = (same_leaf or near or ['see configs/base.py'])[0]
-  raise ValueError(f'config.{name} does not exist; did you mean {hint}?')
+  raise UserError(f'config.{name} does not exist; did you mean {hint}?')
 
 
 def flatten(config, prefix=''):
@@ -227,7 +228,7 @@ def resolve(config, *, num_devices, platform, num_processes=1):
     num_processes: of the job.
 
   Raises:
-    ValueError: one line that names the field and what would be right.
+    UserError: one line that names the field and what would be right.
   """
   c = ml_collections.ConfigDict(config.to_dict())
   for name in ('data.source', 'data.path', 'data.pretrain_extra',
@@ -278,7 +279,7 @@ def resolve(config, *, num_devices, platform, num_processes=1):
 
 
 def _refuse(name, value, wanted):
-  raise ValueError(f'config.{name} is {value!r}; it must be {wanted}')
+  raise UserError(f'config.{name} is {value!r}; it must be {wanted}')
 
 
 def _check_values(c):

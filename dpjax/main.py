@@ -20,6 +20,7 @@ from ml_collections import config_flags
 
 from dpjax import config as config_lib
 from dpjax.distributed import processes
+from dpjax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of configs/, e.g. configs/retrain.py or :quick.'
@@ -97,28 +98,28 @@ def _run(words):
     'benchmark': _benchmark,
   }
   if command not in commands or len(words) > 1:
-    raise ValueError(
+    raise UserError(
       f'command {" ".join(words)!r} is unknown; it must be one of'
       f' {", ".join(commands)}'
     )
   own = (_ON_ERROR, _PREVIEW, _VERIFY, _BEAM_RUNNER, _BEAM_OPTIONS)
   given = [f'--{flag.name}' for flag in own if flag.present]
   if given and command != 'prepare':
-    raise ValueError(f'{given[0]} is for prepare, not for {command}')
+    raise UserError(f'{given[0]} is for prepare, not for {command}')
   if _AGAINST.present and command != 'evaluate':
-    raise ValueError(f'--against is for evaluate, not for {command}')
+    raise UserError(f'--against is for evaluate, not for {command}')
   if _PEER.present and command != 'benchmark':
-    raise ValueError(f'--peer is for benchmark, not for {command}')
+    raise UserError(f'--peer is for benchmark, not for {command}')
   if _VERIFY.value and set(given) - {'--verify', '--preview'}:
-    raise ValueError('--verify looks at the set that is there; it goes with'
+    raise UserError('--verify looks at the set that is there; it goes with'
                      ' --preview only')  # fmt: skip
   if _BEAM_OPTIONS.value and not _BEAM_RUNNER.value:
-    raise ValueError('--beam_options is for --beam_runner, which is missing')
+    raise UserError('--beam_options is for --beam_runner, which is missing')
   if _COORDINATOR.present and command != 'train':
-    raise ValueError(f'--coordinator is for train, not for {command}: that runs'
+    raise UserError(f'--coordinator is for train, not for {command}: that runs'
                      ' in one process')  # fmt: skip
   if _CONFIG.value is None:
-    raise ValueError('--config is missing; e.g. --config=configs/retrain.py')
+    raise UserError('--config is missing; e.g. --config=configs/retrain.py')
   if _PEER.value:  # By itself JAX takes three quarters of a GPU's memory.
     os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '.5')
   processes.start(
@@ -175,7 +176,7 @@ def _prepare(config, workdir):
   del workdir
   path = pathlib.Path(config.data.path)
   if _PREVIEW.present and _PREVIEW.value < 1:
-    raise ValueError(f'--preview={_PREVIEW.value}; wanted 1 or more')
+    raise UserError(f'--preview={_PREVIEW.value}; wanted 1 or more')
   if _VERIFY.value:
     count = store.verify(path)
     print(f'{path}: all {count:,} images are as its manifest has them')

@@ -19,6 +19,7 @@ from dpjax.data.sources import (
   tables,
   vindr,
 )
+from dpjax.errors import UserError
 
 
 def prepare(
@@ -39,7 +40,7 @@ def prepare(
     beam: see runners.run.
 
   Raises:
-    ValueError: one line that names what is wrong with the source, or that
+    UserError: one line that names what is wrong with the source, or that
       another set is in the way.
   """
   # Training imports this module, and not what only preparing needs.
@@ -115,7 +116,7 @@ def _read(config, faults):
     }
   source = pathlib.Path(data.source)
   if not source.is_dir():
-    raise ValueError(f'config.data.source: {source} is not a folder')
+    raise UserError(f'config.data.source: {source} is not a folder')
   named = {'patient_pattern': data.patient_pattern}
   read, arguments = {
     'competition': (competition.read, {}),
@@ -133,12 +134,12 @@ def open_prepared(config: Any) -> store.Store:
   """The prepared set of config.data; the phantom is prepared on first use.
 
   Raises:
-    ValueError: the set is missing, with the command that makes it, or broken.
+    UserError: the set is missing, with the command that makes it, or broken.
   """
   path = pathlib.Path(config.data.path)
   if not path.exists():
     if config.data.layout != 'phantom':
-      raise ValueError(
+      raise UserError(
         f'config.data.path: {path} is not there; make it by the same flags'
         ' after python -m dpjax.main prepare, with --config.data.source='
         f'{config.data.source or "FOLDER"}'

@@ -9,6 +9,7 @@ import jax
 from dpjax import config as config_lib
 from dpjax import prepare
 from dpjax.distributed import parallel, processes
+from dpjax.errors import UserError
 from dpjax.training import checkpoint, loop
 
 PRETRAINED = pathlib.Path('runs/pretrain')  # where configs/pretrain.py trains
@@ -37,7 +38,7 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
     if config.init.backbone == 'auto':
       config.init.backbone = _found_backbone(workdir)
     if config.retrain.freeze and config.init.backbone is None:
-      raise ValueError(
+      raise UserError(
         f'config.retrain.freeze is True and there is no {PRETRAINED} to start'
         ' from; name a stage I workdir in config.init.backbone'
       )

@@ -35,7 +35,7 @@ def check(config: Any) -> dict[str, Any]:
     config: as resolved.
 
   Raises:
-    ValueError: PyTorch is missing, or it cannot do what the config asks for.
+    UserError: PyTorch is missing, or it cannot do what the config asks for.
   """
   torch_baseline.check(config)
   variants, missing = torch_baseline.variants()

@@ -83,7 +83,7 @@ def benchmark(
     the table.
 
   Raises:
-    ValueError: one line, where config, set, machine and peer do not fit.
+    UserError: one line, where config, set, machine and peer do not fit.
     dpjax.training.loop.Stopped: a signal came during the end-to-end part.
   """
   began = time.perf_counter()

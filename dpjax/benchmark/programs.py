@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from dpjax.benchmark import timing
 from dpjax.data.feed import pipeline
 from dpjax.distributed import processes
+from dpjax.errors import UserError
 from dpjax.training import build, steps
 
 # On accelerators, where the config names none.
@@ -68,10 +69,10 @@ class Bench:
     return self.run(stage, **{f'{stage}__batch_size': batch_size}, **changes)
 
   def check(self, stage: str) -> None:
-    """Raises ValueError if the config's own batch size is above the set."""
+    """Raises UserError if the config's own batch size is above the set."""
     run = self.run(stage)
     if why := self._unfit(run, run.settings.batch_size):
-      raise ValueError(
+      raise UserError(
         f'config.{stage}.batch_size is {run.settings.batch_size}: {why}'
       )
 

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from dpjax.errors import UserError
 from dpjax.models import resnet
 from dpjax.training import build, steps
 
@@ -42,7 +43,7 @@ def variants() -> tuple[tuple[str, ...], dict[str, str]]:
     names, {name: reason} of those that are missing.
 
   Raises:
-    ValueError: PyTorch is not installed.
+    UserError: PyTorch is not installed.
   """
   torch = _torch()
   graphs = 'cuda_graphs'
@@ -65,14 +66,14 @@ def check(config: Any) -> None:
     config: as resolved.
 
   Raises:
-    ValueError: PyTorch is not installed, is on another kind of device than JAX,
+    UserError: PyTorch is not installed, is on another kind of device than JAX,
       or the peer has no such network.
   """
   torch = _torch()
   theirs = 'gpu' if torch.cuda.is_available() else 'cpu'
   ours = jax.default_backend()
   if theirs != ours:
-    raise ValueError(
+    raise UserError(
       f'benchmark --peer=torch: JAX is on a {ours} and torch on a {theirs};'
       ' install both for the same, or set JAX_PLATFORMS=cpu and'
       ' CUDA_VISIBLE_DEVICES='
@@ -84,7 +85,7 @@ def check(config: Any) -> None:
     ('retrain.freeze', config.retrain.freeze, False),
   ):
     if value != needed:
-      raise ValueError(
+      raise UserError(
         f'config.{name} is {value!r}; for benchmark --peer=torch it must be'
         f' {needed!r}'
       )
@@ -107,15 +108,15 @@ def make_step(
     exact: without TensorFloat-32: to compare what is computed, and not to time.
 
   Raises:
-    ValueError: PyTorch is not installed, or has no such variant.
+    UserError: PyTorch is not installed, or has no such variant.
   """
   torch = _torch()
   if variant not in ('eager', 'compile', 'cuda_graphs'):
-    raise ValueError(
+    raise UserError(
       f'peer variant {variant!r}: must be eager, compile or cuda_graphs'
     )
   if variant == 'cuda_graphs' and _device().type != 'cuda':
-    raise ValueError('peer variant cuda_graphs: it needs a CUDA device')
+    raise UserError('peer variant cuda_graphs: it needs a CUDA device')
   torch.backends.cudnn.benchmark = True
   torch.backends.cudnn.allow_tf32 = not exact
   torch.set_float32_matmul_precision('highest' if exact else 'high')
@@ -172,11 +173,11 @@ class Step:
     """A batch rendered on the host (data.pipeline), put on the device.
 
     Raises:
-      ValueError: it is to be rendered by the step.
+      UserError: it is to be rendered by the step.
     """
     torch = _torch()
     if 'views' not in batch:
-      raise ValueError(
+      raise UserError(
         'the peer takes batches rendered on the host (config.data.render=host)'
       )
     arrays = {'views': batch['views']}
@@ -339,12 +340,12 @@ def _torch():
   """The package torch.
 
   Raises:
-    ValueError: it is not installed.
+    UserError: it is not installed.
   """
   try:
     import torch
   except ImportError as error:
-    raise ValueError(
+    raise UserError(
       "benchmark --peer=torch needs PyTorch: pip install -e '.[peer]'"
     ) from error
   return torch

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dpjax.data.decode import raster
+from dpjax.errors import UserError
 
 Box = tuple[float, float, float, float]
 
@@ -70,7 +71,7 @@ class Radiograph:
       boxes (K, 4) float32, and how many of them stuck out.
 
     Raises:
-      ValueError: nothing of a box lies in the frame, or it is not finite.
+      UserError: nothing of a box lies in the frame, or it is not finite.
     """
     if not self.boxes:
       return np.zeros((0, 4), np.float32), 0
@@ -81,7 +82,7 @@ class Radiograph:
     good = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
     if not good.all():
       box = self.boxes[int(np.argmin(good))]
-      raise ValueError(
+      raise UserError(
         f'nothing of box {box} lies in the frame of {frame[0]:g} x {frame[1]:g}'
       )
     # Rounding of the csv's decimals is not sticking out.

@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from dpjax.errors import UserError
+
 FORMAT = 3  # of the folder; a change voids older ones
 SPLITS = ('train', 'validation', 'test', 'unlabelled')
 METADATA = 'metadata '  # begins the names of such columns
@@ -90,7 +92,7 @@ class Split:
     """The stored squares (B, S, S) uint8 of records `indices` (B,).
 
     Raises:
-      ValueError: one is damaged.
+      UserError: one is damaged.
     """
     if len(indices) == 0:
       return np.empty((0, self.size, self.size), np.uint8)
@@ -110,7 +112,7 @@ class Split:
       except RuntimeError as error:  # Each record has a checksum.
         folder = pathlib.Path(self.files[0]).parent
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise UserError(
           f'{folder}: an image cannot be read ({reason}); prepare it again'
         ) from error
       start, stop = _payload(record, b'image')
@@ -133,7 +135,7 @@ def _payload(record, name):
       _, a, b = next(_fields(record, *parts[2]))  # BytesList
       _, a, b = next(_fields(record, a, b))  # its first value
       return a, b
-  raise ValueError(f'a record has no feature {name!r}')
+  raise UserError(f'a record has no feature {name!r}')
 
 
 def _fields(record, position, stop):
@@ -177,10 +179,10 @@ class Store:
     """The split `name`.
 
     Raises:
-      ValueError: the set has none of that name.
+      UserError: the set has none of that name.
     """
     if name not in self.splits:
-      raise ValueError(
+      raise UserError(
         f'{self.path} has no split {name}; it has {", ".join(self.splits)}'
       )
     return self.splits[name]
@@ -190,19 +192,19 @@ def read_summary(path: str | pathlib.Path) -> dict[str, Any]:
   """summary.json of a prepared set; nothing else is read.
 
   Raises:
-    ValueError: one line: no set there, or one of another format.
+    UserError: one line: no set there, or one of another format.
   """
   path = pathlib.Path(path)
   try:
     info = json.loads((path / 'summary.json').read_text())
     found = info['format']
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise ValueError(
+    raise UserError(
       f'config.data.path: {path} is not a prepared set; make one with python -m'
       ' dpjax.main prepare'
     ) from error
   if found != FORMAT:
-    raise ValueError(
+    raise UserError(
       f'config.data.path: {path} has format {found} and this is {FORMAT};'
       ' prepare it again'
     )
@@ -213,7 +215,7 @@ def load(path: str | pathlib.Path) -> Store:
   """Opens a prepared set; reads its table and no image.
 
   Raises:
-    ValueError: one line: no set there, or not a whole one.
+    UserError: one line: no set there, or not a whole one.
   """
   path = pathlib.Path(path)
   info = read_summary(path)
@@ -221,7 +223,7 @@ def load(path: str | pathlib.Path) -> Store:
     table = read_table(path / 'table.npz')
     tfds_info = json.loads((path / 'dataset_info.json').read_text())
   except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise ValueError(
+    raise UserError(
       f'config.data.path: {path} is not whole ({error}); prepare it again'
     ) from error
   num_bytes = {s['name']: int(s['numBytes']) for s in tfds_info['splits']}
@@ -234,7 +236,7 @@ def load(path: str | pathlib.Path) -> Store:
     files = sorted(path.glob(pattern))
     there = sum(file.stat().st_size for file in files)
     if there != num_bytes[name]:
-      raise ValueError(
+      raise UserError(
         f'config.data.path: {path} has {there} of {num_bytes[name]} bytes of'
         f' {name}: a file is missing or cut short; prepare it again'
       )
@@ -296,24 +298,24 @@ def verify(path: str | pathlib.Path) -> int:
     The number of images.
 
   Raises:
-    ValueError: one line: what is missing, added or changed, the first of it.
+    UserError: one line: what is missing, added or changed, the first of it.
   """
   data = load(path)
   file = pathlib.Path(path) / 'manifest.csv'
   for name in ('features.json', 'label.labels.txt'):
     if not (pathlib.Path(path) / name).is_file():
-      raise ValueError(f'{path}: {name} is missing; prepare it again')
+      raise UserError(f'{path}: {name} is missing; prepare it again')
   try:
     with open(file, newline='', encoding='utf-8') as stream:
       written = [*csv.reader(stream)]
   except (OSError, UnicodeDecodeError, csv.Error) as error:
-    raise ValueError(f'{file}: not a readable manifest ({error})') from error
+    raise UserError(f'{file}: not a readable manifest ({error})') from error
   found = [*manifest(read_table(pathlib.Path(path) / 'table.npz'))]
   for wanted, row in itertools.zip_longest(written, found, fillvalue=[]):
     if wanted != row:
       cells = itertools.zip_longest(found[0], wanted, row)
       column, there, here = next(cell for cell in cells if cell[1] != cell[2])
-      raise ValueError(
+      raise UserError(
         f'{path}: {(row or wanted)[0]} is not as {file} has it: {column}'
         f' {here!r}, there {there!r}; prepare it again'
       )
@@ -322,7 +324,7 @@ def verify(path: str | pathlib.Path) -> int:
       rows = np.arange(start, min(start + 256, len(split)))
       for row, image in zip(rows, split.images(rows), strict=True):
         if hashlib.sha256(image).hexdigest() != split.digests[row]:
-          raise ValueError(
+          raise UserError(
             f'{path}: the image of {split.ids[row]} in {name} is not as'
             f' {file.name} has it (sha256); prepare it again'
           )

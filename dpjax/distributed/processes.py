@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from dpjax.errors import UserError
+
 # Exit status of a process whose job is broken: start all of it again. It is
 # EX_TEMPFAIL of sysexits.h, and none of those that a mistake leads to.
 BROKEN_JOB = 75
@@ -53,7 +55,7 @@ def start(
     process_id: of this one, from 0, with HOST:PORT.
 
   Raises:
-    ValueError: one line: arguments that do not fit, or no device.
+    UserError: one line: arguments that do not fit, or no device.
   """
   if deterministic:
     os.environ['XLA_FLAGS'] = (
@@ -64,12 +66,12 @@ def start(
   if coordinator is not None:
     _join(coordinator, num_processes, process_id)
   elif num_processes is not None or process_id is not None:
-    raise ValueError('--num_processes and --process_id go with --coordinator')
+    raise UserError('--num_processes and --process_id go with --coordinator')
   try:
     jax.devices()
   except (RuntimeError, AssertionError) as error:  # both, by the platform
     wanted = os.environ.get('JAX_PLATFORMS')
-    raise ValueError(f'JAX finds no device; JAX_PLATFORMS={wanted}') from error
+    raise UserError(f'JAX finds no device; JAX_PLATFORMS={wanted}') from error
   _use_cache()
 
 
@@ -79,16 +81,16 @@ def _join(coordinator, num_processes, process_id):
   by_hand = (num_processes, process_id)
   if coordinator == 'auto':
     if by_hand != (None, None):
-      raise ValueError('--coordinator=auto finds --num_processes and'
+      raise UserError('--coordinator=auto finds --num_processes and'
                        ' --process_id by itself; leave them out')  # fmt: skip
     arguments = {}
   else:
     host, _, port = coordinator.rpartition(':')
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-      raise ValueError(f'--coordinator={coordinator}; it must be auto or the'
+      raise UserError(f'--coordinator={coordinator}; it must be auto or the'
                        ' HOST:PORT of process 0')  # fmt: skip
     if None in by_hand or not 0 <= process_id < num_processes:
-      raise ValueError(
+      raise UserError(
         f'--coordinator={coordinator} needs --num_processes and a --process_id'
         f' from 0 to one less, and has {num_processes} and {process_id}'
       )
@@ -113,7 +115,7 @@ def _join(coordinator, num_processes, process_id):
     if coordinator == 'auto':
       hint = '; is this a task of srun, a worker of a TPU, an Open MPI rank or'
       hint += ' a pod? Else name HOST:PORT'
-    raise ValueError(
+    raise UserError(
       f'--coordinator={coordinator}: the job could not be joined'
       f' ({_first_line(error)}){hint}'
     ) from error
@@ -133,7 +135,7 @@ def first_does(name: str, function: Callable[[], Any]) -> Any:
     what `function` returns, and None in the other processes.
 
   Raises:
-    ValueError: in all of them, if it raises ValueError or OSError.
+    UserError: in all of them, if it raises ValueError or OSError.
   """
   import jax
 
@@ -146,7 +148,7 @@ def first_does(name: str, function: Callable[[], Any]) -> Any:
     said = client.blocking_key_value_get(key, _PATIENCE * 1000)
     if said != _DONE:
       client.wait_at_barrier(f'{key}/told', _TOLD * 1000)
-      raise ValueError(said)
+      raise UserError(said)
     return None
   try:
     result = function()

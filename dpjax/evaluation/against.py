@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from dpjax import atomic
-from dpjax.data.prepare import labels as labels_lib
+from dpjax.data import vocabulary
+from dpjax.errors import UserError
 from dpjax.evaluation import evaluate, localisation
 from dpjax.metrics import predictions, resampling
 
@@ -35,13 +36,13 @@ def compare(
     'interval'}}} of the maps that both have}.
 
   Raises:
-    ValueError: one line: a run is not evaluated, or on other images or classes.
+    UserError: one line: a run is not evaluated, or on other images or classes.
   """
   a, b = map(evaluate.workdir_of, (workdir_a, workdir_b))
   result_a, result_b = read_evaluation(a), read_evaluation(b)
   names = result_a['class_names']
   if names != result_b['class_names']:
-    raise ValueError(
+    raise UserError(
       f'{b}: its classes are'
       f' {", ".join(result_b["class_names"])} and those of {a} are'
       f' {", ".join(names)}'
@@ -50,16 +51,16 @@ def compare(
   ids_b, labels_b, p_b = _sorted(b)
   if ids_a != ids_b:
     apart = len(set(ids_a) ^ set(ids_b))
-    raise ValueError(
+    raise UserError(
       f'{b}: {apart} images were scored either there or in {a}, not in both;'
       ' evaluate both on the same split'
     )
   if (labels_b != labels).any():
     first = ids_a[int(np.argmax(labels_b != labels))]
-    raise ValueError(f'{b}: {first} has another label there than in {a}')
+    raise UserError(f'{b}: {first} has another label there than in {a}')
   (boxed_a, maps_a), (boxed_b, maps_b) = _localisation(a), _localisation(b)
   if boxed_a != boxed_b and boxed_a and boxed_b:
-    raise ValueError(
+    raise UserError(
       f'{b}: {len(set(boxed_a) ^ set(boxed_b))} images have boxes either there'
       f' or in {a}, not in both; evaluate both on the same set'
     )
@@ -69,7 +70,7 @@ def compare(
     'num_images': len(ids_a),
     'scores': resampling.paired_bootstrap(
       labels, p_a, p_b, names, resamples=resamples, seed=seed,
-      **labels_lib.meaning(names),
+      **vocabulary.meaning(names),
       threshold=(result_a['threshold'], result_b['threshold']),
       temperature=(result_a['temperature'], result_b['temperature']),
     ),
@@ -105,18 +106,18 @@ def read_evaluation(workdir: str | pathlib.Path) -> dict[str, Any]:
   """evaluation.json of an evaluated run, or of a recipe's second stage.
 
   Raises:
-    ValueError: one line: there is none, or not a whole one.
+    UserError: one line: there is none, or not a whole one.
   """
   workdir = evaluate.workdir_of(workdir)
   try:
     found = json.loads((workdir / evaluate.FILE).read_text())
     for name in ('class_names', 'threshold', 'temperature'):
       if name not in found:
-        raise ValueError(f'it has no {name}: it is of another version')
+        raise UserError(f'it has no {name}: it is of another version')
     return found
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or error
-    raise ValueError(
+    raise UserError(
       f'{workdir / evaluate.FILE}: no evaluation to compare ({reason}); run'
       ' evaluate there first'
     ) from error

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import tqdm
 
-from dpjax import atomic, manifest, prepare
+from dpjax import atomic, leakage, prepare
 from dpjax import config as config_lib
-from dpjax.data import store
-from dpjax.data.prepare import labels as labels_lib
+from dpjax.data import store, vocabulary
+from dpjax.errors import UserError
 from dpjax.evaluation import explain, localisation
 from dpjax.metrics import (
   calibration,
@@ -90,7 +90,7 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
     'seconds'.
 
   Raises:
-    ValueError: one line: no run there, a split without labels, other classes,
+    UserError: one line: no run there, a split without labels, other classes,
       another set, or one with an image that the run was trained on.
   """
   workdir = workdir_of(workdir)
@@ -142,7 +142,7 @@ def judge(
     workdir / PREDICTIONS, split.ids, split.labels, probabilities, class_names
   )
   options = {
-    **labels_lib.meaning(class_names),
+    **vocabulary.meaning(class_names),
     'threshold': None,
     'temperature': None,
   }
@@ -198,18 +198,18 @@ def images_to_score(settings: Any, data: store.Store) -> Images:
     data: the set that was trained on.
 
   Raises:
-    ValueError: one line: a split without labels, or of other classes.
+    UserError: one line: a split without labels, or of other classes.
   """
   scored = store.load(settings.path) if settings.path else data
   split = scored.split(settings.split)
   if not len(split) or (split.labels < 0).any():
-    raise ValueError(
+    raise UserError(
       f'config.evaluate.split: {settings.split} of {scored.path} has'
       f' {len(split)} radiographs, {int((split.labels < 0).sum())} without a'
       ' label; it must be a labelled split'
     )
   if data.class_names[: scored.num_classes] != scored.class_names:
-    raise ValueError(
+    raise UserError(
       f'config.evaluate.path: the classes of {scored.path} are'
       f' {", ".join(scored.class_names)} and those of {data.path}, trained on,'
       f' {", ".join(data.class_names)}'
@@ -241,16 +241,16 @@ def open_run(config: Any, workdir: pathlib.Path) -> Opened:
     workdir: of the run itself.
 
   Raises:
-    ValueError: one line, as in `evaluate`.
+    UserError: one line, as in `evaluate`.
   """
   if not (workdir / 'config.json').is_file():
-    raise ValueError(
+    raise UserError(
       f'--workdir={workdir} holds no config.json; it must be the workdir of a'
       ' stage II run or of a recipe'
     )
   own = config_lib.load(workdir / 'config.json')
   if own.stage != 'retrain':
-    raise ValueError(
+    raise UserError(
       f'--workdir={workdir} holds a run of {own.stage}; only retrain classifies'
     )
   own.evaluate, own.parallel = config.evaluate, config.parallel
@@ -264,7 +264,7 @@ def open_run(config: Any, workdir: pathlib.Path) -> Opened:
   data = prepare.open_prepared(own)
   run = build_lib.build(own, 'retrain', data)
   images = images_to_score(own.evaluate, data)
-  manifest.check_unseen(
+  leakage.check_unseen(
     workdir,
     images.split,
     f'{own.evaluate.split} of {images.path}',
@@ -323,7 +323,7 @@ def _localise(opened, workdir):
   shown = explain.to_explain(split, settings.seed)
   maps = find_maps(shown)
   if not all(np.isfinite(value).all() for value in maps.values()):
-    raise ValueError(f'{workdir}: its maps are not finite; has it diverged?')
+    raise UserError(f'{workdir}: its maps are not finite; has it diverged?')
   with (
     atomic.replacing(workdir / MAPS) as temporary,
     open(temporary, 'wb') as file,

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from dpjax import config as config_lib
-from dpjax.data.prepare import labels
+from dpjax.data import vocabulary
+from dpjax.errors import UserError
 from dpjax.evaluation import gradcam, localisation
 from dpjax.training import steps
 
@@ -111,7 +112,7 @@ def to_explain(split: Any, seed: int) -> Rows:
 def cam_target(config: Any, class_names: tuple[str, ...]) -> str:
   """evaluate.cam_target; 'label' where no class means that nothing is there."""
   target = config.evaluate.cam_target
-  if target == 'lesion' and not labels.is_normal(class_names[0]):
+  if target == 'lesion' and not vocabulary.is_normal(class_names[0]):
     return 'label'
   return target
 
@@ -136,12 +137,12 @@ def cam_stage(config: Any) -> str:
   """The stage that evaluate.cam_stage names.
 
   Raises:
-    ValueError: the run's network has none of that name.
+    UserError: the run's network has none of that name.
   """
   stages = config_lib.stage_names(config.model)
   wanted = config.evaluate.cam_stage
   if wanted not in ('last', *stages):
-    raise ValueError(
+    raise UserError(
       f'config.evaluate.cam_stage is {wanted!r}; the stages of this run are'
       f' {", ".join(stages)}'
     )

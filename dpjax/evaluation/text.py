@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from dpjax.data.sources import tables
+from dpjax.errors import printable
 from dpjax.metrics import titles
 
 _WIDTH = 80  # columns of the printed table
@@ -68,7 +68,7 @@ def format_comparison(
   """
   rows = comparison['scores']
   lines = [f'a: {comparison["a"]}', f'b: {comparison["b"]}', '']
-  lines = [tables.printable(line) for line in lines]
+  lines = [printable(line) for line in lines]
   shown = {
     name: title
     for name, (title, _) in titles.SUMMARY.items()
@@ -261,5 +261,5 @@ def _signed_span(row: dict[str, Any] | None) -> str:
 
 
 def _shorten(text: str, width: int = _NAME_WIDTH) -> str:
-  text = tables.printable(text)
+  text = printable(text)
   return text if len(text) <= width else f'{text[: width - 3]}...'

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dpjax import atomic
+from dpjax.errors import UserError
 
 
 def check(
@@ -27,29 +28,29 @@ def check(
     first: the number of row 0 there.
 
   Raises:
-    ValueError: if an argument has a wrong shape or an impossible value.
+    UserError: if an argument has a wrong shape or an impossible value.
   """
   labels = np.asarray(labels)
   probabilities = np.asarray(probabilities)
   if labels.ndim != 1:
-    raise ValueError(f'labels must be (N,), not of shape {labels.shape}')
+    raise UserError(f'labels must be (N,), not of shape {labels.shape}')
   if probabilities.ndim != 2 or probabilities.shape[1] < 2:
-    raise ValueError(
+    raise UserError(
       'probabilities must be (N, C) with at least 2 classes, not of shape '
       f'{probabilities.shape}'
     )
   if len(labels) != len(probabilities):
-    raise ValueError(
+    raise UserError(
       f'{len(labels)} labels for {len(probabilities)} rows of probabilities'
     )
   if not len(labels):
-    raise ValueError('there are no images to score')
+    raise UserError('there are no images to score')
   if not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(f'labels must be whole numbers, not {labels.dtype}')
+    raise UserError(f'labels must be whole numbers, not {labels.dtype}')
   try:
     probabilities = probabilities.astype(np.float64)
   except (TypeError, ValueError):
-    raise ValueError(
+    raise UserError(
       f'probabilities must be numbers, not {probabilities.dtype}'
     ) from None
 
@@ -57,7 +58,7 @@ def check(
   faults = (labels < 0) | (labels >= num_classes)
   if faults.any():
     i = faults.argmax()
-    raise ValueError(
+    raise UserError(
       f'{place} {i + first}: label {labels[i]} is not in 0..{num_classes - 1}'
     )
   for faults, reason in (
@@ -66,7 +67,7 @@ def check(
   ):
     if faults.any():
       i, c = np.argwhere(faults)[0]
-      raise ValueError(
+      raise UserError(
         f'{place} {i + first}: the probability of class {c} {reason} '
         f'({probabilities[i, c]:g})'
       )
@@ -74,7 +75,7 @@ def check(
   faults = np.abs(totals - 1) > 1e-3  # Half precision sums to within 5e-4.
   if faults.any():
     i = faults.argmax()
-    raise ValueError(
+    raise UserError(
       f'{place} {i + first}: the probabilities sum to {totals[i]:g}, not to 1'
     )
   return labels.astype(np.int64), probabilities
@@ -84,11 +85,11 @@ def check_names(class_names: Sequence[str], num_classes: int) -> list[str]:
   """Returns the names as strings; ValueError if not C distinct ones."""
   names = [str(name) for name in class_names]
   if len(names) != num_classes:
-    raise ValueError(
+    raise UserError(
       f'{len(names)} class names for {num_classes} columns of probabilities'
     )
   if twice := _first_repeated(names):
-    raise ValueError(
+    raise UserError(
       f'class names must be distinct, but {names[twice]!r} comes twice'
     )
   return names
@@ -115,15 +116,15 @@ def write_predictions(
     class_names: C distinct names, for the header.
 
   Raises:
-    ValueError: if an argument has a wrong shape or an impossible value.
+    UserError: if an argument has a wrong shape or an impossible value.
   """
   checked_labels, checked = check(labels, probabilities)
   class_names = check_names(class_names, checked.shape[1])
   ids = [str(image) for image in ids]
   if len(ids) != len(checked_labels):
-    raise ValueError(f'{len(ids)} ids for {len(checked_labels)} labels')
+    raise UserError(f'{len(ids)} ids for {len(checked_labels)} labels')
   if twice := _first_repeated(ids):
-    raise ValueError(f'ids must be distinct, but {ids[twice]!r} comes twice')
+    raise UserError(f'ids must be distinct, but {ids[twice]!r} comes twice')
   if np.asarray(probabilities).dtype != np.float64:
     checked = checked.astype(np.float32)
 
@@ -151,7 +152,7 @@ def read_predictions(
     ids, a list of N strings; labels (N,) int64; probabilities (N, C) float64.
 
   Raises:
-    ValueError: if the file cannot be read, or a row is not what the layout
+    UserError: if the file cannot be read, or a row is not what the layout
       says; the line names the file, the row (the header is row 1) and the
       reason.
   """
@@ -159,9 +160,9 @@ def read_predictions(
     with Path(path).open(newline='', encoding='utf-8-sig') as file:
       rows = list(csv.reader(file))
   except OSError as error:
-    raise ValueError(f'{path}: {error.strerror}') from None
+    raise UserError(f'{path}: {error.strerror}') from None
   except (UnicodeDecodeError, csv.Error) as error:
-    raise ValueError(f'{path}: not a CSV file in UTF-8 ({error})') from None
+    raise UserError(f'{path}: not a CSV file in UTF-8 ({error})') from None
 
   header = rows[0] if rows else []
   if (
@@ -169,17 +170,17 @@ def read_predictions(
     or len(header) < 5
     or not all(column.startswith('p_') for column in header[3:])
   ):
-    raise ValueError(
+    raise UserError(
       f'{path}, row 1: the header must be id,label,prediction and a p_<class> '
       f'for each of at least 2 classes, not {",".join(header)[:40]!r}'
     )
   if len(rows) == 1:
-    raise ValueError(f'{path}: there are no rows below the header')
+    raise UserError(f'{path}: there are no rows below the header')
 
   ids, labels, predictions, probabilities = [], [], [], []
   for number, row in enumerate(rows[1:], start=2):
     if len(row) != len(header):
-      raise ValueError(
+      raise UserError(
         f'{path}, row {number}: {len(row)} fields where the header has '
         f'{len(header)}'
       )
@@ -188,14 +189,14 @@ def read_predictions(
       predictions.append(int(row[2]))
       probabilities.append([float(field) for field in row[3:]])
     except ValueError as error:
-      raise ValueError(
+      raise UserError(
         f'{path}, row {number}: label and prediction must be whole numbers and '
         f'the rest after the id numbers ({error})'
       ) from None
     ids.append(row[0])
 
   if twice := _first_repeated(ids):
-    raise ValueError(f'{path}, row {twice + 2}: id {ids[twice]!r} comes again')
+    raise UserError(f'{path}, row {twice + 2}: id {ids[twice]!r} comes again')
   labels, probabilities = check(
     labels, probabilities, place=f'{path}, row', first=2
   )
@@ -204,7 +205,7 @@ def read_predictions(
   ):
     # A tie may have gone to either class in a file that others wrote.
     if not 0 <= prediction < len(row) or row[prediction] != row.max():
-      raise ValueError(
+      raise UserError(
         f'{path}, row {i + 2}: prediction {prediction} is not the most '
         f'probable class, {row.argmax()}'
       )

@@ -80,7 +80,7 @@ def scores(
         `temperature`.
 
   Raises:
-    ValueError: if an argument has a wrong shape or an impossible value.
+    UserError: if an argument has a wrong shape or an impossible value.
 
   Source: macro F1 as the mean of the classes' F1, Opitz and Burst (2019),
   arXiv 1911.03347, Eq. 1; balanced accuracy, Brodersen et al. (2010); kappa,

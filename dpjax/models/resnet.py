@@ -17,6 +17,8 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
+from dpjax.errors import UserError
+
 # What Flax calls an array of a module, and what torch does.
 TORCH_LEAVES = {
   'kernel': 'weight',
@@ -189,11 +191,11 @@ class ResNet(nn.Module):
       'pooled': the last stage's mean over its positions, (B, C) float32.
 
     Raises:
-      ValueError: images of another rank or channel count, an unknown block or
+      UserError: images of another rank or channel count, an unknown block or
         stem, an offset of no stage or of another shape than its features.
     """
     if images.ndim != 4 or images.shape[-1] != 1:
-      raise ValueError(
+      raise UserError(
         f'ResNet: images must be (B, H, W, 1), got {tuple(images.shape)}'
       )
     conv = partial(
@@ -209,7 +211,7 @@ class ResNet(nn.Module):
     elif self.stem == 'conv':
       stem = conv(self.width, (7, 7), strides=2, padding=3, name='conv1')
     else:
-      raise ValueError(
+      raise UserError(
         f"ResNet: stem must be 'conv' or 'space_to_depth', got {self.stem!r}"
       )
     x = stem(images)
@@ -245,11 +247,11 @@ def check_offsets(
   """The offsets of a call, {} for None.
 
   Raises:
-    ValueError: one is of no stage.
+    UserError: one is of no stage.
   """
   for name in offsets or {}:
     if name not in stages:
-      raise ValueError(
+      raise UserError(
         f'offsets: {name!r} is not among the stages {", ".join(stages)}'
       )
   return offsets or {}
@@ -261,13 +263,13 @@ def add_offset(
   """Features (B, h, w, C) and the stage's offset, in the features' dtype.
 
   Raises:
-    ValueError: the offset has another shape.
+    UserError: the offset has another shape.
   """
   if stage not in offsets:
     return features
   offset = offsets[stage]
   if offset.shape != features.shape:
-    raise ValueError(
+    raise UserError(
       f'offsets: that of {stage} has shape {offset.shape}, its features'
       f' {features.shape}'
     )
@@ -279,7 +281,7 @@ def _block_class(block: str | type[nn.Module]) -> type[nn.Module]:
     return block
   blocks = {'basic': BasicBlock, 'bottleneck': Bottleneck}
   if block not in blocks:
-    raise ValueError(
+    raise UserError(
       f"ResNet: block must be 'basic' or 'bottleneck', got {block!r}"
     )
   return blocks[block]
@@ -324,7 +326,7 @@ def from_torch(state_dict: Mapping[str, Any], model: ResNet) -> dict[str, Any]:
     variables.
 
   Raises:
-    ValueError: a tensor is missing, unexpected or has another shape.
+    UserError: a tensor is missing, unexpected or has another shape.
   """
   tensors = {
     name: _to_numpy(tensor)
@@ -344,17 +346,17 @@ def from_torch(state_dict: Mapping[str, Any], model: ResNet) -> dict[str, Any]:
     name = _torch_name(path)
     shape = _torch_shape(leaf.shape)
     if name not in tensors:
-      raise ValueError(f'torch weights: {name} is missing, wanted {shape}')
+      raise UserError(f'torch weights: {name} is missing, wanted {shape}')
     tensor = given = tensors.pop(name)
     if name == 'conv1.weight' and tensor.ndim == 4 and tensor.shape[1] == 3:
       tensor = tensor.sum(axis=1, keepdims=True)
     if tensor.shape != shape:
-      raise ValueError(
+      raise UserError(
         f'torch weights: {name} has shape {given.shape}, wanted {shape}'
       )
     variables[path] = np.ascontiguousarray(_to_flax_layout(tensor))
   for name, tensor in tensors.items():
-    raise ValueError(
+    raise UserError(
       f'torch weights: {name} of shape {tensor.shape} is unexpected, wanted'
       ' only tensors that the model has'
     )
@@ -373,16 +375,16 @@ def load_torch_weights(path: str | Path) -> dict[str, np.ndarray]:
     torch names to arrays, as `from_torch` takes them.
 
   Raises:
-    ValueError: another kind of file, or one that cannot be read.
+    UserError: another kind of file, or one that cannot be read.
   """
   path = Path(path)
   if path.suffix not in ('.npz', '.safetensors'):
-    raise ValueError(
+    raise UserError(
       f'{path}: weights must be .npz or .safetensors; convert a .pth or .bin'
       ' with safetensors.torch.save_file'
     )
   if not path.is_file():
-    raise ValueError(f'{path}: no such file of weights')
+    raise UserError(f'{path}: no such file of weights')
   try:
     if path.suffix == '.npz':
       with np.load(path, allow_pickle=False) as archive:
@@ -391,7 +393,7 @@ def load_torch_weights(path: str | Path) -> dict[str, np.ndarray]:
 
     return load_file(path)
   except ImportError as error:
-    raise ValueError(
+    raise UserError(
       f'{path}: reading it needs the safetensors package: pip install'
       ' "dpjax[safetensors]"'
     ) from error
@@ -399,7 +401,7 @@ def load_torch_weights(path: str | Path) -> dict[str, np.ndarray]:
   # safetensors'), and the user needs the same line for all of them.
   except Exception as error:
     reason = ' '.join(str(error).split())
-    raise ValueError(
+    raise UserError(
       f'{path}: not a readable {path.suffix} file: {reason}'
     ) from error
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from dpjax import config as config_lib
 from dpjax.data import store
+from dpjax.errors import UserError
 from dpjax.evaluation import evaluate, localisation
 from dpjax.metrics import predictions
 from dpjax.report import page
@@ -132,14 +133,14 @@ def load(workdirs: Sequence[str | pathlib.Path]) -> list[Run]:
   """Reads the workdirs.
 
   Raises:
-    ValueError: one line: one is given twice, or holds no run.
+    UserError: one line: one is given twice, or holds no run.
   """
   paths = [_stage_two(pathlib.Path(workdir)) for workdir in workdirs]
   if not paths:
-    raise ValueError('--workdir names no run to report')
+    raise UserError('--workdir names no run to report')
   for i, path in enumerate(paths):
     if path.resolve() in [other.resolve() for other in paths[:i]]:
-      raise ValueError(f'--workdir: {path} is given twice')
+      raise UserError(f'--workdir: {path} is given twice')
   return [
     _load(path, name) for path, name in zip(paths, _names(paths), strict=True)
   ]
@@ -149,7 +150,7 @@ def _stage_two(path):
   path = evaluate.workdir_of(path)
   files = ('config.json', 'evaluation.json', 'metrics.jsonl')
   if not any((path / file).is_file() for file in files):
-    raise ValueError(
+    raise UserError(
       f'--workdir={path} holds no run: none of {", ".join(files)} is there'
     )
   return path
@@ -176,7 +177,7 @@ def _load(path, name):
       flat = config_lib.flatten(config)
       lacking = [field for field in _FIELDS if field not in flat]
       if lacking:
-        raise ValueError(f'it has no {lacking[0]}')
+        raise UserError(f'it has no {lacking[0]}')
     except (OSError, ValueError, TypeError) as error:
       notes.append(f'config.json cannot be read ({_line(error)})')
       config = None
@@ -231,9 +232,9 @@ def _load(path, name):
     try:
       maps = store.read_table(path / 'maps.npz')
       if any(len(one) != len(maps['ids']) for one in maps.values()):
-        raise ValueError('its arrays are of different lengths')
+        raise UserError('its arrays are of different lengths')
       if any(one.ndim != 3 for name, one in maps.items() if name != 'ids'):
-        raise ValueError('a map is not (images, rows, columns)')
+        raise UserError('a map is not (images, rows, columns)')
     except (
       OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile
     ) as error:  # fmt: skip
@@ -274,10 +275,10 @@ def _check_evaluation(result):
   """
   names = result['class_names']
   if not isinstance(names, list) or len(names) < 2:
-    raise ValueError('class_names is no list of two or more')
+    raise UserError('class_names is no list of two or more')
   _check_scores(result)
   if np.shape(result['confusion_matrix']) != (len(names), len(names)):
-    raise ValueError('confusion_matrix is not (classes, classes)')
+    raise UserError('confusion_matrix is not (classes, classes)')
   np.array(result['confusion_matrix'], float)
   for name in names:
     _number(_object(result['per_class'])[str(name)]['support'])

@@ -45,7 +45,7 @@ def write(workdirs: Sequence[str | pathlib.Path], config: Any) -> pathlib.Path:
     The path of report.html.
 
   Raises:
-    ValueError: one line: a workdir holds no run.
+    UserError: one line: a workdir holds no run.
     OSError: the report cannot be written.
   """
   folder = pathlib.Path(workdirs[0]) if workdirs else pathlib.Path()

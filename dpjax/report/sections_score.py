@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 from sklearn import metrics
 
-from dpjax.data.prepare import labels
+from dpjax.data import vocabulary
 from dpjax.evaluation import against
 from dpjax.evaluation import localisation as localisation_lib
 from dpjax.metrics import calibration as calibration_lib
@@ -50,7 +50,7 @@ def scored_on(evidence: Evidence) -> str:
     return ''
   images = result['num_images']
   counted = f'{images:,} radiographs'
-  if labels.is_normal(run.class_names[0]):
+  if vocabulary.is_normal(run.class_names[0]):
     normal = result['per_class'][run.class_names[0]]['support']
     counted += f', {images - normal:,} of them with a lesion'
   name = pathlib.Path(str(result['data'])).name
@@ -181,7 +181,7 @@ def _curves(run):
     names[c]: (run.labels == c, run.probabilities[:, c], int(i))
     for i, c in enumerate(np.sort(frequent))
   }
-  if labels.is_normal(names[0]):
+  if vocabulary.is_normal(names[0]):
     any_lesion = (run.labels > 0, 1 - run.probabilities[:, 0], -1)
     one_vs_rest['any lesion'] = any_lesion
   shown, numbers = {'roc': [], 'pr': []}, {'roc': {}, 'pr': {}}
@@ -217,7 +217,7 @@ def _at_threshold(run):
   positive = run.labels > 0
   if (
     threshold is None
-    or not labels.is_normal(run.class_names[0])
+    or not vocabulary.is_normal(run.class_names[0])
     or positive.all()
     or not positive.any()
   ):

@@ -43,7 +43,7 @@ def ablate(
     The table as text.
 
   Raises:
-    ValueError: one line: a row that cannot be, or a workdir of another study;
+    UserError: one line: a row that cannot be, or a workdir of another study;
       before anything is trained.
     Stopped: after a signal, with everything saved.
   """

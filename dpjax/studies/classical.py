@@ -17,9 +17,10 @@ from sklearn import calibration as sklearn_calibration
 from sklearn import ensemble, neighbors, svm, tree
 
 from dpjax import config as config_lib
-from dpjax import manifest
+from dpjax import leakage
 from dpjax.data import store
 from dpjax.data.feed import pipeline
+from dpjax.errors import UserError
 from dpjax.evaluation import evaluate
 from dpjax.studies import runs
 from dpjax.training import build as build_lib
@@ -81,14 +82,14 @@ def fit(method: str, inputs: np.ndarray, labels: np.ndarray, seed: int) -> Any:
     seed: of whatever the method draws.
 
   Raises:
-    ValueError: one line: there are not two classes to tell apart.
+    UserError: one line: there are not two classes to tell apart.
   """
   if method == 'svm':
     found, counts = np.unique(labels, return_counts=True)
     kept = np.isin(labels, found[counts > 1])
     inputs, labels = inputs[kept], labels[kept]
   if len(np.unique(labels)) < 2:
-    raise ValueError(
+    raise UserError(
       f'compare: {METHODS[method][0]} needs two classes in the training split'
       + (' with two images each' if method == 'svm' else '')
     )
@@ -195,7 +196,7 @@ def train(
     inputs: what the method sees.
 
   Raises:
-    ValueError: one line: a split that cannot be trained on or scored.
+    UserError: one line: a split that cannot be trained on or scored.
   """
   settings = task.config.evaluate
   training = data.split('train')
@@ -206,8 +207,8 @@ def train(
   # The features come from it: what it has seen counts, and its time.
   source = task.config.init.backbone
   before = source if source and os.path.isdir(source) else None
-  manifest.write(task.workdir, method, pipeline.Records((training,)), before)
-  manifest.check_unseen(
+  leakage.write(task.workdir, method, pipeline.Records((training,)), before)
+  leakage.check_unseen(
     task.workdir,
     images.split,
     f'{settings.split} of {images.path}',

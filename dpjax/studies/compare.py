@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib.figure
 
 from dpjax import prepare
+from dpjax.errors import UserError
 from dpjax.metrics import titles
 from dpjax.studies import classical, runs, tables
 
@@ -64,7 +65,7 @@ def compare(
     The table as text.
 
   Raises:
-    ValueError: one line: a method that cannot be, or a workdir of another
+    UserError: one line: a method that cannot be, or a workdir of another
       study; before anything is trained.
     Stopped: after a signal, with everything saved.
   """
@@ -72,7 +73,7 @@ def compare(
   base = resolve(config)
   shallow = [m for m in base.compare.methods if m in classical.METHODS]
   if shallow and base.compare.features and base.init.backbone is None:
-    raise ValueError(
+    raise UserError(
       'config.compare.features is True; it must be False where init.backbone'
       ' is None: there is no stage I to take features from'
     )

@@ -23,6 +23,7 @@ import xxhash
 
 from dpjax import atomic
 from dpjax import config as config_lib
+from dpjax.errors import UserError
 from dpjax.evaluation import evaluate
 from dpjax.training import checkpoint, loop
 
@@ -83,14 +84,14 @@ def apply_overrides(config: Any, overrides: Sequence[str]) -> Any:
     overrides: 'section.field=value', the value as a flag would have it.
 
   Raises:
-    ValueError: one line: no such field, or a value of another type.
+    UserError: one line: no such field, or a value of another type.
   """
   changed = config.copy_and_resolve_references()
   for text in overrides:
     name, equals, value = text.partition('=')
     name = name.strip().removeprefix('config.')
     if not equals:
-      raise ValueError(f'{text!r} is no override; wanted section.field=value')
+      raise UserError(f'{text!r} is no override; wanted section.field=value')
     config_lib.check_field(config, name)
     section = config
     *sections, field = name.split('.')
@@ -138,32 +139,32 @@ def resolved(
     resolve: config -> resolved config (dpjax.config.resolve).
 
   Raises:
-    ValueError: one line that names the row and the field.
+    UserError: one line that names the row and the field.
   """
   try:
     return resolve(apply_overrides(config, [*overrides, f'seed={seed}']))
   except ValueError as error:
-    raise ValueError(f'{name!r}: {error}') from error
+    raise UserError(f'{name!r}: {error}') from error
 
 
 def slug(name: str) -> str:
   """The folder of a row: '+ mask-guided attention' -> 'mask-guided-attention'.
 
   Raises:
-    ValueError: nothing is left.
+    UserError: nothing is left.
   """
   found = re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
   if not found:
-    raise ValueError(f'{name!r} needs a letter or digit: a folder is named so')
+    raise UserError(f'{name!r} needs a letter or digit: a folder is named so')
   return found
 
 
 def check_names(names: Sequence[str]) -> None:
-  """Raises ValueError where two names give one folder."""
+  """Raises UserError where two names give one folder."""
   seen = {}
   for name in names:
     if (other := seen.setdefault(slug(name), name)) is not name:
-      raise ValueError(
+      raise UserError(
         f'{other!r} and {name!r} are both kept in {slug(name)}; rename one'
       )
 
@@ -279,13 +280,13 @@ def _failure(folder):
 
 
 def check(task: Task) -> None:
-  """Raises ValueError where the task was done with another config."""
+  """Raises UserError where the task was done with another config."""
   # A run that has left nothing may be begun anew (train.train).
   kept = (task.workdir / 'evaluation.json').exists() or (
     checkpoint.has_checkpoint(task.workdir)
   )
   if kept and (changed := _changed(task)):
-    raise ValueError(
+    raise UserError(
       f'{task.name!r}: {task.workdir} holds a run of another config'
       f' ({"; ".join(changed[:4])}); repeat its flags or name another --workdir'
     )
@@ -344,7 +345,7 @@ def run(task: Task, work: Callable[[Task], None] | None = None) -> Run:
     work: trains and evaluates after stage I; by default stage II.
 
   Raises:
-    ValueError: one line: the task was done with another config; and what
+    UserError: one line: the task was done with another config; and what
       train.train and evaluation.evaluate raise.
     Stopped: after a signal, with everything saved.
   """

@@ -16,7 +16,8 @@ import matplotlib.figure
 import numpy as np
 
 from dpjax import atomic
-from dpjax.data.prepare import labels as labels_lib
+from dpjax.data import vocabulary
+from dpjax.errors import UserError
 from dpjax.evaluation import evaluate
 from dpjax.metrics import predictions, resampling, titles
 from dpjax.studies import runs
@@ -131,7 +132,7 @@ class Images:
       threshold and a temperature are those of each run.
 
     Raises:
-      ValueError: one line: the runs were not scored on the same images.
+      UserError: one line: the runs were not scored on the same images.
     """
     drawn_a, drawn_b = ([self._resampled(run) for run in of] for of in (a, b))
     found = {}
@@ -154,7 +155,7 @@ class Images:
     if self._ids is None:
       self._ids, self._labels = ids, labels
     if ids != self._ids or not np.array_equal(labels, self._labels):
-      raise ValueError(
+      raise UserError(
         f'{file} has other images or labels than the runs before it; a study'
         ' compares on the same ones'
       )
@@ -162,7 +163,7 @@ class Images:
       labels,
       probabilities,
       None,
-      **labels_lib.meaning(run.result['class_names']),
+      **vocabulary.meaning(run.result['class_names']),
       **chosen,
     )
     (self._drawn[key],) = resampling.resampled(

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpjax import losses
-from dpjax.data import store
+from dpjax.data import store, vocabulary
 from dpjax.data.feed import augment, pipeline
-from dpjax.data.prepare import duplicates, labels
+from dpjax.data.prepare import duplicates
 from dpjax.distributed import parallel, processes
+from dpjax.errors import UserError
 from dpjax.models import heads, resnet, vgg
 from dpjax.training import optim, steps
 
@@ -58,7 +59,7 @@ class Experiment:
     if extra := self.config.data.pretrain_extra:
       other = store.load(extra)
       if other.size != self.data.size:
-        raise ValueError(
+        raise UserError(
           f'config.data.pretrain_extra: {extra} holds squares of {other.size}'
           f' pixels and data.path of {self.data.size}; prepare both alike'
         )
@@ -68,7 +69,7 @@ class Experiment:
     return pipeline.Records(tuple(splits))
 
   def _check_none_held_out(self, splits, path):
-    """Raises ValueError where an image, or a copy of it, is held out."""
+    """Raises UserError where an image, or a copy of it, is held out."""
     for name in ('validation', 'test'):
       if name not in self.data.splits:
         continue
@@ -82,7 +83,7 @@ class Experiment:
           self.config.split.near,
         )
         if found:
-          raise ValueError(
+          raise UserError(
             f'config.data.pretrain_extra: {split.ids[found[0].first]} of {path}'
             f' is an image of the {name} split of data.path, or a copy of one'
             f' ({len(found)} are); training must not see it'
@@ -96,13 +97,13 @@ class Experiment:
     return hashlib.sha256(json.dumps([*columns]).encode()).hexdigest()
 
   def check_trained_on(self, record: dict[str, Any]) -> None:
-    """Raises ValueError if a checkpoint's `record` names other training data.
+    """Raises UserError if a checkpoint's `record` names other training data.
 
     `data.path` may change in a run, the set may not: the iterator's state would
     mean other images, and what is held out might have been trained on.
     """
     if record.get('trained_on', self.fingerprint) != self.fingerprint:
-      raise ValueError(
+      raise UserError(
         f'config.data.path: {self.data.path} is not the set that the run was'
         ' trained on; name that one, or another workdir'
       )
@@ -121,7 +122,7 @@ class Experiment:
     records = self.training_records
     batch_size = self.settings.batch_size
     if batch_size > len(records):
-      raise ValueError(
+      raise UserError(
         f'config.{self.stage}.batch_size is {batch_size}; it must be at most'
         f' the {len(records)} training radiographs'
       )
@@ -177,7 +178,7 @@ class Experiment:
       plain_anchor=pair and kind != 'augmented',
       mask_sides=tuple(self.model.pixels.mask_sides.items()) if masks else (),
       mask_kind=self.config.mgacr.mask,
-      normal=labels.is_normal(self.data.class_names[0]),
+      normal=vocabulary.is_normal(self.data.class_names[0]),
       host=self.config.data.render == 'host',
       images=images,
     )
@@ -379,7 +380,7 @@ def build(config: Any, stage: str, data: store.Store) -> Experiment:
     data: the prepared set; it gives the classes and their counts.
 
   Raises:
-    ValueError: one line, where config and set do not fit.
+    UserError: one line, where config and set do not fit.
   """
   dtype = jnp.dtype(config.model.dtype)
   axis_name = None if config.parallel.mode == 'jit' else parallel.AXIS
@@ -464,11 +465,11 @@ def class_counts(split: Any, num_classes: int) -> np.ndarray:
   """Radiographs of each class (C,).
 
   Raises:
-    ValueError: one is unlabelled.
+    UserError: one is unlabelled.
   """
   if (split.labels < 0).any():
     row = int(np.argmax(split.labels < 0))
-    raise ValueError(
+    raise UserError(
       f'config.data.path: {split.ids[row]} of the training split has no'
       ' label; stage II needs one for each'
     )
@@ -528,13 +529,13 @@ def read_backbone(source: str, experiment: Experiment) -> Any:
   """The backbone that `init.backbone` names: a workdir or torch weights.
 
   Raises:
-    ValueError: one line, where it is missing or another network's.
+    UserError: one line, where it is missing or another network's.
   """
   from dpjax.training import checkpoint
 
   if pathlib.Path(source).suffix in ('.npz', '.safetensors', '.pth', '.pt'):
     if experiment.config.model.network != 'resnet':
-      raise ValueError(
+      raise UserError(
         f'config.init.backbone: {source}: torch weights are read for'
         ' model.network resnet only'
       )
@@ -543,5 +544,5 @@ def read_backbone(source: str, experiment: Experiment) -> Any:
         resnet.load_torch_weights(source), experiment.model.backbone
       )
     except ValueError as error:
-      raise ValueError(f'config.init.backbone: {source}: {error}') from error
+      raise UserError(f'config.init.backbone: {source}: {error}') from error
   return checkpoint.load_backbone(source)

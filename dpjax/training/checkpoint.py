@@ -21,6 +21,8 @@ from etils import epath
 from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers
 
+from dpjax.errors import UserError
+
 
 class Checkpoints:
   """The checkpoints of one run: the newest few, and the best."""
@@ -77,7 +79,7 @@ class Checkpoints:
     """The step of the 'last' or the 'best' checkpoint.
 
     Raises:
-      ValueError: there is none.
+      UserError: there is none.
     """
     step = self.newest()
     if which == 'best':
@@ -90,7 +92,7 @@ class Checkpoints:
       step = max(scored, key=lambda s: (scored[s], s), default=None)
     if step is None:
       needs = ' with validations (eval.every)' if which == 'best' else ''
-      raise ValueError(
+      raise UserError(
         f'{self._manager.directory} holds no {which} checkpoint; train first'
         + needs
       )
@@ -179,10 +181,10 @@ def read_state(workdir: str | pathlib.Path) -> dict[str, Any]:
   """The newest state of a run as nested dicts of numpy arrays.
 
   Raises:
-    ValueError: no checkpoint there.
+    UserError: no checkpoint there.
   """
   if not has_checkpoint(workdir):
-    raise ValueError(f'{workdir} holds no checkpoint')
+    raise UserError(f'{workdir} holds no checkpoint')
   manager = ocp.CheckpointManager(
     epath.Path(pathlib.Path(workdir).resolve() / 'checkpoints'),
     options=ocp.CheckpointManagerOptions(read_only=True, **_alone()),
@@ -214,12 +216,12 @@ def load_backbone(path: str | pathlib.Path) -> dict[str, Any]:
     the backbone's (projector, attention) and without a classifier.
 
   Raises:
-    ValueError: no checkpoint there.
+    UserError: no checkpoint there.
   """
   try:
     state = read_state(path)
   except ValueError as error:
-    raise ValueError(
+    raise UserError(
       f'config.init.backbone: {error}; it must be a workdir of stage I, an .npz'
       ' or .safetensors file, auto, or None'
     ) from error
@@ -239,7 +241,7 @@ def merge_backbone(variables: Any, backbone: Any, source: str) -> Any:
     source: what to name in an error.
 
   Raises:
-    ValueError: an array is missing, unknown, or of another shape.
+    UserError: an array is missing, unknown, or of another shape.
   """
   merged = {part: dict(tree) for part, tree in variables.items()}
   for part in ('params', 'batch_stats'):
@@ -251,7 +253,7 @@ def merge_backbone(variables: Any, backbone: Any, source: str) -> Any:
       have = given[name].shape if name in given else None
       want = wanted[name].shape if name in wanted else None
       if have != want:
-        raise ValueError(
+        raise UserError(
           f'config.init.backbone: {source} has another network: {part}/{name}'
           f' is {have or "missing"} there and {want or "missing"} here; give'
           ' both stages the same config.model'

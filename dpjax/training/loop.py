@@ -26,10 +26,11 @@ import jax
 import numpy as np
 import tqdm
 
-from dpjax import atomic, manifest, prepare
+from dpjax import atomic, leakage, prepare
 from dpjax import config as config_lib
-from dpjax.data.prepare import labels
+from dpjax.data import vocabulary
 from dpjax.distributed import parallel, processes
+from dpjax.errors import UserError
 from dpjax.metrics import resampling
 from dpjax.training import build as build_lib
 from dpjax.training import checkpoint
@@ -55,7 +56,7 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
     workdir: of this stage.
 
   Raises:
-    ValueError: one line, for a config, set or workdir that do not fit.
+    UserError: one line, for a config, set or workdir that do not fit.
     NonFinite: a loss diverged; the last good checkpoint stays.
     Stopped: after SIGTERM or SIGINT, with everything saved.
   """
@@ -89,7 +90,7 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
       is_run = backbone is not None and os.path.isdir(source)
 
       def write_manifest():
-        manifest.write(
+        leakage.write(
           workdir, stage, run.training_records, source if is_run else None
         )
         _warn_of_seen(run, workdir)
@@ -143,7 +144,7 @@ def _warn_of_seen(run, workdir):
   for name in ('validation', 'test'):
     if name in run.data.splits:
       try:
-        manifest.check_unseen(
+        leakage.check_unseen(
           workdir,
           run.data.split(name),
           f'{name} of {run.data.path}',
@@ -379,7 +380,7 @@ def validate(
   summary = resampling.summary(
     split.labels,
     probabilities(outputs['logits']),
-    any_lesion=labels.is_normal(run.data.class_names[0]),
+    any_lesion=vocabulary.is_normal(run.data.class_names[0]),
   )
   return {'loss': loss, **summary}
 
@@ -451,7 +452,7 @@ class MetricsLog:
       try:
         import tensorboardX
       except ImportError as error:
-        raise ValueError(
+        raise UserError(
           'config.train.tensorboard needs the extra: pip install -e'
           " '.[tensorboard]'"
         ) from error
@@ -529,7 +530,7 @@ def _claim(workdir, config, stage):
   if path.exists() and checkpoint.has_checkpoint(workdir):
     changed = config_lib.differences(config_lib.load(path), record)
     if changed:
-      raise ValueError(
+      raise UserError(
         f'--workdir={workdir} holds a run of another config'
         f' ({"; ".join(changed[:4])}); repeat its flags or name another workdir'
       )
@@ -537,7 +538,7 @@ def _claim(workdir, config, stage):
     workdir.mkdir(parents=True, exist_ok=True)
     config_lib.save(record, path)
   except OSError as error:
-    raise ValueError(
+    raise UserError(
       f'--workdir={workdir} cannot be written ({error.strerror}); name another'
     ) from error
 

@@ -12,6 +12,7 @@ from dpjax.data import radiograph
 from dpjax.data.decode import raster
 from dpjax.data.prepare import build
 from dpjax.data.sources import tables
+from dpjax.errors import SourceFault
 
 SIZE = 32
 # One shard of the default length would hold every set of these tests.
@@ -69,7 +70,7 @@ def image_refusal(path):
   with pytest.raises(ValueError) as caught:
     raster.read(str(path))
   line = str(caught.value)
-  assert isinstance(caught.value, tables.Fault)
+  assert isinstance(caught.value, SourceFault)
   assert line.startswith(f'{path}: ') and '\n' not in line and len(line) < 400
   return line.removeprefix(f'{path}: ')
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dpjax import config as config_lib
-from dpjax import manifest, prepare
+from dpjax import leakage, prepare
 from dpjax.data import store as store_lib
 from dpjax.evaluation import evaluate
 from dpjax.metrics import resampling
@@ -58,7 +58,7 @@ def trained(run, states, tmp_path_factory):
   """The workdir of a run of two validations, the first the better one."""
   workdir = tmp_path_factory.mktemp('trained')
   config_lib.save(run.config, workdir / 'config.json')
-  manifest.write(workdir, 'retrain', run.training_records)
+  leakage.write(workdir, 'retrain', run.training_records)
   saved = checkpoint.Checkpoints(workdir, best='balanced_accuracy')
   record = {'training': 1.0, 'wall': 2.0, 'trained_on': run.fingerprint}
   for step, score in ((3, 0.9), (6, 0.1)):
@@ -396,7 +396,7 @@ def test_the_training_split_itself_is_not_scored(workdir):
 def test_a_run_without_its_list_of_training_images_is_not_scored(
   workdir, content
 ):
-  file = workdir / manifest.FILE
+  file = workdir / leakage.FILE
   file.unlink()
   if content is not None:
     file.write_bytes(content)

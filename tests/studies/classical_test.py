@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn import ensemble, neighbors, svm, tree
 
-from dpjax import manifest
+from dpjax import leakage
 from dpjax.data.feed import pipeline
 from dpjax.metrics import predictions, scores
 from dpjax.studies import classical, runs
@@ -187,13 +187,13 @@ def test_what_a_given_backbone_has_seen_is_not_scored(tmp_path, inputs):
   log = {'split': 'train', 'seconds_training': 100.0}
   (backbone / 'metrics.jsonl').write_text(json.dumps(log) + '\n')
   records = pipeline.Records((STORE.split('validation'),))
-  manifest.write(backbone, 'pretrain', records)
+  leakage.write(backbone, 'pretrain', records)
   task = make_task(tmp_path, str(backbone))
   classical.train(task, 'knn', STORE, inputs)
   result = json.loads((task.workdir / 'evaluation.json').read_text())
   assert result['seconds']['pretraining'] == 100
   assert result['seconds']['training'] > 100
   records = pipeline.Records((STORE.split('test'),))
-  manifest.write(backbone, 'pretrain', records)
+  leakage.write(backbone, 'pretrain', records)
   with pytest.raises(ValueError, match='30 of the 30 images of test'):
     classical.train(task, 'knn', STORE, inputs)

@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 
 from dpjax import config as config_lib
-from dpjax import manifest, prepare
+from dpjax import leakage, prepare
 from dpjax.data.feed import pipeline
 from dpjax.evaluation import evaluate
 from dpjax.metrics import predictions, scores
@@ -77,7 +77,7 @@ class Fake:
     (workdir / 'metrics.jsonl').write_text(
       ''.join(json.dumps(line) + '\n' for line in lines)
     )
-    manifest.write(workdir, stage, pipeline.Records((STORE.split('train'),)))
+    leakage.write(workdir, stage, pipeline.Records((STORE.split('train'),)))
 
   def evaluate(self, config, workdir):
     """Leaves predictions.csv and evaluation.json of made-up answers."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from dpjax.data import radiograph
 from dpjax.data.decode import raster
-from dpjax.data.sources import tables
+from dpjax.errors import SourceFault, UserError
 
 # Of a file, and of a deflated file's content. 16 bits a pixel of the largest
 # image fit.
@@ -68,7 +68,7 @@ def read(path: str) -> np.ndarray:
     (H, W) uint8, 0 black.
 
   Raises:
-    tables.Fault: it is no whole image of one frame with at most 16 bits and
+    SourceFault: it is no whole image of one frame with at most 16 bits and
       `image.MAX_PIXELS`: one line.
     ImportError: pydicom or the decoder is not installed: one line.
   """
@@ -107,7 +107,7 @@ def header(path: str) -> dict[str, str]:
     (ViewPosition), one of the standard's terms.
 
   Raises:
-    tables.Fault: the header is broken: one line.
+    SourceFault: the header is broken: one line.
     ImportError: pydicom is not installed: one line.
   """
   with _quiet(path):
@@ -153,7 +153,7 @@ def _dataset(path, **reading):
   with open(path, 'rb') as file:
     size = os.fstat(file.fileno()).st_size
     if size > MAX_BYTES:
-      raise tables.Fault(f'{size:,} bytes; wanted at most {MAX_BYTES:,}')
+      raise SourceFault(f'{size:,} bytes; wanted at most {MAX_BYTES:,}')
     meta = pydicom.filereader.read_file_meta_info(path)
     syntax = meta.get('TransferSyntaxUID')
     if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
@@ -170,25 +170,25 @@ def _check_deflated(file):
   while data and not inflater.eof:
     size += len(inflater.decompress(data, 1 << 20))
     if size > MAX_BYTES:
-      raise tables.Fault(f'inflates to more than {MAX_BYTES:,} bytes')
+      raise SourceFault(f'inflates to more than {MAX_BYTES:,} bytes')
     data = inflater.unconsumed_tail or file.read(1 << 16)
 
 
 def _check(dataset):
   """Refuses what is no image of one frame, or too large."""
   if 'FloatPixelData' in dataset or 'DoubleFloatPixelData' in dataset:
-    raise tables.Fault('floating point pixels; wanted whole numbers')
+    raise SourceFault('floating point pixels; wanted whole numbers')
   if not dataset.get('PixelData'):
-    raise tables.Fault('no pixel data, or cut short before it')
+    raise SourceFault('no pixel data, or cut short before it')
   for keyword in ('Rows', 'Columns', 'BitsAllocated', 'BitsStored'):
     if not isinstance(dataset.get(keyword), int):
-      raise tables.Fault(f'no {keyword}')
+      raise SourceFault(f'no {keyword}')
   raster.check_size(dataset.Columns, dataset.Rows)
   frames = int(dataset.get('NumberOfFrames') or 1)
   if frames != 1:
-    raise tables.Fault(f'{frames} frames; wanted one')
+    raise SourceFault(f'{frames} frames; wanted one')
   if dataset.BitsAllocated > 16:
-    raise tables.Fault(
+    raise SourceFault(
       f'{dataset.BitsAllocated} bits a pixel; wanted at most 16'
     )
 
@@ -200,11 +200,11 @@ def _stored(dataset):
 
   syntax = dataset.file_meta.get('TransferSyntaxUID')
   if not syntax:
-    raise tables.Fault('no TransferSyntaxUID')
+    raise SourceFault('no TransferSyntaxUID')
   try:
     decoder = pixels.get_decoder(syntax)
   except NotImplementedError:
-    raise tables.Fault(
+    raise SourceFault(
       f'its transfer syntax is {syntax.name}, which cannot be decoded'
     ) from None
   plugin = ''
@@ -213,7 +213,7 @@ def _stored(dataset):
     if plugin not in decoder.available_plugins:
       raise ImportError(f'a DICOM file in {syntax.name} {_INSTALL}')
     if syntax == pydicom.uid.JPEGExtended12Bit and dataset.BitsStored > 8:
-      raise tables.Fault(
+      raise SourceFault(
         'JPEG Extended of more than 8 bits, which cannot be decoded'
       )
     if syntax != pydicom.uid.RLELossless:
@@ -235,7 +235,7 @@ def _stored(dataset):
     with raster.silent():
       return _apart(decode) if plugin == 'gdcm' else decode()
   except RuntimeError as error:  # names the decoder, then what it said
-    raise ValueError(str(error).split(f'{plugin}: ')[-1]) from error
+    raise UserError(str(error).split(f'{plugin}: ')[-1]) from error
 
 
 def _apart(decode):
@@ -264,7 +264,7 @@ def _apart(decode):
   with open(receive, 'rb') as pipe:
     sent = pipe.read()
   if os.waitpid(child, 0)[1] or not sent:
-    raise tables.Fault('broken (its decoder gave up)')
+    raise SourceFault('broken (its decoder gave up)')
   word, _, array = sent.partition(b'\n')
   if word.startswith(b'error '):
     raise RuntimeError(word.removeprefix(b'error ').decode())
@@ -282,7 +282,7 @@ def _check_coded(dataset):
   coded = _coded_size(code)
   wanted = dataset.Columns, dataset.Rows, dataset.SamplesPerPixel
   if coded != wanted:
-    raise tables.Fault(
+    raise SourceFault(
       'pixel data not coded as its transfer syntax says, or cut short'
       if coded is None
       else '{} x {} x {} pixels are coded'.format(*coded)
@@ -290,7 +290,7 @@ def _check_coded(dataset):
     )
   # Their end marker, with padding behind it. Not all decoders miss it.
   if b'\xff\xd9' not in code[-64:]:
-    raise tables.Fault('cut short: its code has no end')
+    raise SourceFault('cut short: its code has no end')
 
 
 def _coded_size(code):
@@ -319,7 +319,7 @@ def _grey_scale(dataset, values, index):
     levels *= float(dataset.RescaleSlope)
     levels += float(dataset.get('RescaleIntercept') or 0)
   if not np.isfinite(levels).all():
-    raise tables.Fault('a rescale that is not finite')
+    raise SourceFault('a rescale that is not finite')
   padding = _padding(dataset, values)
   if dataset.get('VOILUTSequence'):
     item = dataset.VOILUTSequence[0]
@@ -355,7 +355,7 @@ def _windowed(dataset, levels, center, width):
   function = dataset.get('VOILUTFunction') or 'LINEAR'
   least = 1 if function == 'LINEAR' else 0
   if not (np.isfinite(center) and least <= width < np.inf and width > 0):
-    raise tables.Fault(f'a window of width {width:g} at {center:g}')
+    raise SourceFault(f'a window of width {width:g} at {center:g}')
   if function == 'LINEAR':
     center, width = center - 0.5, width - 1
   if width == 0:
@@ -365,7 +365,7 @@ def _windowed(dataset, levels, center, width):
   if function == 'SIGMOID':
     # exp(700) is about the largest number that there is.
     return 1 / (1 + np.exp((-4 * (levels - center) / width).clip(-700, 700)))
-  raise tables.Fault(f'VOILUTFunction {function!r} is unknown')
+  raise SourceFault(f'VOILUTFunction {function!r} is unknown')
 
 
 def _padding(dataset, values):
@@ -404,7 +404,7 @@ def _look_up(dataset, descriptor, data, values):
     data = np.frombuffer(data, kind)
   table = np.atleast_1d(data)[:entries]
   if len(table) < entries:
-    raise tables.Fault(
+    raise SourceFault(
       f'a lookup table of {len(table)} entries; wanted {entries}'
     )
   return table[np.rint(values - first).clip(0, entries - 1).astype(np.intp)]

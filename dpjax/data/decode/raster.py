@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dpjax.data.sources import tables
+from dpjax.errors import SourceFault, printable
 
 # Checked before anything is decoded. The largest films are about 30 million.
 MAX_PIXELS = 100_000_000
@@ -79,7 +79,7 @@ def read(path: str) -> np.ndarray:
     (H, W) uint8, 0 black.
 
   Raises:
-    tables.Fault: it is no whole image of these formats, has another format's
+    SourceFault: it is no whole image of these formats, has another format's
       suffix, several frames or more than `MAX_PIXELS`: one line.
     ImportError: it is a DICOM file, and what that takes is not installed.
   """
@@ -96,7 +96,7 @@ def header(path: str) -> dict[str, str]:
   """What a file says of its patient: `dicom.header`; {} if it is no DICOM.
 
   Raises:
-    tables.Fault, ImportError: as in `read`.
+    SourceFault, ImportError: as in `read`.
   """
   with one_line(path):
     if _checked_kind(path) != 'DICOM':
@@ -126,12 +126,12 @@ def check_size(width: int, height: int) -> None:
   """Refuses an image that is too large to decode, or empty.
 
   Raises:
-    tables.Fault: it is.
+    SourceFault: it is.
   """
   if width < 1 or height < 1:
-    raise tables.Fault(f'{width} x {height} pixels; wanted at least one')
+    raise SourceFault(f'{width} x {height} pixels; wanted at least one')
   if width * height > MAX_PIXELS:
-    raise tables.Fault(
+    raise SourceFault(
       f'{width} x {height} pixels; wanted at most {MAX_PIXELS:,} in all'
     )
 
@@ -141,7 +141,7 @@ def one_line(path: str) -> Iterator[None]:
   """Turns what the block raises or warns of into one line; mutes its logging.
 
   Raises:
-    tables.Fault: '{path}: {reason}'.
+    SourceFault: '{path}: {reason}'.
     ImportError: as the block raises it: no fault of the file.
   """
   loggers = [logging.getLogger(n) for n in ('PIL', 'pydicom', 'pylibjpeg')]
@@ -156,8 +156,8 @@ def one_line(path: str) -> Iterator[None]:
     raise
   except Exception as error:
     # Names of files, texts in them and libraries may say anything.
-    line = tables.printable(f'{path}: {_reason(error)}')
-    raise tables.Fault(line) from error
+    line = printable(f'{path}: {_reason(error)}')
+    raise SourceFault(line) from error
   finally:
     for logger, level in zip(loggers, levels, strict=True):
       logger.setLevel(level)
@@ -187,7 +187,7 @@ def _reason(error):
   if isinstance(error, OSError) and error.strerror:
     return f'cannot be read: {error.strerror}'
   said = ' '.join(str(error).split())[:200] or type(error).__name__
-  if isinstance(error, tables.Fault):
+  if isinstance(error, SourceFault):
     return said
   cut = re.search('truncated|less than expected', said, re.IGNORECASE)
   return f'{"cut short" if cut else "broken"} ({said})'
@@ -197,9 +197,9 @@ def _start(path):
   """The bytes that tell the format of a file."""
   mode = os.stat(path).st_mode
   if stat.S_ISDIR(mode):
-    raise tables.Fault('a folder; wanted an image file')
+    raise SourceFault('a folder; wanted an image file')
   if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
-    raise tables.Fault('no regular file')
+    raise SourceFault('no regular file')
   with open(path, 'rb') as file:
     return file.read(132)
 
@@ -215,13 +215,13 @@ def _checked_kind(path):
   """The format of a file by its content, which its suffix must not deny."""
   start = _start(path)
   if not start:
-    raise tables.Fault('empty')
+    raise SourceFault('empty')
   format = _format(start)
   if format is None:
-    raise tables.Fault('no PNG, JPEG, TIFF, BMP or DICOM file')
+    raise SourceFault('no PNG, JPEG, TIFF, BMP or DICOM file')
   suffix = os.path.splitext(path)[1]
   if SUFFIXES.get(suffix.lower(), format) != format:
-    raise tables.Fault(f'holds a {format} but is named {suffix}; rename it')
+    raise SourceFault(f'holds a {format} but is named {suffix}; rename it')
   return format
 
 
@@ -256,10 +256,10 @@ def _decoded(path, format):
   with open(path, 'rb') as file, Decoder(file) as opened:
     check_size(*opened.size)
     if getattr(opened, 'is_animated', False):
-      raise tables.Fault(f'{opened.n_frames} frames; wanted one')
+      raise SourceFault(f'{opened.n_frames} frames; wanted one')
     deep_colour = ';16' in str(opened.tile) and opened.mode[0] != 'I'
     if deep_colour:  # Pillow drops the lower 8 bits, which may be all there is
-      raise tables.Fault('16 bits a channel in colour or with alpha; wanted 8')
+      raise SourceFault('16 bits a channel in colour or with alpha; wanted 8')
     white_is_0 = format == 'TIFF' and opened.tag_v2.get(_PHOTOMETRIC) == 0
     with silent() if format == 'TIFF' else contextlib.nullcontext():
       opened.load()
@@ -293,7 +293,7 @@ def _grey(opened, white_is_0):
 def _eight_bits(deep):
   low, high = int(deep.min()), int(deep.max())
   if low < 0 or high >= 1 << 16:
-    raise tables.Fault(f'grey levels {low} to {high}; wanted 0 to 65535')
+    raise SourceFault(f'grey levels {low} to {high}; wanted 0 to 65535')
   bits = next(bits for bits in (8, 10, 12, 14, 16) if high < 1 << bits)
   return (deep >> (bits - 8)).astype(np.uint8)
 
@@ -301,6 +301,6 @@ def _eight_bits(deep):
 def _stretched(levels):
   low, high = np.float64(levels.min()), np.float64(levels.max())
   if not (np.isfinite(low) and np.isfinite(high)):
-    raise tables.Fault('grey levels that are not finite')
+    raise SourceFault('grey levels that are not finite')
   scale = 255 / (high - low) if high > low else 0.0
   return np.rint((levels - low) * scale).astype(np.uint8)

@@ -32,8 +32,8 @@ from typing import Any
 import grain
 import numpy as np
 
+from dpjax import machine
 from dpjax.data.feed import augment
-from dpjax.data.prepare import runners
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ def first(dataset: grain.IterDataset, count: int) -> list[dict[str, Any]]:
 
 def _read(drawn, records, plan, process, threads, prefetch):
   options = grain.ReadOptions(
-    num_threads=threads or min(runners.cores(), 16),
+    num_threads=threads or min(machine.cores(), 16),
     # Counts batches here, and each batch is many records already.
     prefetch_buffer_size=prefetch,
   )

@@ -60,7 +60,7 @@ def masks(
     stage name -> (B, side, side) float32 in 0..1.
 
   Raises:
-    ValueError: an unknown kind.
+    UserError: an unknown kind.
   """
 
   def cover(side):

@@ -21,9 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from dpjax import machine
 from dpjax.data import radiograph, store
 from dpjax.data.prepare import duplicates, runners, shards, splits
 from dpjax.data.sources import tables
+from dpjax.errors import UserError
 
 BLOCK = 128  # images in a block, at most: what a process does at a time
 SHARD = 512  # images in a shard
@@ -84,13 +86,13 @@ def build(
     progress: show progress on stderr.
 
   Raises:
-    ValueError: one line: an image that cannot be read, two images of one id,
+    UserError: one line: an image that cannot be read, two images of one id,
       or another set in that folder.
   """
   path = pathlib.Path(path)
   faults = faults or tables.Faults()
   if not name.isidentifier():  # TFDS finds the files by it.
-    raise ValueError(f'{name!r} cannot name a set; it must be like my_set')
+    raise UserError(f'{name!r} cannot name a set; it must be like my_set')
   _check_ids(records)
   # A set of fewer than two classes, such as an unlabelled one, has two too.
   missing = range(len(class_names), 2)
@@ -109,7 +111,7 @@ def build(
   partial = path.with_name(path.name + '.partial')
   run = functools.partial(
     runners.run,
-    workers=workers or runners.cores(),
+    workers=workers or machine.cores(),
     beam=beam,
     progress=progress,
   )
@@ -135,7 +137,7 @@ def _make(partial, records, name, plan, fingerprint, settings, faults, run):
   blocks = _decode(records, partial, settings, faults.on_error, run)
   records, table = _collect(records, blocks, faults)
   if not records:
-    raise ValueError(
+    raise UserError(
       f'no radiograph is left: all {len(faults.found)} are at fault, the first'
       f' is {": ".join(faults.found[0][::2])}'
     )
@@ -195,11 +197,11 @@ def _make(partial, records, name, plan, fingerprint, settings, faults, run):
 
 def _check_ids(records):
   if not records:
-    raise ValueError('the source holds no radiographs')
+    raise UserError('the source holds no radiographs')
   seen = set()
   for record in records:
     if record.id in seen:
-      raise ValueError(f'{record.id}: two radiographs have this id')
+      raise UserError(f'{record.id}: two radiographs have this id')
     seen.add(record.id)
 
 
@@ -222,7 +224,7 @@ def _existing(path, plan, fingerprint, faults):
     summary = json.loads((path / 'summary.json').read_text())
     same = summary['fingerprint'] == fingerprint
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise ValueError(
+    raise UserError(
       f'config.data.path: {path} is there and is no prepared set; name another'
     ) from error
   if not same:
@@ -233,13 +235,13 @@ def _existing(path, plan, fingerprint, faults):
       for name, value in json.loads(json.dumps(asked)).items()
       if name != 'provenance' and there.get(name) != value
     ]
-    raise ValueError(
+    raise UserError(
       f'config.data.path: {path} holds another set'
       f' ({"; ".join(changed[:3]) or "its files have changed since"}); name'
       ' another path, or remove it'
     )
   if summary['skipped'] and faults.on_error == 'fail':
-    raise ValueError(
+    raise UserError(
       f'config.data.path: {path} was made with --on_error=skip:'
       f' {summary["skipped"]} faults are in its quarantine.csv; give that flag'
       ' again, or name another path'
@@ -263,7 +265,7 @@ def _locked(partial):
     fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     yield
   except BlockingIOError as error:
-    raise ValueError(
+    raise UserError(
       f'another prepare is at work in {partial}; wait for it, or end it'
     ) from error
   finally:
@@ -274,7 +276,7 @@ def _keep_blocks(partial, decoding):
   """Clears the unfinished work of blocks that were decoded in another way."""
   blocks = partial / 'blocks'
   if not blocks.is_dir() and any(partial.iterdir()):
-    raise ValueError(
+    raise UserError(
       f'{partial} is in the way and no unfinished set; move or remove it'
     )
   if _read(blocks / 'fingerprint') != decoding:
@@ -384,7 +386,7 @@ def _collect(records, blocks, faults):
   ]
   for name in sorted({name for row in metadata for name in row}):
     if name in store.MANIFEST:
-      raise ValueError(
+      raise UserError(
         f'config.data.csv.metadata: {name!r} is a column of manifest.csv'
         ' already; call it otherwise in the source'
       )

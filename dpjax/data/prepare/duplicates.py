@@ -10,6 +10,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from dpjax.errors import UserError
+
 BITS = 256  # of a fingerprint
 MAX_NEAR = 64  # of 256 bits; from here on, most patients look like some other
 
@@ -78,10 +80,10 @@ def find(
     with the first, and only the first is compared with others.
 
   Raises:
-    ValueError: `near` is not in -1..64.
+    UserError: `near` is not in -1..64.
   """
   if not -1 <= near <= MAX_NEAR:
-    raise ValueError(
+    raise UserError(
       f'config.split.near: {near}; wanted -1 to {MAX_NEAR}: beyond, different'
       ' patients count as copies'
     )

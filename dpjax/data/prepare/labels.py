@@ -14,11 +14,8 @@ import difflib
 import math
 from collections.abc import Sequence
 
-from dpjax.data import radiograph
-
-# What sources call an image without a finding, in lower case.
-NORMAL = ('normal', 'no finding', 'no findings', 'healthy', 'negative',
-          'none', '0')  # fmt: skip
+from dpjax.data import radiograph, vocabulary
+from dpjax.errors import UserError
 
 
 def assign(
@@ -45,7 +42,7 @@ def assign(
     The records with their label, and the name of each class.
 
   Raises:
-    ValueError: a name that no record has, or that stands twice; names that
+    UserError: a name that no record has, or that stands twice; names that
       differ in nothing but case; boxes without a name where names count; no
       record with a label, or one class only; findings and no box to count.
   """
@@ -60,7 +57,7 @@ def assign(
       _check_case(known)
     order = classes or sorted(known, key=_rank)
     if len(known) == 1 and not classes:
-      raise ValueError(
+      raise UserError(
         f'config.data.label: class {order[0]!r} is the only one of this source;'
         ' is config.data.layout right?'
       )
@@ -78,7 +75,7 @@ def assign(
     names = ('none', 'any')
   else:
     if not any(r.boxes for r in records) and any(r.findings for r in records):
-      raise ValueError(
+      raise UserError(
         'config.data.label: count needs boxes, and no image of this source has'
         ' one; any or class may do'
       )
@@ -93,7 +90,7 @@ def assign(
   if all(label is None for label in labels) and any(
     r.findings is not None or r.classes for r in records
   ):
-    raise ValueError(
+    raise UserError(
       f'config.data.label: {policy} gives no image of this source a label'
     )
   return [
@@ -102,27 +99,8 @@ def assign(
   ], names
 
 
-def is_normal(name: str) -> bool:
-  """Whether a class name says that there is no finding."""
-  return name.lower().replace('_', ' ') in NORMAL
-
-
-def meaning(class_names: Sequence[str]) -> dict[str, bool]:
-  """What scores may take the names of the classes for.
-
-  Returns:
-    {'any_lesion': whether class 0 says that there is no lesion, 'ordinal':
-    whether the classes are the numbers 0, 1, 2, ..., and so in an order}.
-  """
-  numbers = [*map(str, range(len(class_names)))]
-  return {
-    'any_lesion': is_normal(class_names[0]),
-    'ordinal': list(class_names) == numbers,
-  }
-
-
 def _rank(name):
-  normal = is_normal(name)
+  normal = vocabulary.is_normal(name)
   words = -1 if normal else math.inf
   return not normal, float(name) if name.isdecimal() else words, name
 
@@ -130,7 +108,7 @@ def _rank(name):
 def _only(record, findings):
   """The record with the findings that count, and their boxes."""
   if len(record.names) < len(record.boxes) or '' in record.names:
-    raise ValueError(
+    raise UserError(
       f'config.data.findings: {record.where or record.id} has boxes without a'
       ' name; whether they count is unknown'
     )
@@ -148,12 +126,12 @@ def _check(wanted, known, field):
   known = known - {''}  # a box without a name
   for name, count in collections.Counter(wanted).items():
     if count > 1:
-      raise ValueError(f'{field}: {name!r} stands there twice')
+      raise UserError(f'{field}: {name!r} stands there twice')
     if name not in known:
       near = difflib.get_close_matches(name, sorted(known), n=1)
       names = ', '.join(map(repr, near or sorted(known)[:8]))
       hint = f'did you mean {names}?' if known else 'the source gives no names'
-      raise ValueError(f'{field}: no image has {name!r}; {hint}')
+      raise UserError(f'{field}: no image has {name!r}; {hint}')
 
 
 def _check_case(known):
@@ -162,7 +140,7 @@ def _check_case(known):
   for name in sorted(known):
     other = seen.setdefault(name.lower(), name)
     if other != name:
-      raise ValueError(
+      raise UserError(
         f'config.data.classes: {other!r} and {name!r} would be two classes;'
         ' write them alike in the source, or name the classes that you want'
       )

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from dpjax.data import store
+from dpjax.errors import UserError
 
 MOST = 400  # tiles: about 5,300 x 6,100 pixels
 
@@ -29,10 +30,10 @@ def write(
     seed: of the choice.
 
   Raises:
-    ValueError: one line: `count` is below 1, or the file cannot be written.
+    UserError: one line: `count` is below 1, or the file cannot be written.
   """
   if count < 1:
-    raise ValueError(f'a preview of {count} radiographs; wanted 1 or more')
+    raise UserError(f'a preview of {count} radiographs; wanted 1 or more')
   chosen = pick(data, min(count, MOST), seed)
   columns = int(np.ceil(np.sqrt(len(chosen))))
   rows = -(-len(chosen) // columns)
@@ -60,7 +61,7 @@ def write(
   try:
     file.write_bytes(cv2.imencode('.png', sheet)[1].tobytes())
   except OSError as error:
-    raise ValueError(f'{file}: cannot be written: {error.strerror}') from error
+    raise UserError(f'{file}: cannot be written: {error.strerror}') from error
 
 
 def pick(data: store.Store, count: int, seed: int) -> list[tuple[str, int]]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import tqdm
 
+from dpjax.errors import UserError
+
 
 def run(
   work: Callable[..., None],
@@ -60,13 +62,6 @@ def run(
       _run_pool(work, tasks, workers, bar)
 
 
-def cores() -> int:
-  """How many this process may use."""
-  if hasattr(os, 'sched_getaffinity'):  # a job's share of a machine
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
 def _run_pool(work, tasks, workers, bar):
   # Forked children would inherit JAX's threads without their locks' owners.
   with concurrent.futures.ProcessPoolExecutor(
@@ -81,7 +76,7 @@ def _run_pool(work, tasks, workers, bar):
         future.result()
         bar.update(futures[future])
     except concurrent.futures.process.BrokenProcessPool as error:
-      raise ValueError(_who_died(tasks)) from error
+      raise UserError(_who_died(tasks)) from error
     except BaseException:
       pool.shutdown(cancel_futures=True)
       raise
@@ -129,7 +124,7 @@ def _run_beam(work, tasks, runner, options):
     import apache_beam as beam
     from apache_beam.options import pipeline_options
   except ImportError as error:
-    raise ValueError(
+    raise UserError(
       f"--beam_runner={runner} takes the extra beam: pip install -e '.[beam]'"
     ) from error
   try:
@@ -144,13 +139,13 @@ def _run_beam(work, tasks, runner, options):
       )
   except (Exception, SystemExit) as error:  # Of Beam: no such runner, option.
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    raise ValueError(
+    raise UserError(
       f'--beam_runner={runner} --beam_options={",".join(options)}: {line}'
     ) from error
   for task in tasks:
     fault = _fault_file(task)
     if fault.is_file():
-      raise ValueError(fault.read_text())
+      raise UserError(fault.read_text())
 
 
 def _attempt(task, work):

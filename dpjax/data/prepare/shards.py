@@ -23,6 +23,7 @@ import xxhash
 from dpjax.data import radiograph
 from dpjax.data.prepare import duplicates
 from dpjax.data.sources import tables
+from dpjax.errors import SourceFault
 
 
 def decode_block(
@@ -54,7 +55,7 @@ def decode_block(
     on_error: 'fail' or 'skip' what cannot be used.
 
   Raises:
-    ValueError: 'fail', and an image cannot be read or a box lies outside of it.
+    UserError: 'fail', and an image cannot be read or a box lies outside of it.
     OSError: the block cannot be written.
   """
   faults = tables.Faults(on_error)
@@ -77,7 +78,7 @@ def decode_block(
           found, out = record.unit_boxes(*pixels.shape)
         except ValueError as error:
           reason = str(error).removeprefix(f'{place}: ')
-          raise tables.Fault(reason) from error
+          raise SourceFault(reason) from error
         squared, found = square(pixels, found, size, fit)
         stream.write(squared.tobytes())
         kept.append(i)

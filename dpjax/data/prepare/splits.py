@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dpjax.data.prepare import duplicates
+from dpjax.errors import UserError
 
 # With fewer labelled images a split may stay empty, and none complains.
 _ENOUGH = 20
@@ -53,14 +54,14 @@ def assign(
     and 'left_out': in no split, nor in pre-training.
 
   Raises:
-    ValueError: a share is not in [0, 1); a patient is on two sides of the
+    UserError: a share is not in [0, 1); a patient is on two sides of the
       source's split; of 20 images or more none can be drawn, as one group holds
       most of them.
   """
   shares = {'test': test, 'validation': validation}
   for side, share in shares.items():
     if not 0 <= share < 1:
-      raise ValueError(f'config.split.{side}: {share}; wanted 0 to below 1')
+      raise UserError(f'config.split.{side}: {share}; wanted 0 to below 1')
   classes = np.array([-1 if c is None else c for c in labels], int)
   patients = np.asarray(patients)
   splits = np.full(len(classes), 'train', '<U10')
@@ -89,7 +90,7 @@ def _check_sides(patients, splits):
   for one, other in parts:
     both = np.intersect1d(patients[splits == one], patients[splits == other])
     if both.size:
-      raise ValueError(
+      raise UserError(
         f'patient {str(both[0])!r} is in the {one} part of the source and in'
         f' its {other} part; a patient must be on one side:'
         ' config.split.given=False draws new sides'
@@ -142,7 +143,7 @@ def _draw(name, share, splits, classes, groups, floor, rng):
         taken += held
   if wanted.any() and not taken.any() and len(rows) >= _ENOUGH:
     largest = max(sorted(members), key=lambda group: len(members[group]))
-    raise ValueError(
+    raise UserError(
       f'no image can be drawn for {name}: patient {str(largest)!r} (with'
       f' copies) has {len(members[largest])} of {len(rows)} labelled images,'
       ' and a patient is never split; name the patients another way, or set'

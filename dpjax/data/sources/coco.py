@@ -18,10 +18,10 @@ import pathlib
 import re
 import reprlib
 
-from dpjax.data import radiograph
-from dpjax.data.prepare import labels
+from dpjax.data import radiograph, vocabulary
 from dpjax.data.sources import files as files_lib
 from dpjax.data.sources import folder, tables
+from dpjax.errors import SourceFault, UserError
 
 LIMIT = 1 << 30  # bytes of a json: they take several times as many in memory
 
@@ -43,7 +43,7 @@ def read(
     patient_pattern: see folder.patients.
 
   Raises:
-    ValueError: one line: no such json, or it is not of COCO's form.
+    UserError: one line: no such json, or it is not of COCO's form.
   """
   files = files_lib.Files(source)
   jsons = _find_jsons(files.root, annotations)
@@ -100,7 +100,7 @@ def _find_jsons(root, annotations):
     or len(found) > len(set(splits.values()))
   ):
     names = ', '.join(str(file.relative_to(root)) for file in found[:8])
-    raise ValueError(
+    raise UserError(
       f'config.data.coco_annotations: {root} has '
       + (
         f'several: {names}; name one, or one a split, with commas between them'
@@ -115,31 +115,31 @@ def _load(file):
   """The json, its three lists being lists."""
 
   def refuse(literal):
-    raise ValueError(f'{literal} is no number of json')
+    raise UserError(f'{literal} is no number of json')
 
   try:
     if file.stat().st_size > LIMIT:
-      raise ValueError(f'larger than {LIMIT >> 20} MiB')
+      raise UserError(f'larger than {LIMIT >> 20} MiB')
     data = json.loads(file.read_text('utf-8-sig'), parse_constant=refuse)
   except FileNotFoundError as error:
-    raise ValueError(
+    raise UserError(
       f'config.data.coco_annotations: {file} is not there'
     ) from error
   except OSError as error:
-    raise ValueError(f'{file}: cannot be read: {error.strerror}') from error
+    raise UserError(f'{file}: cannot be read: {error.strerror}') from error
   except UnicodeDecodeError as error:
-    raise ValueError(f'{file}: not UTF-8 text; save it as UTF-8') from error
+    raise UserError(f'{file}: not UTF-8 text; save it as UTF-8') from error
   except RecursionError as error:
-    raise ValueError(f'{file}: nested too deep for COCO annotations') from error
+    raise UserError(f'{file}: nested too deep for COCO annotations') from error
   except ValueError as error:
-    raise ValueError(f'{file}: not a json file ({error})') from error
+    raise UserError(f'{file}: not a json file ({error})') from error
   if not isinstance(data, dict):
-    raise ValueError(
+    raise UserError(
       f'{file}: no object; COCO has images, annotations and categories'
     )
   for key in ('images', 'annotations', 'categories'):
     if not isinstance(data.get(key), list):
-      raise ValueError(
+      raise UserError(
         f'{file}: no list {key!r}; COCO has images, annotations and categories'
       )
   return data
@@ -153,11 +153,11 @@ def _read_categories(file, items, faults):
       id = _id(item, 'id')
       if id in seen:
         names.pop(id, None)
-        raise tables.Fault('two categories have this id')
+        raise SourceFault('two categories have this id')
       seen.add(id)
       name = _text(item, 'name').strip()
       if not (name and name.isprintable()):
-        raise tables.Fault(f'{name!r} cannot name a category')
+        raise SourceFault(f'{name!r} cannot name a category')
       names[id] = name
   return names
 
@@ -165,7 +165,7 @@ def _read_categories(file, items, faults):
 def _read_images(file, items, faults, files, patient):
   """{id: record without boxes}, and the ids of those that are left out."""
   if not items:
-    raise ValueError(f'{file}: no images')
+    raise UserError(f'{file}: no images')
   images, out = {}, set()
   owner, lost = {}, set()  # id of each file; files that are left out
   for i, item in enumerate(items):
@@ -178,9 +178,9 @@ def _read_images(file, items, faults, files, patient):
         image = files.find(_text(item, 'file_name'), file.parent)
       if image not in lost:
         if id in images or id in out:
-          raise tables.Fault('two images have this id')
+          raise SourceFault('two images have this id')
         if image in owner:
-          raise tables.Fault(f'two images are of {_name(item)}')
+          raise SourceFault(f'two images are of {_name(item)}')
         images[id] = radiograph.from_file(
           image,
           _name(item),
@@ -215,18 +215,18 @@ def _read_boxes(file, items, faults, images, out, categories):
       _place(file, 'annotation', i, item), images[id].id if id in images else ''
     ):
       if _id(item, 'image_id') not in images:
-        raise tables.Fault(f'no image has its image_id {reprlib.repr(id)}')
+        raise SourceFault(f'no image has its image_id {reprlib.repr(id)}')
       if 'id' in item:
         if _id(item, 'id') in seen:
-          raise tables.Fault('two annotations have this id')
+          raise SourceFault('two annotations have this id')
         seen.add(item['id'])
       category = _id(item, 'category_id')
       if category not in categories:
-        raise tables.Fault(
+        raise SourceFault(
           f'no category has its category_id {reprlib.repr(category)}'
         )
       box, name = _box(item), categories[category]
-      if not labels.is_normal(name):
+      if not vocabulary.is_normal(name):
         boxes[id].append((box, name))
       continue
     if boxes.pop(id, None) is not None:
@@ -237,7 +237,7 @@ def _read_boxes(file, items, faults, images, out, categories):
 def _box(item):
   box = _get(item, 'bbox')
   if not isinstance(box, list) or len(box) != 4:
-    raise tables.Fault(
+    raise SourceFault(
       f'bbox {reprlib.repr(box)}; wanted x, y, width and height'
     )
   return tables.box(*(repr(_number(value, 'of bbox')) for value in box))
@@ -246,19 +246,19 @@ def _box(item):
 def _length(item, key):
   value = _number(_get(item, key), key)
   if value <= 0:
-    raise tables.Fault(f'{key} {value:g}; wanted above 0')
+    raise SourceFault(f'{key} {value:g}; wanted above 0')
   return value
 
 
 def _number(value, what):
   if type(value) not in (int, float):
-    raise tables.Fault(f'{what}: {reprlib.repr(value)} is no number')
+    raise SourceFault(f'{what}: {reprlib.repr(value)} is no number')
   try:
     number = float(value)
   except OverflowError:
     number = math.inf
   if not math.isfinite(number):
-    raise tables.Fault(f'{what}: {reprlib.repr(value)} is not finite')
+    raise SourceFault(f'{what}: {reprlib.repr(value)} is not finite')
   return number
 
 
@@ -269,7 +269,7 @@ def _is_id(value):
 def _id(item, key):
   value = _get(item, key)
   if not _is_id(value):
-    raise tables.Fault(
+    raise SourceFault(
       f'{key} {reprlib.repr(value)}; wanted a whole number or a text'
     )
   return value
@@ -278,15 +278,15 @@ def _id(item, key):
 def _text(item, key):
   value = _get(item, key)
   if not isinstance(value, str):
-    raise tables.Fault(f'{key} {reprlib.repr(value)}; wanted a text')
+    raise SourceFault(f'{key} {reprlib.repr(value)}; wanted a text')
   return value
 
 
 def _get(item, key):
   if not isinstance(item, dict):
-    raise tables.Fault(f'{reprlib.repr(item)}; wanted an object')
+    raise SourceFault(f'{reprlib.repr(item)}; wanted an object')
   if key not in item:
-    raise tables.Fault(f'no {key}')
+    raise SourceFault(f'no {key}')
   return item[key]
 
 

@@ -14,6 +14,7 @@ import pathlib
 
 from dpjax.data import radiograph
 from dpjax.data.sources import files, tables
+from dpjax.errors import SourceFault, UserError
 
 _COLUMNS = ('x', 'y', 'width', 'height')
 
@@ -28,11 +29,11 @@ def read(
     faults: takes what is wrong with an image or a row.
 
   Raises:
-    ValueError: one line that names what is wrong with a table or the folder.
+    UserError: one line that names what is wrong with a table or the folder.
   """
   source = pathlib.Path(source)
   if not (source / 'train.csv').is_file():
-    raise ValueError(
+    raise UserError(
       f'config.data.source: {source} has no train.csv; it must be a folder in'
       " the competition's layout (docs/datasets.md)"
     )
@@ -56,13 +57,13 @@ def _read_part(source, part, split, faults):
     with faults.at(row, id):
       row.check()
       if not (label.isdecimal() and len(label) < 10):
-        raise tables.Fault(
+        raise SourceFault(
           f'label {label!r} is no whole number of 0 or more (the file has no'
           ' header)'
         )
       file = images.find(id)
       if id in labels:
-        raise tables.Fault(f'{row["id"]} stands in the file twice')
+        raise SourceFault(f'{row["id"]} stands in the file twice')
       labels[id] = row, file, int(label)
 
   box_table = source / f'{part}_bboxes.csv'
@@ -73,7 +74,7 @@ def _read_part(source, part, split, faults):
     id = f'{part}/{row["filename"]}'
     with faults.at(row, id):
       if id not in boxes:
-        raise tables.Fault(f'{row["filename"]!r} is not in {table.name}')
+        raise SourceFault(f'{row["filename"]!r} is not in {table.name}')
       row.check()
       boxes[id].append(tables.box(*(row[name] for name in _COLUMNS)))
 
@@ -82,7 +83,7 @@ def _read_part(source, part, split, faults):
     found = tuple(boxes[id])
     with faults.at(row, id):
       if len(found) != label:
-        raise tables.Fault(
+        raise SourceFault(
           f'label {label} of {id}, but {len(found)} boxes in {box_table.name};'
           ' the label counts them'
         )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from dpjax.data.decode import raster
 from dpjax.data.sources import tables
+from dpjax.errors import SourceFault, UserError
 
 
 class Files:
@@ -24,20 +25,20 @@ class Files:
     """Lists the images in `folders` of `root` and all below them.
 
     Raises:
-      ValueError: one of the folders is not there, or one cannot be read.
+      UserError: one of the folders is not there, or one cannot be read.
     """
     self.root = pathlib.Path(root).resolve()
     self.found: list[pathlib.Path] = []
     for folder in folders:
       start = self.root / folder
       if not os.path.isdir(start):
-        raise ValueError(
+        raise UserError(
           f'config.data.source: {root} has no folder {folder}'
           if folder != '.'
           else f'config.data.source: {root} is not a folder'
         )
       if not start.resolve().is_relative_to(self.root):
-        raise ValueError(
+        raise UserError(
           f'config.data.source: {start} is a link that leads out of {root}'
         )
       self.found += _walk(start)
@@ -58,7 +59,7 @@ class Files:
       beside: a folder to look in first, if there is such an image in it.
 
     Raises:
-      tables.Fault: no name of a file, no such image, two of them, or one that
+      SourceFault: no name of a file, no such image, two of them, or one that
         leads out of the root.
     """
     parts = name.split('/')
@@ -67,14 +68,14 @@ class Files:
       or '\\' in name
       or not name.isprintable()
     ):
-      raise tables.Fault(f'{name!r} cannot name an image of the source folder')
+      raise SourceFault(f'{name!r} cannot name an image of the source folder')
     files = self.named(name, beside)
     if not files:
-      raise tables.Fault(f'no image {name} in {self.root}')
+      raise SourceFault(f'no image {name} in {self.root}')
     self._asked_for.update(files)
     if len(files) > 1:
       first, second = (file.relative_to(self.root) for file in files[:2])
-      raise tables.Fault(f'two files are {name}: {first} and {second}')
+      raise SourceFault(f'two files are {name}: {first} and {second}')
     return self.checked(files[0])
 
   def named(
@@ -105,17 +106,17 @@ class Files:
     """`file`, if it lies in the root even where it is a link.
 
     Raises:
-      tables.Fault: it leads elsewhere.
+      SourceFault: it leads elsewhere.
     """
     if file.is_symlink() and not file.resolve().is_relative_to(self.root):
-      raise tables.Fault(f'{file} is a link that leads out of {self.root}')
+      raise SourceFault(f'{file} is a link that leads out of {self.root}')
     return file
 
   def add_unnamed(self, faults: tables.Faults, table: pathlib.Path) -> None:
     """Notes a fault for every image that `find` was never asked for."""
     # Nor is the file of an image that is left out a second fault.
     for id in faults.left_out:
-      with contextlib.suppress(tables.Fault):
+      with contextlib.suppress(SourceFault):
         self.find(id)
     for file in self.found:
       if file not in self._asked_for:

@@ -13,10 +13,10 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from dpjax.data import radiograph
-from dpjax.data.prepare import labels
+from dpjax.data import radiograph, vocabulary
 from dpjax.data.sources import files as files_lib
 from dpjax.data.sources import tables
+from dpjax.errors import SourceFault, UserError
 
 # What folders and cells call the sides of a split, in lower case.
 SPLITS = {
@@ -42,7 +42,7 @@ def read(
     patient_pattern: see `patients`.
 
   Raises:
-    ValueError: one line: no folders of classes, or a broken table or pattern.
+    UserError: one line: no folders of classes, or a broken table or pattern.
   """
   files = files_lib.Files(source)
   parts = {file: file.relative_to(files.root).parts for file in files.found}
@@ -51,7 +51,7 @@ def read(
     wanted = 'SPLIT/CLASS/IMAGE (SPLIT being train, validation or test)'
   depth = wanted.count('/') + 1
   if not any(len(p) == depth for p in parts.values()):
-    raise ValueError(
+    raise UserError(
       f'config.data.source: {source} has no folders of classes with images;'
       f' wanted {wanted}, or config.data.layout=csv, which takes images without'
       ' classes'
@@ -63,15 +63,15 @@ def read(
     with faults.at(file, id):
       split = SPLITS.get(place[0].lower()) if depth == 3 else None
       if len(place) != depth or (depth == 3 and split is None):
-        raise tables.Fault(f'is in no folder of a class; wanted {wanted}')
+        raise SourceFault(f'is in no folder of a class; wanted {wanted}')
       if not id.isprintable():
-        raise tables.Fault('its name has signs that cannot be printed')
+        raise SourceFault('its name has signs that cannot be printed')
       name = place[-2]
       records[file] = radiograph.from_file(
         files.checked(file),
         id,
         classes=(name,),
-        findings=() if labels.is_normal(name) else (name,),
+        findings=() if vocabulary.is_normal(name) else (name,),
         group=patient[file],
         split=split,
         where=str(file),
@@ -95,14 +95,14 @@ def patients(
       no groups. Empty: no name tells.
 
   Raises:
-    ValueError: no regular expression, or one that matches no name.
+    UserError: no regular expression, or one that matches no name.
   """
   if not pattern:
     return dict.fromkeys(files)
   try:
     expression = re.compile(pattern)
   except (re.error, RecursionError, OverflowError) as error:
-    raise ValueError(
+    raise UserError(
       f'config.data.patient_pattern: {pattern!r} is no regular expression'
       f' ({error})'
     ) from error
@@ -113,7 +113,7 @@ def patients(
     found[file] = next(filter(None, parts), None)
   # Else a slip of the pen would make every image a patient of its own.
   if files and not any(found.values()):
-    raise ValueError(
+    raise UserError(
       f'config.data.patient_pattern: {pattern!r} finds a patient in no file'
       f' name, such as {files[0].name!r}'
     )
@@ -158,11 +158,11 @@ def with_boxes(
       owners = [files.find(cell)]
       row.check()
       if not finding.isprintable():
-        raise tables.Fault(f'{finding!r} cannot name a finding')
-      if not labels.is_normal(finding):
+        raise SourceFault(f'{finding!r} cannot name a finding')
+      if not vocabulary.is_normal(finding):
         box = tables.box(*(row[column] for column in columns))
         boxes.get(owners[0], []).append((box, finding))
-    except tables.Fault as fault:
+    except SourceFault as fault:
       # Where two files have the name, it may be the box of either.
       owners = owners or files.named(cell)
       for file in owners:

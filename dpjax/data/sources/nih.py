@@ -14,6 +14,7 @@ import pathlib
 
 from dpjax.data import radiograph
 from dpjax.data.sources import files, tables
+from dpjax.errors import SourceFault, UserError
 
 NORMAL = 'No Finding'
 FINDINGS = (
@@ -49,12 +50,12 @@ def read(
     faults: takes what is wrong with an image or a row.
 
   Raises:
-    ValueError: one line that names what is wrong with a table or the folder.
+    UserError: one line that names what is wrong with a table or the folder.
   """
   source = pathlib.Path(source)
   found = sorted(source.glob('Data_Entry_2017*.csv'))
   if len(found) != 1:
-    raise ValueError(
+    raise UserError(
       f'config.data.source: {source} has {len(found)} files'
       ' Data_Entry_2017*.csv; wanted one'
     )
@@ -71,11 +72,11 @@ def read(
       file = images.find(id.removesuffix('.png'))
       row.check()
       if id in entries:
-        raise tables.Fault(f'{id} stands in the file twice')
+        raise SourceFault(f'{id} stands in the file twice')
       if not row['Patient ID']:
-        raise tables.Fault('no Patient ID')
+        raise SourceFault('no Patient ID')
       if splits and len(splits.get(id, ())) != 1:
-        raise tables.Fault(
+        raise SourceFault(
           f'{id} is in {"both" if id in splits else "neither"} of'
           f' {" and ".join(_LISTS.values())}'
         )
@@ -119,7 +120,7 @@ def _findings(text):
     return ()
   for name in names:
     if name not in FINDINGS:
-      raise tables.Fault(
+      raise SourceFault(
         f'finding {name!r} in {text!r}; wanted {NORMAL}, or some of'
         f' {", ".join(FINDINGS)}'
       )
@@ -137,12 +138,12 @@ def _read_boxes(path, table, entries, faults):
     id, name = row['Image Index'], row['Finding Label']
     with faults.at(row, id):
       if id not in entries:
-        raise tables.Fault(f'{id!r} is not in {table.name}')
+        raise SourceFault(f'{id!r} is not in {table.name}')
       row.check()
       if name == 'Infiltrate':  # as this table calls it
         name = 'Infiltration'
       if name not in FINDINGS:
-        raise tables.Fault(f'finding {name!r} is none of {", ".join(FINDINGS)}')
+        raise SourceFault(f'finding {name!r} is none of {", ".join(FINDINGS)}')
       box = tables.box(*(row[cell] for cell in _CELLS))
       boxes.setdefault(id, []).append((name, box))
   return boxes

@@ -22,6 +22,7 @@ import functools
 import numpy as np
 
 from dpjax.data import radiograph
+from dpjax.errors import UserError
 
 VERSION = 1
 
@@ -78,10 +79,10 @@ def class_counts(count: int) -> tuple[int, int, int, int, int]:
     count: number of images, at least 50.
 
   Raises:
-    ValueError: if `count` is below 50.
+    UserError: if `count` is below 50.
   """
   if count < MIN_COUNT:
-    raise ValueError(
+    raise UserError(
       f'data.phantom.count is {count}: it must be at least {MIN_COUNT},'
       f' {MIN_PER_CLASS} images for each of the 5 classes'
     )
@@ -104,7 +105,7 @@ def read(count: int, seed: int, size: int = 256) -> list[radiograph.Radiograph]:
     size: side of the images, in pixels.
 
   Raises:
-    ValueError: if `count` is below 50.
+    UserError: if `count` is below 50.
   """
   counts = class_counts(count)
   rng = np.random.default_rng((seed, _SET, 0))

@@ -15,10 +15,10 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from dpjax.data import radiograph
-from dpjax.data.prepare import labels as labels_lib
+from dpjax.data import radiograph, vocabulary
 from dpjax.data.sources import files as files_lib
 from dpjax.data.sources import folder, tables
+from dpjax.errors import SourceFault, UserError
 
 # How programs write an empty cell, in lower case.
 _MISSING = ('nan', 'na', 'n/a', 'null')
@@ -58,14 +58,14 @@ def read(
       table.
 
   Raises:
-    ValueError: one line: a table or column that is missing, or a bad setting.
+    UserError: one line: a table or column that is missing, or a bad setting.
   """
   if frame and not (len(frame) == 2 and all(map(_is_length, frame))):
-    raise ValueError(
+    raise UserError(
       f'config.data.csv.frame: {tuple(frame)}; wanted a width and a height'
     )
   if len(box_columns) != 4:
-    raise ValueError(
+    raise UserError(
       f'config.data.csv.box_columns: {tuple(box_columns)}; wanted four, of x,'
       ' y, width and height'
     )
@@ -96,7 +96,7 @@ def read(
         file,
         row[image],
         classes=classes,
-        findings=tuple(n for n in classes if not labels_lib.is_normal(n))
+        findings=tuple(n for n in classes if not vocabulary.is_normal(n))
         if classes
         else None,
         group=(row[patient] if patient else '') or names[file],
@@ -108,7 +108,7 @@ def read(
       continue
     out.add(file)
   if row is None:
-    raise ValueError(f'{table}: no rows; wanted one for each image')
+    raise UserError(f'{table}: no rows; wanted one for each image')
   files.add_unnamed(faults, table)
 
   if boxes == 'auto':
@@ -145,12 +145,12 @@ def _classes(cell):
     return ()
   names = [name.strip() for name in cell.split('|')]
   if not all(name and name.isprintable() for name in names):
-    raise tables.Fault(f'label {cell!r}; wanted names with | between them')
+    raise SourceFault(f'label {cell!r}; wanted names with | between them')
   for name in names:
     if name.lower() in _MISSING:
-      raise tables.Fault(f'label {name!r}; an empty cell leaves it unlabelled')
+      raise SourceFault(f'label {name!r}; an empty cell leaves it unlabelled')
     if not name.isdecimal() and _is_number(name):
-      raise tables.Fault(
+      raise SourceFault(
         f'label {name!r}; wanted a whole number of 0 or more, or a name'
       )
   return tuple(dict.fromkeys(names))
@@ -168,7 +168,7 @@ def _split(cell):
   if not cell:
     return None
   if cell.lower() not in folder.SPLITS:
-    raise tables.Fault(
+    raise SourceFault(
       f'split {cell!r}; wanted train, validation, test or nothing'
     )
   return folder.SPLITS[cell.lower()]

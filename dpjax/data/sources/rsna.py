@@ -15,6 +15,7 @@ import pathlib
 
 from dpjax.data import radiograph
 from dpjax.data.sources import files, tables
+from dpjax.errors import SourceFault
 
 CLASSES = ('Normal', 'No Lung Opacity / Not Normal', 'Lung Opacity')
 FRAME = (1024.0, 1024.0)  # of every image as shipped; boxes count in it
@@ -33,7 +34,7 @@ def read(
     faults: takes what is wrong with an image or a row.
 
   Raises:
-    ValueError: one line that names what is wrong with a table or the folder.
+    UserError: one line that names what is wrong with a table or the folder.
   """
   source = pathlib.Path(source)
   images = files.Files(source, ['stage_2_train_images'])
@@ -52,11 +53,11 @@ def read(
         continue
       first, _, target, others = exams[id]
       if target != row['Target']:
-        raise tables.Fault(
+        raise SourceFault(
           f'Target {row["Target"]}, but {target} in row {first.number}'
         )
       if not boxes or boxes[0] in others:
-        raise tables.Fault(f'{id} stands in the file twice with this box')
+        raise SourceFault(f'{id} stands in the file twice with this box')
       others += boxes
 
   classes = _read_classes(
@@ -66,9 +67,7 @@ def read(
   for id, (row, file, target, boxes) in exams.items():
     with faults.at(row, id):
       if classes is not None and id not in classes:
-        raise tables.Fault(
-          f'stage_2_detailed_class_info.csv has no row of {id}'
-        )
+        raise SourceFault(f'stage_2_detailed_class_info.csv has no row of {id}')
       records.append(
         radiograph.from_file(
           file,
@@ -89,13 +88,13 @@ def _boxes(row):
   """The boxes of a row: one, or none where Target is 0."""
   cells = [row[name] for name in _CELLS]
   if row['Target'] not in ('0', '1'):
-    raise tables.Fault(f'Target {row["Target"]!r}; wanted 0 or 1')
+    raise SourceFault(f'Target {row["Target"]!r}; wanted 0 or 1')
   if row['Target'] == '1':
     if not any(cells):
-      raise tables.Fault('Target 1 without a box')
+      raise SourceFault('Target 1 without a box')
     return [tables.box(*cells)]
   if any(cells):
-    raise tables.Fault(f'Target 0 with the box {",".join(cells)}')
+    raise SourceFault(f'Target 0 with the box {",".join(cells)}')
   return []
 
 
@@ -108,11 +107,11 @@ def _read_classes(path, table, exams, faults):
     id, name = row['patientId'], row['class']
     with faults.at(row, id):
       if id not in exams:
-        raise tables.Fault(f'{id!r} is not in {table.name}')
+        raise SourceFault(f'{id!r} is not in {table.name}')
       row.check()
       if name not in CLASSES:
-        raise tables.Fault(f'class {name!r} is none of {", ".join(CLASSES)}')
+        raise SourceFault(f'class {name!r} is none of {", ".join(CLASSES)}')
       # A row a box, so the same class may well stand there again.
       if classes.setdefault(id, name) != name:
-        raise tables.Fault(f'class {name} of {id}, but {classes[id]} before')
+        raise SourceFault(f'class {name} of {id}, but {classes[id]} before')
   return classes

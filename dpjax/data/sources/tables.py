@@ -13,9 +13,7 @@ import math
 import pathlib
 from collections.abc import Iterator, Sequence
 
-
-class Fault(ValueError):
-  """Something wrong with one image or one row: the reason, in one line."""
+from dpjax.errors import SourceFault, UserError, printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Row:
   def check(self) -> None:
     """Raises its fault, if it has one."""
     if self.fault:
-      raise Fault(self.fault)
+      raise SourceFault(self.fault)
 
 
 class Faults:
@@ -69,11 +67,11 @@ class Faults:
       id: of the image that is left out for it, if there is one.
 
     Raises:
-      ValueError: 'fail' is asked for: the line.
+      UserError: 'fail' is asked for: the line.
     """
     fault = tuple(map(printable, (str(place), id, reason)))
     if self.on_error == 'fail':
-      raise ValueError(f'{fault[0]}: {fault[2]}')
+      raise UserError(f'{fault[0]}: {fault[2]}')
     if id not in self.left_out:
       self.found.append(fault)
     if id:
@@ -81,22 +79,14 @@ class Faults:
 
   @contextlib.contextmanager
   def at(self, place: Row | pathlib.Path | str, id: str = ''):
-    """Takes a `Fault` that the block raises for one of this place.
+    """Takes a `SourceFault` that the block raises for one of this place.
 
     The rest of the block is then left out, and nothing else.
     """
     try:
       yield
-    except Fault as fault:
+    except SourceFault as fault:
       self.add(place, str(fault), id)
-
-
-def printable(text: str) -> str:
-  """A text with its unprintable signs escaped, so that it is one line.
-
-  The name of a file may hold a line end, or bytes that are no text.
-  """
-  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def rows(
@@ -121,7 +111,7 @@ def rows(
       for a reader that has to leave out their image: it calls row.check().
 
   Raises:
-    ValueError: the file is missing, empty, no csv or not UTF-8, or a column is
+    UserError: the file is missing, empty, no csv or not UTF-8, or a column is
       missing: one line.
   """
   lines = _lines(path, columns)
@@ -143,7 +133,7 @@ def rows(
     else:
       yield row
   if empty and not header:
-    raise ValueError(f'{path}: no rows; wanted {",".join(columns)}')
+    raise UserError(f'{path}: no rows; wanted {",".join(columns)}')
 
 
 def _lines(path, columns):
@@ -160,17 +150,17 @@ def _lines(path, columns):
           yield number, cells
         number = reader.line_num + 1
   except FileNotFoundError as error:
-    raise ValueError(
+    raise UserError(
       f'{path}: no such file; wanted a csv of {",".join(columns)}'
     ) from error
   except UnicodeDecodeError as error:
-    raise ValueError(
+    raise UserError(
       f'{path}: not UTF-8 text ({_first_undecodable(path)}); save it as UTF-8'
     ) from error
   except csv.Error as error:
-    raise ValueError(f'{path}: not a csv file ({error})') from error
+    raise UserError(f'{path}: not a csv file ({error})') from error
   except OSError as error:
-    raise ValueError(f'{path}: cannot be read: {error.strerror}') from error
+    raise UserError(f'{path}: cannot be read: {error.strerror}') from error
 
 
 def _first_undecodable(path):
@@ -188,27 +178,27 @@ def _check_header(path, number, names, columns):
     if column not in names:
       near = difflib.get_close_matches(column, names, n=1)
       hint = f'; did you mean {near[0]!r}?' if near else ''
-      raise ValueError(
+      raise UserError(
         f'{path}, row {number}: no column {column!r} in the header'
         f' {",".join(names)!r}{hint}'
       )
   for name in columns:
     if names.count(name) > 1:
-      raise ValueError(f'{path}, row {number}: two columns are {name!r}')
+      raise UserError(f'{path}, row {number}: two columns are {name!r}')
 
 
 def number(text: str, what: str) -> float:
   """The finite number in a cell.
 
   Raises:
-    Fault: it is none.
+    SourceFault: it is none.
   """
   try:
     value = float(text)
   except ValueError:
-    raise Fault(f'{what} {text!r} is no number') from None
+    raise SourceFault(f'{what} {text!r} is no number') from None
   if not math.isfinite(value):
-    raise Fault(f'{what} {text!r} is not finite')
+    raise SourceFault(f'{what} {text!r} is not finite')
   return value
 
 
@@ -218,13 +208,15 @@ def box(
   """Cells of a box's left upper corner and sides as (x0, y0, x1, y1).
 
   Raises:
-    Fault: no finite numbers, or a side of 0 or less.
+    SourceFault: no finite numbers, or a side of 0 or less.
   """
   left, top = number(x, 'x'), number(y, 'y')
   right, bottom = left + number(width, 'width'), top + number(height, 'height')
   # Two finite numbers may add up to no finite one.
   if not (left < right < math.inf and top < bottom < math.inf):
-    raise Fault(f'a box of width {width} and height {height}; wanted above 0')
+    raise SourceFault(
+      f'a box of width {width} and height {height}; wanted above 0'
+    )
   return left, top, right, bottom
 
 
@@ -234,12 +226,12 @@ def corners(
   """Cells of a box's corners as (x0, y0, x1, y1).
 
   Raises:
-    Fault: no finite numbers, or corners the wrong way round.
+    SourceFault: no finite numbers, or corners the wrong way round.
   """
   left, top = number(x0, 'x_min'), number(y0, 'y_min')
   right, bottom = number(x1, 'x_max'), number(y1, 'y_max')
   if right <= left or bottom <= top:
-    raise Fault(
+    raise SourceFault(
       f'a box from {x0}, {y0} to {x1}, {y1}; wanted x_min below x_max and y_min'
       ' below y_max'
     )

@@ -26,6 +26,7 @@ import pathlib
 
 from dpjax.data import radiograph
 from dpjax.data.sources import files, tables
+from dpjax.errors import SourceFault, UserError
 
 NORMAL = 'No finding'
 # Labels of the image as a whole, never boxed.
@@ -68,7 +69,7 @@ def read(
       by all, that always counts.
 
   Raises:
-    ValueError: one line that names what is wrong with a table or the folder,
+    UserError: one line that names what is wrong with a table or the folder,
       or an unknown reader.
   """
   source = pathlib.Path(source)
@@ -92,7 +93,7 @@ def read(
     table = source / 'train.csv'
     scans[None] = _read_part(source, 'train', table, None, faults)
   else:
-    raise ValueError(
+    raise UserError(
       f'config.data.source: {source} has neither'
       ' annotations/annotations_train.csv (PhysioNet) nor train.csv (Kaggle)'
     )
@@ -104,7 +105,7 @@ def read(
   } - {_ALL}
   if readers not in ('union', 'majority', *known):
     order = sorted(known, key=lambda name: (len(name), name))
-    raise ValueError(
+    raise UserError(
       f'config.data.vindr_readers: no reader {readers!r}; wanted'
       f' {", ".join(["union", "majority", *order])}'
     )
@@ -214,11 +215,11 @@ def _read_part(source, part, box_table, label_table, faults, others=()):
     id = row['image_id']
     if id not in scans:
       if id in others:
-        raise tables.Fault(f'{id} is in the other part as well')
+        raise SourceFault(f'{id} is in the other part as well')
       scans[id] = _Scan(row, images.find(f'{part}/{id}'), {})
     row.check()
     if 'rad_id' in row.cells and not row['rad_id']:
-      raise tables.Fault('no rad_id')
+      raise SourceFault('no rad_id')
     return scans[id].readings.setdefault(row['rad_id'] or _ALL, [])
 
   if label_table:
@@ -230,7 +231,7 @@ def _read_part(source, part, box_table, label_table, faults, others=()):
     id = row['image_id']
     with faults.at(row, id):
       if label_table and id not in labelled:
-        raise tables.Fault(f'{id!r} is not in {label_table.name}')
+        raise SourceFault(f'{id!r} is not in {label_table.name}')
       reading(row).extend(_seen(row))
   images.add_unnamed(faults, box_table)
   return scans
@@ -243,14 +244,14 @@ def _read_labels(path, who, reading, faults):
     with faults.at(row, id):
       seen = reading(row)
       if (id, row['rad_id']) in once:
-        raise tables.Fault(f'{id} stands in the file twice')
+        raise SourceFault(f'{id} stands in the file twice')
       once.add((id, row['rad_id']))
       for name, cell in row.cells.items():
         if name in ('image_id', 'rad_id', ''):
           continue
         value = tables.number(cell, name)
         if value not in (0, 1):
-          raise tables.Fault(f'{name} {cell!r}; wanted 0 or 1')
+          raise SourceFault(f'{name} {cell!r}; wanted 0 or 1')
         if value == 1 and name != NORMAL:
           seen.append((_spelt(name), None))
 
@@ -260,10 +261,10 @@ def _seen(row):
   name = _spelt(row['class_name'])
   cells = [row[corner] for corner in _CORNERS]
   if not name:
-    raise tables.Fault('no class_name')
+    raise SourceFault('no class_name')
   if name == NORMAL:
     if any(cells):
-      raise tables.Fault(f'{NORMAL} with the box {",".join(cells)}')
+      raise SourceFault(f'{NORMAL} with the box {",".join(cells)}')
     return []
   if name in GLOBAL and not any(cells):
     return [(name, None)]

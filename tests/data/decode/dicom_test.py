@@ -20,7 +20,7 @@ from PIL import Image
 from dpjax.data import radiograph
 from dpjax.data.decode import dicom, raster
 from dpjax.data.prepare import shards
-from dpjax.data.sources import tables
+from dpjax.errors import SourceFault
 from tests.data.source_files import image_refusal as refusal
 
 pydicom = pytest.importorskip('pydicom')
@@ -704,7 +704,7 @@ def test_data_that_ends_its_decoders_process_is_one_line(tmp_path, capfd):
 
 
 def test_a_decoder_that_aborts_is_one_line():
-  with pytest.raises(tables.Fault, match=r'a\.dcm: .*gave up'):
+  with pytest.raises(SourceFault, match=r'a\.dcm: .*gave up'):
     with dicom._quiet('a.dcm'), raster.silent():
       dicom._apart(os.abort)
 

@@ -4,7 +4,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from dpjax.data import radiograph
+from dpjax.data import radiograph, vocabulary
 from dpjax.data.prepare import labels
 
 
@@ -179,7 +179,7 @@ def test_a_policy_that_labels_nothing_is_refused():
   ],
 )
 def test_what_a_normal_image_is_called(name, normal):
-  assert labels.is_normal(name) == normal
+  assert vocabulary.is_normal(name) == normal
 
 
 def test_all_but_the_label_stays_as_it_was():
@@ -264,5 +264,5 @@ def test_one_class_alone_is_refused_unless_it_is_asked_for():
 def test_class_names_say_what_scores_may_take_them_for(
   names, any_lesion, ordinal
 ):
-  found = labels.meaning(names)
+  found = vocabulary.meaning(names)
   assert found == {'any_lesion': any_lesion, 'ordinal': ordinal}

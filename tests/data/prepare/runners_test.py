@@ -174,22 +174,3 @@ def runs(pid):
   except (FileNotFoundError, ProcessLookupError):
     return False
   return stat.rpartition(')')[2].split()[0] not in 'ZX'
-
-
-def test_there_is_a_core_at_least_and_a_share_of_a_machine_is_obeyed():
-  assert 1 <= runners.cores() <= os.cpu_count()
-  if hasattr(os, 'sched_setaffinity'):
-    program = (
-      'import os; from dpjax.data import runners;'
-      'os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]);'
-      'print(runners.cores())'
-    )
-    root = pathlib.Path(runners.__file__).parents[3]
-    result = subprocess.run(
-      [sys.executable, '-c', program],
-      env={**os.environ, 'PYTHONPATH': str(root)},
-      capture_output=True,
-      text=True,
-      check=True,
-    )
-    assert result.stdout.split() == ['1']

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dpjax.data.decode import raster
 from dpjax.data.sources import files, tables
+from dpjax.errors import SourceFault
 
 DICOM = bytes(128) + b'DICM'
 
@@ -29,7 +30,7 @@ def names(images):
 
 def refused(images, name):
   """The reason why `name` names no image."""
-  with pytest.raises(tables.Fault) as caught:
+  with pytest.raises(SourceFault) as caught:
     images.find(name)
   assert str(caught.value).isprintable()
   return str(caught.value)
@@ -74,7 +75,7 @@ def test_images_of_formats_that_are_not_read_are_not_lost_in_silence(tmp_path):
   images = files.Files(tmp_path)
   assert names(images) == foreign
   assert images.find('a') == images.root / 'a.gif'
-  with pytest.raises(tables.Fault, match='no PNG, JPEG'):
+  with pytest.raises(SourceFault, match='no PNG, JPEG'):
     raster.read(str(images.find('c')))
 
 
@@ -238,7 +239,7 @@ def test_any_name_is_an_image_of_the_folder_or_a_fault(name):
     images = files.Files(pathlib.Path(folder, 'set'))
     try:
       found = images.find(name)
-    except tables.Fault as fault:
+    except SourceFault as fault:
       assert str(fault).isprintable()
     else:
       assert found in images.found and found.is_relative_to(images.root)

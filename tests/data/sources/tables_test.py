@@ -11,6 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from dpjax.data.sources import tables
+from dpjax.errors import SourceFault
 
 COLUMNS = ('id', 'x')
 
@@ -147,7 +148,7 @@ def test_a_reader_may_take_rows_of_another_length_and_check_them(tmp_path):
   path = write(tmp_path, 'id,x\na,1\nb\n')
   sound, short = tables.rows(path, COLUMNS, tables.Faults(), check=False)
   sound.check()
-  with pytest.raises(tables.Fault, match='1 cells'):
+  with pytest.raises(SourceFault, match='1 cells'):
     short.check()
   assert short['id'] == 'b' and short['x'] == ''
 
@@ -156,7 +157,7 @@ def test_fail_raises_the_first_fault_with_its_place():
   faults = tables.Faults()
   with pytest.raises(ValueError) as caught:
     with faults.at('labels.csv, row 7', 'a'):
-      raise tables.Fault('too bad')
+      raise SourceFault('too bad')
   assert str(caught.value) == 'labels.csv, row 7: too bad'
 
 
@@ -164,7 +165,7 @@ def test_skip_notes_one_fault_for_an_image_and_goes_on():
   faults = tables.Faults('skip')
   for id, reason in (('a', 'one'), ('b', 'two'), ('a', 'three'), ('', 'four')):
     with faults.at('place', id):
-      raise tables.Fault(reason)
+      raise SourceFault(reason)
   faults.add(pathlib.Path('x'), 'five')
   assert faults.found == [
     ('place', 'a', 'one'),
@@ -195,7 +196,7 @@ def test_a_fault_is_one_line_whatever_the_file_is_called():
   'text', ['', 'x', 'nan', '-inf', '1e999', '1,5', '0x1']
 )
 def test_a_cell_without_a_finite_number_is_a_fault(text):
-  with pytest.raises(tables.Fault) as caught:
+  with pytest.raises(SourceFault) as caught:
     tables.number(text, 'width')
   assert str(caught.value).startswith(f'width {text!r} is no')
 
@@ -223,7 +224,7 @@ def test_boxes_are_corners_or_a_corner_and_sides():
   ],
 )
 def test_a_box_without_area_or_end_is_a_fault(cells):
-  with pytest.raises(tables.Fault):
+  with pytest.raises(SourceFault):
     tables.box(*cells)
 
 
@@ -237,7 +238,7 @@ def test_a_box_without_area_or_end_is_a_fault(cells):
   ],
 )
 def test_corners_the_wrong_way_round_are_a_fault(cells, reason):
-  with pytest.raises(tables.Fault, match=reason):
+  with pytest.raises(SourceFault, match=reason):
     tables.corners(*cells)
 
 
@@ -285,7 +286,7 @@ def test_any_cells_are_a_box_with_an_area_or_a_fault(a, b, c, d):
   for make in (tables.box, tables.corners):
     try:
       x0, y0, x1, y1 = make(a, b, c, d)
-    except tables.Fault as fault:
+    except SourceFault as fault:
       assert str(fault)
     else:
       assert -math.inf < x0 < x1 < math.inf and -math.inf < y0 < y1 < math.inf

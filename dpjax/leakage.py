@@ -13,6 +13,7 @@ import numpy as np
 
 from dpjax import atomic
 from dpjax.data.prepare import duplicates
+from dpjax.errors import UserError
 
 FILE = 'training_manifest.csv'
 _COLUMNS = ('stage', 'id', 'source_xxh3', 'perceptual_hash')
@@ -33,7 +34,7 @@ def write(
     backbone: workdir of the run that it starts from, if there is one.
 
   Raises:
-    ValueError: the backbone's run has no manifest.
+    UserError: the backbone's run has no manifest.
   """
   rows = [] if backbone is None else _rows(backbone)
   columns = [records.column(name) for name in ('ids', 'source_digests')]
@@ -60,7 +61,7 @@ def check_unseen(
     near: bits in which the hashes of copies may differ (duplicates.find).
 
   Raises:
-    ValueError: one line: an image of `split` is in the manifest.
+    UserError: one line: an image of `split` is in the manifest.
   """
   rows = _rows(workdir)
   seen = duplicates.between(
@@ -72,7 +73,7 @@ def check_unseen(
   )
   if seen:
     stage, id, *_ = rows[seen[0].second]
-    raise ValueError(
+    raise UserError(
       f'{len(seen)} of the {len(split)} images of {what} were trained on by'
       f' {workdir}: {split.ids[seen[0].first]} is'
       f' {"" if seen[0].exact else "a copy of "}{id} of its {stage}'
@@ -90,10 +91,10 @@ def _rows(workdir):
       for row in rows
     )
   except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
-    raise ValueError(
+    raise UserError(
       f'{file}: no readable list of what the run was trained on ({error});'
       ' train it again'
     ) from error
   if not good or not rows:
-    raise ValueError(f'{file}: wanted rows of {",".join(_COLUMNS)}')
+    raise UserError(f'{file}: wanted rows of {",".join(_COLUMNS)}')
   return [tuple(row) for row in rows]

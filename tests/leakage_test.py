@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from dpjax import manifest
+from dpjax import leakage
 from dpjax.data.feed import pipeline
 from tests import fakes
 
@@ -17,13 +17,13 @@ def records(*splits):
 
 
 def rows(workdir):
-  with open(workdir / manifest.FILE, newline='', encoding='utf-8') as file:
+  with open(workdir / leakage.FILE, newline='', encoding='utf-8') as file:
     return list(csv.reader(file))
 
 
 def test_every_training_image_is_listed_by_stage_id_and_digest(tmp_path):
   first, second = (fakes.make_split(5, 16, seed=s) for s in (0, 1))
-  manifest.write(tmp_path, 'pretrain', records(first, second))
+  leakage.write(tmp_path, 'pretrain', records(first, second))
   ids = [*first.ids, *second.ids]
   digests = [*first.source_digests, *second.source_digests]
   hashes = [h.tobytes().hex() for s in (first, second) for h in s.hashes]
@@ -37,31 +37,31 @@ def test_what_the_backbone_saw_counts_too_even_when_it_is_gone(tmp_path):
   first, second, other = (fakes.make_split(5, 16, seed=s) for s in (0, 1, 2))
   (tmp_path / 'one').mkdir()
   (tmp_path / 'two').mkdir()
-  manifest.write(tmp_path / 'one', 'pretrain', records(first))
-  manifest.write(tmp_path / 'two', 'retrain', records(second), tmp_path / 'one')
-  (tmp_path / 'one' / manifest.FILE).unlink()
+  leakage.write(tmp_path / 'one', 'pretrain', records(first))
+  leakage.write(tmp_path / 'two', 'retrain', records(second), tmp_path / 'one')
+  (tmp_path / 'one' / leakage.FILE).unlink()
   for split, stage in ((first, 'pretrain'), (second, 'retrain')):
     with pytest.raises(ValueError, match=f'of its {stage}') as caught:
-      manifest.check_unseen(tmp_path / 'two', split, 'test of data', NEAR)
+      leakage.check_unseen(tmp_path / 'two', split, 'test of data', NEAR)
     assert '5 of the 5 images of test of data' in str(caught.value)
-  manifest.check_unseen(tmp_path / 'two', other, 'test of data', NEAR)
+  leakage.check_unseen(tmp_path / 'two', other, 'test of data', NEAR)
 
 
 def test_one_image_among_many_is_found(tmp_path):
   seen, unseen = (fakes.make_split(20, 16, seed=s) for s in (0, 1))
-  manifest.write(tmp_path, 'retrain', records(seen))
-  manifest.check_unseen(tmp_path, unseen, 'x', NEAR)
+  leakage.write(tmp_path, 'retrain', records(seen))
+  leakage.check_unseen(tmp_path, unseen, 'x', NEAR)
   unseen.pixels[13] = seen.pixels[4]
   with pytest.raises(ValueError) as caught:
-    manifest.check_unseen(tmp_path, unseen, 'x', NEAR)
+    leakage.check_unseen(tmp_path, unseen, 'x', NEAR)
   assert '1-13 is 0-4 of its retrain' in str(caught.value)
   assert np.array_equal(unseen.pixels[13], seen.pixels[4])
 
 
 def test_a_copy_in_another_file_counts_as_the_image_itself(tmp_path):
   seen, unseen = (fakes.make_split(20, 64, seed=s) for s in (0, 1))
-  manifest.write(tmp_path, 'pretrain', records(seen))
+  leakage.write(tmp_path, 'pretrain', records(seen))
   unseen.pixels[13] = seen.pixels[4] // 2 + 30  # less contrast
   with pytest.raises(ValueError, match='1-13 is a copy of 0-4 of its pretrain'):
-    manifest.check_unseen(tmp_path, unseen, 'x', NEAR)
-  manifest.check_unseen(tmp_path, unseen, 'x', near=-1)
+    leakage.check_unseen(tmp_path, unseen, 'x', NEAR)
+  leakage.check_unseen(tmp_path, unseen, 'x', near=-1)

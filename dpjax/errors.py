@@ -1,0 +1,21 @@
+"""What a user can mend, apart from what is our own bug.
+
+The command line tells a `UserError` in one line and ends with status 2. Any
+other exception keeps its traceback and ends with status 1.
+"""
+
+
+class UserError(ValueError):
+  """Something that the user can mend: what, where, what would be right."""
+
+
+class SourceFault(UserError):
+  """Something wrong with one image or one row of a set: the reason."""
+
+
+def printable(text: str) -> str:
+  """A text with its unprintable signs escaped, so that it is one line.
+
+  The name of a file may hold a line end, or bytes that are no text.
+  """
+  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
