@@ -279,8 +279,8 @@ def test_the_summary_is_that_of_scores():
 
 def test_the_summary_of_training_needs_neither_scikit_learn_nor_scipy():
   program = (
-    'import sys; from dpjax.evaluation import bootstrap;'
-    'bootstrap.summary([0, 1], [[0.5, 0.5], [0.1, 0.9]]);'
+    'import sys; from dpjax.metrics import resampling;'
+    'resampling.summary([0, 1], [[0.5, 0.5], [0.1, 0.9]]);'
     "print({'sklearn', 'scipy', 'matplotlib'} & set(sys.modules))"
   )
   done = subprocess.run(
