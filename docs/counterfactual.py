@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpjax import config as config_lib
+from dpjax.config import record as record_lib
 from dpjax.data.prepare import shards
 from dpjax.data.sources import phantom
 from dpjax.evaluation import evaluate, explain, localisation
@@ -59,7 +59,7 @@ class Replaced(explain.Rows):
 
 def describe(workdir):
   """Prints the lines of one run."""
-  config = config_lib.load(workdir / 'config.json')
+  config = record_lib.load(workdir / 'config.json')
   opened = evaluate.open_run(config, workdir)
   run, state, split = opened.run, opened.state, opened.images.split
   model = run.model.backbone

@@ -17,8 +17,9 @@ import time
 
 import numpy as np
 
-from dpjax import config as config_lib
 from dpjax import prepare
+from dpjax.config import record as record_lib
+from dpjax.config import resolve as resolve_lib
 from dpjax.evaluation import evaluate, explain, localisation
 from dpjax.report import report
 
@@ -34,7 +35,7 @@ def make_config(images, path):
   config.data.path = str(path)
   config.split.test = 0.8
   config.train.progress = False
-  return config_lib.resolve(config, num_devices=1, platform='cpu')
+  return resolve_lib.resolve(config, num_devices=1, platform='cpu')
 
 
 def answers(split, num_classes, rng):
@@ -67,7 +68,7 @@ def main():
     data = prepare.open_prepared(config)
     config.stage = 'retrain'
     config.init.backbone = None
-    config_lib.save(config, workdir / 'config.json')
+    record_lib.save(config, workdir / 'config.json')
     images = evaluate.images_to_score(config.evaluate, data)
     rng = np.random.default_rng(0)
     seconds = {}

@@ -249,7 +249,7 @@ def dpjax_streams(config, stage, data):
 
 def make_config(count, path):
   """configs/base.py with `count` phantoms in `path`."""
-  from dpjax import config as config_lib
+  from dpjax.config import resolve as resolve_lib
 
   root = pathlib.Path(__file__).parents[1]
   config = runpy.run_path(str(root / 'configs/base.py'))['get_config']()
@@ -258,7 +258,7 @@ def make_config(count, path):
   config.data.store_size, config.data.image_size = STORED, SIZE
   config.pretrain.batch_size = config.retrain.batch_size = BATCH
   config.train.progress = False
-  return config_lib.resolve(config, num_devices=1, platform='cpu')
+  return resolve_lib.resolve(config, num_devices=1, platform='cpu')
 
 
 def write_copies(records, folder):

@@ -160,8 +160,8 @@ def measure(args):
   """
   import jax
 
-  from dpjax import config as config_lib
   from dpjax import prepare
+  from dpjax.config import resolve as resolve_lib
   from dpjax.training import build
 
   device = jax.devices()[0]
@@ -180,7 +180,9 @@ def measure(args):
   results = {'device': f'{device.device_kind} ({device.platform})'}
   with tempfile.TemporaryDirectory() as folder:
     config.data.path = str(pathlib.Path(folder) / 'set')
-    config = config_lib.resolve(config, num_devices=1, platform=device.platform)
+    config = resolve_lib.resolve(
+      config, num_devices=1, platform=device.platform
+    )
     with contextlib.redirect_stderr(io.StringIO()):
       prepare.prepare(config)
     data = prepare.open_prepared(config)

@@ -18,7 +18,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dpjax import config as config_lib
+from dpjax.config import flags as flags_lib
+from dpjax.config import resolve as resolve_lib
 from dpjax.distributed import processes
 from dpjax.errors import UserError
 
@@ -131,7 +132,7 @@ def _run(words):
   import jax
 
   resolve = functools.partial(
-    config_lib.resolve,
+    resolve_lib.resolve,
     num_devices=jax.device_count(),
     platform=jax.default_backend(),
     num_processes=jax.process_count(),
@@ -260,4 +261,4 @@ def _study(study, resolve, workdir):
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=config_lib.parse_flags)
+  app.run(main, flags_parser=flags_lib.parse_flags)

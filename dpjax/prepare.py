@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dpjax import config as config_lib
+from dpjax.config import fields as fields_lib
+from dpjax.config import resolve as resolve_lib
 from dpjax.data import store
 from dpjax.data.prepare import labels, summary
 from dpjax.data.sources import (
@@ -102,8 +103,8 @@ def _read(config, faults):
   data = config.data
   provenance = {
     name: list(value) if isinstance(value, tuple) else value
-    for name, value in config_lib.flatten(config).items()
-    if name.startswith(config_lib.READING)
+    for name, value in fields_lib.flatten(config).items()
+    if name.startswith(resolve_lib.READING)
   }
   if data.layout == 'phantom':
     count, seed = data.phantom.count, data.phantom.seed
@@ -168,7 +169,7 @@ def as_made(config: Any) -> Any:
   changes = {
     name: tuple(value) if isinstance(value, list) else value
     for name, value in made['provenance'].items()
-    if name.startswith(config_lib.READING)
+    if name.startswith(resolve_lib.READING)
   }
   changes |= {'data.store_size': made['size'], 'data.fit': made['fit']}
   for field in ('unit', 'seed', 'given', 'test', 'validation', 'near'):

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from dpjax import config as config_lib
 from dpjax import prepare
+from dpjax.config import record as record_lib
 from dpjax.distributed import parallel, processes
 from dpjax.errors import UserError
 from dpjax.training import checkpoint, loop
@@ -85,7 +85,7 @@ def _found_backbone(workdir):
   """What 'auto' stands for: as when the run began, or what is there now."""
   record = workdir / 'config.json'
   if record.is_file() and checkpoint.has_checkpoint(workdir):
-    return config_lib.load(record).init.backbone
+    return record_lib.load(record).init.backbone
   if checkpoint.has_checkpoint(PRETRAINED):
     return str(PRETRAINED)
   if parallel.is_first():

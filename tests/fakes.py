@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpjax import config as config_lib
+from dpjax.config import resolve as resolve_lib
 from dpjax.data.prepare import duplicates
 
 
@@ -121,7 +121,7 @@ def make_config(**changes):
       **{name.replace('__', '.'): value for name, value in changes.items()},
     }
   )
-  return config_lib.resolve(config, num_devices=8, platform='cpu')
+  return resolve_lib.resolve(config, num_devices=8, platform='cpu')
 
 
 def filled(model, size, seed=0):

@@ -14,7 +14,7 @@ import time
 import pytest
 import yaml
 
-from dpjax import config as config_lib
+from dpjax.config import flags as flags_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / 'launch'
@@ -29,8 +29,9 @@ FLAGS = ('--config=configs/retrain.py', '--workdir=runs/with space',
 READER = """
 import json, sys
 from absl import flags
-from dpjax import config, main
-rest = config.parse_flags(sys.argv)
+from dpjax import main
+from dpjax.config import flags as flags_lib
+rest = flags_lib.parse_flags(sys.argv)
 names = ('coordinator', 'num_processes', 'process_id', 'workdir')
 read = {name: flags.FLAGS[name].value for name in names}
 read['mode'] = flags.FLAGS['config'].value.parallel.mode
@@ -134,7 +135,7 @@ def test_shellcheck_finds_nothing(script):
 def test_every_field_that_is_named_exists(file):
   get_config = runpy.run_path(str(ROOT / 'configs' / 'base.py'))['get_config']
   for name in re.findall(r'--config\.([a-z0-9_.]+)', file.read_text()):
-    config_lib.check_field(get_config(), name)
+    flags_lib.check_field(get_config(), name)
 
 
 @pytest.mark.parametrize('name', ['gpus.sh', 'tpu_pod.sh'])

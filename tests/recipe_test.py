@@ -4,8 +4,8 @@ import pathlib
 
 import pytest
 
-from dpjax import config as config_lib
 from dpjax import recipe
+from dpjax.config import record as record_lib
 from dpjax.evaluation import evaluate, text
 from dpjax.training import loop
 from tests import fakes
@@ -39,7 +39,7 @@ def checkpointed(workdir, backbone=None):
   """Makes a folder that passes for a run that has begun, and has saved."""
   folder = pathlib.Path(workdir)
   (folder / 'checkpoints' / '3').mkdir(parents=True)
-  config_lib.save(make_config('retrain', backbone), folder / 'config.json')
+  record_lib.save(make_config('retrain', backbone), folder / 'config.json')
 
 
 def test_pretraining_is_one_stage(calls):

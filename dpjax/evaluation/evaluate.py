@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 
 from dpjax import atomic, leakage, prepare
-from dpjax import config as config_lib
+from dpjax.config import record as record_lib
 from dpjax.data import store, vocabulary
 from dpjax.errors import UserError
 from dpjax.evaluation import explain, localisation
@@ -248,7 +248,7 @@ def open_run(config: Any, workdir: pathlib.Path) -> Opened:
       f'--workdir={workdir} holds no config.json; it must be the workdir of a'
       ' stage II run or of a recipe'
     )
-  own = config_lib.load(workdir / 'config.json')
+  own = record_lib.load(workdir / 'config.json')
   if own.stage != 'retrain':
     raise UserError(
       f'--workdir={workdir} holds a run of {own.stage}; only retrain classifies'

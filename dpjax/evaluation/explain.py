@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dpjax import config as config_lib
+from dpjax.config import resolve as resolve_lib
 from dpjax.data import vocabulary
 from dpjax.errors import UserError
 from dpjax.evaluation import gradcam, localisation
@@ -139,7 +139,7 @@ def cam_stage(config: Any) -> str:
   Raises:
     UserError: the run's network has none of that name.
   """
-  stages = config_lib.stage_names(config.model)
+  stages = resolve_lib.stage_names(config.model)
   wanted = config.evaluate.cam_stage
   if wanted not in ('last', *stages):
     raise UserError(

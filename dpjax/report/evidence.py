@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from dpjax import config as config_lib
+from dpjax.config import fields as fields_lib
+from dpjax.config import record as record_lib
 from dpjax.data import store
 from dpjax.errors import UserError
 from dpjax.evaluation import evaluate, localisation
@@ -173,8 +174,8 @@ def _load(path, name):
   config = None
   if (path / 'config.json').is_file():
     try:
-      config = config_lib.load(path / 'config.json')
-      flat = config_lib.flatten(config)
+      config = record_lib.load(path / 'config.json')
+      flat = fields_lib.flatten(config)
       lacking = [field for field in _FIELDS if field not in flat]
       if lacking:
         raise UserError(f'it has no {lacking[0]}')

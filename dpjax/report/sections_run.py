@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from dpjax import config as config_lib
 from dpjax.benchmark import text
+from dpjax.config import fields as fields_lib
+from dpjax.config import record as record_lib
 from dpjax.data.feed import augment
 from dpjax.metrics import titles
 from dpjax.report import figures, overlay, page
@@ -80,10 +81,10 @@ def what_was_run(section: page.Section, evidence: Evidence) -> None:
     {
       line.partition(':')[0]
       for run in known[1:]
-      for line in config_lib.differences(known[0].config, run.config)
+      for line in record_lib.differences(known[0].config, run.config)
     }
   )
-  flat = [config_lib.flatten(run.config) for run in known]
+  flat = [fields_lib.flatten(run.config) for run in known]
   section.numbers['differences'] = {
     field: [_plain(one.get(field)) for one in flat] for field in fields
   }

@@ -16,8 +16,8 @@ import numpy as np
 from sklearn import calibration as sklearn_calibration
 from sklearn import ensemble, neighbors, svm, tree
 
-from dpjax import config as config_lib
 from dpjax import leakage
+from dpjax.config import record as record_lib
 from dpjax.data import store
 from dpjax.data.feed import pipeline
 from dpjax.errors import UserError
@@ -203,7 +203,7 @@ def train(
   build_lib.class_counts(training, data.num_classes)  # All have a label.
   images = evaluate.images_to_score(settings, data)
   task.workdir.mkdir(parents=True, exist_ok=True)
-  config_lib.save(task.config, task.workdir / 'config.json')
+  record_lib.save(task.config, task.workdir / 'config.json')
   # The features come from it: what it has seen counts, and its time.
   source = task.config.init.backbone
   before = source if source and os.path.isdir(source) else None

@@ -22,7 +22,9 @@ from typing import Any
 import xxhash
 
 from dpjax import atomic
-from dpjax import config as config_lib
+from dpjax.config import fields as fields_lib
+from dpjax.config import flags as flags_lib
+from dpjax.config import record as record_lib
 from dpjax.errors import UserError
 from dpjax.evaluation import evaluate
 from dpjax.training import checkpoint, loop
@@ -92,7 +94,7 @@ def apply_overrides(config: Any, overrides: Sequence[str]) -> Any:
     name = name.strip().removeprefix('config.')
     if not equals:
       raise UserError(f'{text!r} is no override; wanted section.field=value')
-    config_lib.check_field(config, name)
+    flags_lib.check_field(config, name)
     section = config
     *sections, field = name.split('.')
     for part in sections:
@@ -208,7 +210,7 @@ def make_task(
   folder = place(workdir, name, config.seed)
   if pretraining is not None and (folder / 'config.json').is_file():
     # The same folder may be named in another way, such as from the root.
-    recorded = config_lib.load(folder / 'config.json').init.backbone
+    recorded = record_lib.load(folder / 'config.json').init.backbone
     if recorded and os.path.realpath(recorded) == os.path.realpath(backbone):
       backbone = recorded
   config.init.backbone = backbone
@@ -221,7 +223,7 @@ def pretraining_key(config: Any) -> str:
   Configs of one key have the same stage I, whatever their stage II.
   """
   # Against nothing, the differences are all fields that make the run.
-  lines = config_lib.differences({}, config)
+  lines = record_lib.differences({}, config)
   read = '\n'.join(line for line in lines if not line.startswith(_UNREAD))
   return xxhash.xxh3_64_hexdigest(read.encode())[:8]
 
@@ -239,7 +241,7 @@ def pretrain(task: Task) -> None:
   config = task.config.copy_and_resolve_references()
   record = None
   if (folder / 'config.json').is_file():
-    record = config_lib.load(folder / 'config.json')
+    record = record_lib.load(folder / 'config.json')
   # On a set elsewhere train.train tells whether it is the same one.
   if (folder / 'finished').exists() and (
     record is None or _same_path(record.data.path, config.data.path)
@@ -260,12 +262,12 @@ def pretrain(task: Task) -> None:
 
 def _take_over(config, record):
   """Sets what stage I does not read to what is on record."""
-  flat = config_lib.flatten(config)
+  flat = fields_lib.flatten(config)
   with config.ignore_type():
     config.update_from_flattened_dict(
       {
         name: value
-        for name, value in config_lib.flatten(record).items()
+        for name, value in fields_lib.flatten(record).items()
         if name in flat and name.startswith(_UNREAD)
       }
     )
@@ -293,8 +295,8 @@ def check(task: Task) -> None:
 
 
 def _changed(task):
-  record = config_lib.load(task.workdir / 'config.json')
-  return config_lib.differences(record, task.config)
+  record = record_lib.load(task.workdir / 'config.json')
+  return record_lib.differences(record, task.config)
 
 
 def look(task: Task) -> Run:
@@ -317,7 +319,7 @@ def _result(task):
   except FileNotFoundError:
     return None
   wanted = task.config.evaluate
-  record = config_lib.load(task.workdir / 'config.json')
+  record = record_lib.load(task.workdir / 'config.json')
   # The evaluate command may have been there since, with other flags.
   given = result.get('settings', record.evaluate.to_dict())
   same = (
@@ -444,7 +446,7 @@ def seconds(run: Run) -> dict[str, float]:
       'training': own['training'],
       'ms_per_image': ms_per_image,
     }
-  backbone = config_lib.load(run.workdir / 'config.json').init.backbone
+  backbone = record_lib.load(run.workdir / 'config.json').init.backbone
   before = trained(backbone) if backbone else 0.0
   return {
     'pretraining': before,

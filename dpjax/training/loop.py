@@ -27,7 +27,7 @@ import numpy as np
 import tqdm
 
 from dpjax import atomic, leakage, prepare
-from dpjax import config as config_lib
+from dpjax.config import record as record_lib
 from dpjax.data import vocabulary
 from dpjax.distributed import parallel, processes
 from dpjax.errors import UserError
@@ -528,7 +528,7 @@ def _claim(workdir, config, stage):
   # Without a checkpoint nothing of the other config's is there yet: it was
   # refused, or stopped at once.
   if path.exists() and checkpoint.has_checkpoint(workdir):
-    changed = config_lib.differences(config_lib.load(path), record)
+    changed = record_lib.differences(record_lib.load(path), record)
     if changed:
       raise UserError(
         f'--workdir={workdir} holds a run of another config'
@@ -536,7 +536,7 @@ def _claim(workdir, config, stage):
       )
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    config_lib.save(record, path)
+    record_lib.save(record, path)
   except OSError as error:
     raise UserError(
       f'--workdir={workdir} cannot be written ({error.strerror}); name another'

@@ -43,7 +43,9 @@ FLAGS = (
 DRIVER = """
 import os, signal, sys
 from absl import app
-from dpjax import config, main, train
+from dpjax import main
+from dpjax.config import flags
+from dpjax.training import loop as train
 count, number = int(sys.argv.pop(1)), getattr(signal, sys.argv.pop(1))
 check, done = train._check_finite, 0
 
@@ -55,7 +57,7 @@ def counted(*args):
     os.kill(os.getpid(), number)
 
 train._check_finite = counted
-app.run(main.main, flags_parser=config.parse_flags)
+app.run(main.main, flags_parser=flags.parse_flags)
 """
 
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from dpjax import config as config_lib
 from dpjax import leakage, prepare
+from dpjax.config import record as record_lib
 from dpjax.data import store as store_lib
 from dpjax.evaluation import evaluate
 from dpjax.metrics import resampling
@@ -57,7 +57,7 @@ def states(run):
 def trained(run, states, tmp_path_factory):
   """The workdir of a run of two validations, the first the better one."""
   workdir = tmp_path_factory.mktemp('trained')
-  config_lib.save(run.config, workdir / 'config.json')
+  record_lib.save(run.config, workdir / 'config.json')
   leakage.write(workdir, 'retrain', run.training_records)
   saved = checkpoint.Checkpoints(workdir, best='balanced_accuracy')
   record = {'training': 1.0, 'wall': 2.0, 'trained_on': run.fingerprint}
@@ -307,9 +307,9 @@ def test_a_stage_that_the_run_lacks_is_refused(workdir):
 
 
 def test_a_run_of_stage_one_is_refused(workdir):
-  config = config_lib.load(workdir / 'config.json')
+  config = record_lib.load(workdir / 'config.json')
   config.stage = 'pretrain'
-  config_lib.save(config, workdir / 'config.json')
+  record_lib.save(config, workdir / 'config.json')
   assert 'holds a run of pretrain' in refused(workdir)
 
 

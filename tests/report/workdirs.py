@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from dpjax import config as config_lib
+from dpjax.config import record as record_lib
 from dpjax.data.feed import augment
 from dpjax.evaluation import localisation
 from dpjax.metrics import predictions
@@ -56,7 +56,7 @@ def write(workdir, data, *, seed=0, path='memory', changes=(), names=None):
     (workdir / stage).mkdir(parents=True)
     record = config.copy_and_resolve_references()
     record.stage = stage
-    config_lib.save(record, workdir / stage / 'config.json')
+    record_lib.save(record, workdir / stage / 'config.json')
     lines = list(_log(rng, stage))
     (workdir / stage / 'metrics.jsonl').write_text(
       ''.join(json.dumps(line) + '\n' for line in lines)

@@ -7,8 +7,8 @@ import pathlib
 import numpy as np
 import xxhash
 
-from dpjax import config as config_lib
 from dpjax import leakage, prepare
+from dpjax.config import resolve as resolve_lib
 from dpjax.data.feed import pipeline
 from dpjax.evaluation import evaluate
 from dpjax.metrics import predictions, scores
@@ -18,7 +18,7 @@ from tests import fakes
 STORE = fakes.make_store(train=24, validation=9, test=30)
 
 resolve = functools.partial(
-  config_lib.resolve, num_devices=8, platform='cpu'
+  resolve_lib.resolve, num_devices=8, platform='cpu'
 )  # fmt: skip
 
 

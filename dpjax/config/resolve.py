@@ -1,21 +1,16 @@
-"""What a config may hold: parsing with clear errors, and every check.
+"""From a config as given to one without 'auto', with every check.
 
 The fields and their meaning stand in configs/base.py. Here is what is refused,
 in one line that names the field, before anything is allocated.
 """
 
 import difflib
-import itertools
-import json
 import math
 import pathlib
-import runpy
-import sys
 
 import ml_collections
-from absl import flags
 
-from dpjax import atomic
+from dpjax.config.fields import flatten
 from dpjax.errors import UserError
 
 # Where a field takes one of a few words.
@@ -147,75 +142,6 @@ _TEXTS = ('data.findings', 'data.classes', 'data.csv.metadata',
 READING = ('data.layout', 'data.label', 'data.label_cap', 'data.findings',
            'data.classes', 'data.patient_pattern', 'data.vindr_readers',
            'data.coco_annotations', 'data.csv.')  # fmt: skip
-
-
-def parse_flags(argv):
-  """absl's flags_parser: a user's mistake is one line and exit status 2.
-
-  ml_collections alone answers a misspelt field with a traceback.
-  """
-  try:
-    _check_fields_exist(argv)
-    return flags.FLAGS(argv)
-  except (flags.Error, ValueError, TypeError, AttributeError, OSError) as error:
-    line = str(error).strip().splitlines()[0]
-    print(f'error: {line}', file=sys.stderr)
-    sys.exit(2)
-
-
-def _check_fields_exist(argv):
-  """Raises UserError for an override of a field that the file lacks."""
-  arguments = [a.lstrip('-') for a in argv[1:] if a.startswith('-')]
-  files = [a.partition('=')[2] for a in arguments if a.startswith('config=')]
-  # absl takes `--config FILE` too.
-  files += [
-    value
-    for flag, value in itertools.pairwise(argv[1:])
-    if flag in ('--config', '-config')
-  ]
-  if not files:
-    return
-  file, _, variant = files[-1].partition(':')
-  if not pathlib.Path(file).is_file():
-    raise UserError(f'--config={file}: no such file; see configs/')
-  # config_flags reads the whole command line at once, so not by it.
-  try:
-    get_config = runpy.run_path(file)['get_config']
-  except (SyntaxError, KeyError) as error:
-    raise UserError(
-      f'--config={file} is no config: a Python file with get_config(), as'
-      f' those of configs/ ({error})'
-    ) from error
-  config = get_config(variant) if variant else get_config()
-  for argument in arguments:
-    name = argument.partition('=')[0]
-    if name.removeprefix('no').startswith('config.'):
-      check_field(config, name[name.index('config.') + len('config.') :])
-
-
-def check_field(config, name):
-  """Raises UserError if `name`, e.g. 'mgacr.eps', is no field of `config`."""
-  known = sorted(flatten(config))
-  if name in known:
-    return
-  if any(field.startswith(name + '.') for field in known):
-    raise UserError(f'config.{name} is a section, not a field')
-  near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-  same_leaf = [f for f in known if f.split('.')[-1] == name.split('.')[-1]]
-  hint = (same_leaf or near or ['see configs/base.py'])[0]
-  raise UserError(f'config.{name} does not exist; did you mean {hint}?')
-
-
-def flatten(config, prefix=''):
-  """{'section.field': value} of a (nested) config."""
-  flat = {}
-  for key in config:
-    value = config[key]
-    if isinstance(value, (ml_collections.ConfigDict, dict)):
-      flat |= flatten(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = value
-  return flat
 
 
 def resolve(config, *, num_devices, platform, num_processes=1):
@@ -442,51 +368,3 @@ def stage_names(model):
   """('stage1', 'stage2', ...) of the network of config.model."""
   count = 5 if model.network == 'vgg16' else len(model.stage_sizes)
   return tuple(f'stage{i + 1}' for i in range(count))
-
-
-# Fields that earlier versions did not record, and what they did.
-_EARLIER = {
-  'model.network': 'resnet',
-  'model.stem': 'conv',
-  'retrain.freeze': False,
-}
-
-# Fields that may differ between two starts of one run.
-_FREE = ('data.source', 'data.path', 'data.threads', 'data.prefetch',
-         'data.workers', 'data.placement', 'model.stem',
-         'train.steps_per_dispatch', 'train.save_every', 'train.log_every',
-         'train.keep', 'train.tensorboard', 'train.progress', 'evaluate.',
-         'ablate.', 'compare.', 'benchmark.', 'parallel.')  # fmt: skip
-
-
-def save(config, path):
-  """Writes config.json, whole or not at all."""
-  atomic.write_json(path, config.to_dict())
-
-
-def load(path):
-  """Reads a config.json, of an earlier version too; lists become tuples."""
-
-  def tuples(value):
-    if isinstance(value, dict):
-      return {k: tuples(v) for k, v in value.items()}
-    return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-  config = ml_collections.ConfigDict(
-    tuples(json.loads(pathlib.Path(path).read_text()))
-  )
-  for name, value in _EARLIER.items():
-    section, field = name.split('.')
-    if section in config and field not in config[section]:
-      config[section][field] = value
-  return config
-
-
-def differences(old, new):
-  """['field: old -> new'] of the fields that may not change in a resume."""
-  old, new = flatten(old), flatten(new)
-  return [
-    f'{name}: {old.get(name)!r} -> {new.get(name)!r}'
-    for name in sorted(old.keys() | new.keys())
-    if old.get(name) != new.get(name) and not name.startswith(_FREE)
-  ]

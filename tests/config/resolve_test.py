@@ -11,9 +11,12 @@ import sys
 import ml_collections
 import pytest
 
-from dpjax import config as config_lib
+from dpjax.config import fields as fields_lib
+from dpjax.config import flags as flags_lib
+from dpjax.config import record as record_lib
+from dpjax.config import resolve as resolve_lib
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 FILES = ('base', 'pretrain', 'retrain', 'recipe')
 
 
@@ -26,7 +29,7 @@ def make(file='retrain', variant='', **changes):
 
 def resolve(*, num_devices=1, platform='cpu', num_processes=1, **changes):
   changes = {k.replace('__', '.'): v for k, v in changes.items()}
-  return config_lib.resolve(
+  return resolve_lib.resolve(
     make(**changes),
     num_devices=num_devices,
     platform=platform,
@@ -38,7 +41,7 @@ def resolve(*, num_devices=1, platform='cpu', num_processes=1, **changes):
 @pytest.mark.parametrize('variant', ['', 'paper', 'quick'])
 @pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
 def test_every_file_and_variant_resolves(file, variant, platform):
-  config = config_lib.resolve(
+  config = resolve_lib.resolve(
     make(file, variant), num_devices=1, platform=platform
   )
   assert 'auto' not in (
@@ -48,9 +51,9 @@ def test_every_file_and_variant_resolves(file, variant, platform):
 
 
 def test_each_file_changes_only_its_stage():
-  base = config_lib.flatten(make('base'))
+  base = fields_lib.flatten(make('base'))
   for file in FILES[1:]:
-    flat = config_lib.flatten(make(file))
+    flat = fields_lib.flatten(make(file))
     assert {k for k in base if flat[k] != base[k]} <= {'stage'}
     assert flat['stage'] == file
 
@@ -81,9 +84,9 @@ def test_the_paper_variant_takes_the_equations_literally():
 
 
 def test_every_table_of_checks_names_real_fields():
-  known = config_lib.flatten(make())
-  assert set(config_lib.CHOICES) <= set(known)
-  assert set(config_lib.RANGES) <= set(known)
+  known = fields_lib.flatten(make())
+  assert set(resolve_lib.CHOICES) <= set(known)
+  assert set(resolve_lib.RANGES) <= set(known)
 
 
 @pytest.mark.parametrize(
@@ -194,8 +197,8 @@ def test_speed_may_change_in_a_resume_and_the_network_may_not():
     data__placement='stream', train__steps_per_dispatch=4,
     model__stem='space_to_depth', benchmark__repeats=9,
   )  # fmt: skip
-  assert config_lib.differences(old, faster) == []
-  assert config_lib.differences(old, resolve(model__width=8))
+  assert record_lib.differences(old, faster) == []
+  assert record_lib.differences(old, resolve(model__width=8))
 
 
 def test_the_word_none_means_none():
@@ -225,24 +228,24 @@ def test_another_draw_of_the_splits_is_another_set():
 def test_resolving_leaves_the_given_config_alone():
   config = make()
   before = config.to_json()
-  config_lib.resolve(config, num_devices=1, platform='cpu')
+  resolve_lib.resolve(config, num_devices=1, platform='cpu')
   assert config.to_json() == before
 
 
 def test_a_saved_config_comes_back_the_same(tmp_path):
   config = resolve()
-  config_lib.save(config, tmp_path / 'config.json')
-  loaded = config_lib.load(tmp_path / 'config.json')
-  assert config_lib.flatten(loaded) == config_lib.flatten(config)
-  assert not config_lib.differences(loaded, config)
+  record_lib.save(config, tmp_path / 'config.json')
+  loaded = record_lib.load(tmp_path / 'config.json')
+  assert fields_lib.flatten(loaded) == fields_lib.flatten(config)
+  assert not record_lib.differences(loaded, config)
 
 
 def test_differences_name_fields_that_change_the_result_and_no_others():
   old, new = resolve(), resolve()
   new.data.threads, new.train.log_every = 7, 3
-  assert not config_lib.differences(old, new)
+  assert not record_lib.differences(old, new)
   new.model.width = 32
-  assert config_lib.differences(old, new) == ['model.width: 64 -> 32']
+  assert record_lib.differences(old, new) == ['model.width: 64 -> 32']
 
 
 def run_main(*arguments, **environment):
@@ -298,13 +301,13 @@ def test_a_platform_that_is_not_here_is_one_line():
 
 def test_check_field_tells_a_section_from_a_field():
   with pytest.raises(ValueError, match='section'):
-    config_lib.check_field(make(), 'mgacr')
-  config_lib.check_field(make(), 'mgacr.eps')
+    flags_lib.check_field(make(), 'mgacr')
+  flags_lib.check_field(make(), 'mgacr.eps')
 
 
 def test_a_config_dict_flattens_to_dotted_names():
   config = ml_collections.ConfigDict({'a': {'b': 1}, 'c': (2,)})
-  assert config_lib.flatten(config) == {'a.b': 1, 'c': (2,)}
+  assert fields_lib.flatten(config) == {'a.b': 1, 'c': (2,)}
 
 
 def test_the_rows_of_the_ablation_add_one_technique_each():

@@ -1,0 +1,1 @@
+"""The config: its fields, how it is resolved, flags, and its record."""
