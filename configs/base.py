@@ -19,7 +19,7 @@ VARIANTS = ('', 'paper', 'small', 'quick')
 
 
 def _augmentation(**changes):
-  """One stage's augmentation: the fields of data.augment.Augmentation."""
+  """One stage's augmentation: the fields of data/feed/decisions.py."""
   c = ConfigDict()
   c.scale = (0.5, 1.0)  # share of the image's area that a crop keeps
   c.aspect = 4 / 3  # widest aspect of a crop; drawn log-uniformly
@@ -31,7 +31,7 @@ def _augmentation(**changes):
   c.blur_sigma = (0.1, 1.5)  # its sigma, pixels of the network's input
   c.noise = 0.3  # probability of added noise
   c.noise_std = (0.0, 8.0)  # its deviation, grey levels of 0..255
-  c.keep_lesions = False  # crops keep every box whole (augment.draw)
+  c.keep_lesions = False  # crops keep every box whole (decisions.draw)
   c.update(changes)
   return c
 

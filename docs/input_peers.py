@@ -50,7 +50,7 @@ class Radiographs:
   Args:
     read: index -> (1, STORED, STORED) uint8 tensor.
     labels: (N,).
-    settings: the fields of dpjax.data.feed.augment.Augmentation.
+    settings: the fields of dpjax.data.feed.decisions.Augmentation.
     views: of each radiograph.
     kind: 'tensor' or 'pil', what the geometry and the intensities run on;
       'opencv': as 'pil', but the blur.

@@ -11,7 +11,7 @@ import runpy
 import cv2
 import numpy as np
 
-from dpjax.data.feed import augment
+from dpjax.data.feed import decisions, lesion_masks, render_host
 from dpjax.data.prepare import labels
 from dpjax.data.sources import phantom
 from dpjax.models import resnet
@@ -34,7 +34,7 @@ def main():
   records, _ = labels.assign(records, 'count')
   boxes, num_boxes = _pad(records)
   lesions = num_boxes > 0
-  lenders = boxes[lesions], num_boxes[lesions]
+  donors = boxes[lesions], num_boxes[lesions]
   rows = [int(np.argmax(num_boxes == label)) for label in LABELS]
   chosen = [records[row] for row in rows]
   images = np.stack([r.pixels() for r in chosen])  # (B, S, S)
@@ -42,25 +42,25 @@ def main():
 
   rng = np.random.default_rng(SEED)
   size = config.data.image_size
-  pair = augment.draw(
+  pair = decisions.draw(
     rng,
     boxes,
     num_boxes,
-    augment.Augmentation(**config.pretrain.augment),
+    decisions.Augmentation(**config.pretrain.augment),
     views=2,
   )
-  crop = augment.draw(
+  crop = decisions.draw(
     rng,
     boxes,
     num_boxes,
-    augment.Augmentation(**config.retrain.augment),
+    decisions.Augmentation(**config.retrain.augment),
     views=1,
-    lenders=lenders,
+    donors=donors,
   )
-  views = augment.render_host(images, pair, size)  # (B, 2, size, size)
-  inputs = augment.render_host(images, crop, size)[:, 0]  # (B, size, size)
+  views = render_host.render(images, pair, size)  # (B, 2, size, size)
+  inputs = render_host.render(images, crop, size)[:, 0]  # (B, size, size)
   sides = resnet.stage_shapes(size, config.model.stage_sizes)
-  masks = augment.masks_host(
+  masks = lesion_masks.on_host(
     boxes, num_boxes, crop['affine'][:, 0], sides, config.mgacr.mask
   )
 

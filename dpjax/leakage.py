@@ -30,7 +30,7 @@ def write(
   Args:
     workdir: of the run.
     stage: 'pretrain' or 'retrain'.
-    records: data.pipeline.Records that it trains on.
+    records: feed.pipeline.Records that it trains on.
     backbone: workdir of the run that it starts from, if there is one.
 
   Raises:

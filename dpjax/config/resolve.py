@@ -121,7 +121,7 @@ _INTERVALS = {
   for stage in ('pretrain', 'retrain')
   for field, bounds in {
     'scale': (1e-3, 1.0),
-    'blur_sigma': (0.0, 2.0),  # half of augment.BLUR_RADIUS
+    'blur_sigma': (0.0, 2.0),  # half of render_common.BLUR_RADIUS
     'noise_std': (0.0, 255.0),
   }.items()
 }

@@ -14,7 +14,7 @@ import numpy as np
 from dpjax.benchmark import text
 from dpjax.config import fields as fields_lib
 from dpjax.config import record as record_lib
-from dpjax.data.feed import augment
+from dpjax.data.feed import decisions, lesion_masks
 from dpjax.metrics import titles
 from dpjax.report import figures, overlay, page
 from dpjax.report.evidence import Evidence, read_image
@@ -274,10 +274,10 @@ def masks(section: page.Section, evidence: Evidence) -> None:
     for stage, side in build.stage_sides(run.config).items()
     if stage in run.config.mgacr.stages
   }
-  found = augment.masks_host(
+  found = lesion_masks.on_host(
     split.boxes[[row]],
     split.num_boxes[[row]],
-    augment.identity(1)['affine'][:, 0],
+    decisions.identity(1)['affine'][:, 0],
     sides,
     run.config.mgacr.mask,
   )

@@ -19,7 +19,7 @@ import numpy as np
 
 from dpjax import losses
 from dpjax.data import store, vocabulary
-from dpjax.data.feed import augment, pipeline
+from dpjax.data.feed import decisions, pipeline
 from dpjax.data.prepare import duplicates
 from dpjax.distributed import parallel, processes
 from dpjax.errors import UserError
@@ -118,7 +118,7 @@ class Experiment:
     )
 
   def training_stream(self) -> Any:
-    """The endless stream of augmented batches (data.pipeline.training)."""
+    """The endless stream of augmented batches (pipeline.training)."""
     records = self.training_records
     batch_size = self.settings.batch_size
     if batch_size > len(records):
@@ -136,7 +136,7 @@ class Experiment:
   def stream_once(
     self, split: Any, batch_size: int, images: bool = True
   ) -> Any:
-    """Every record of `split` once, in order (data.pipeline.once).
+    """Every record of `split` once, in order (pipeline.sequential).
 
     Stage I sees pairs, the same ones at every call; stage II plain images.
 
@@ -146,7 +146,7 @@ class Experiment:
       images: read them; False where they are on the device.
     """
     augmented = self.stage == 'pretrain'
-    return pipeline.once(
+    return pipeline.sequential(
       pipeline.Records((split,)),
       self._plan(augmented=augmented, masks=False, images=images),
       batch_size=batch_size,
@@ -169,9 +169,9 @@ class Experiment:
   def _plan(self, augmented, masks=True, images=True):
     pair = self.stage == 'pretrain'
     kind = self.config.pretrain.views
-    return pipeline.Plan(
+    return pipeline.BatchSpec(
       image_size=self.config.data.image_size,
-      augmentation=augment.Augmentation(**self.settings.augment)
+      augmentation=decisions.Augmentation(**self.settings.augment)
       if augmented
       else None,
       views=(3 if kind == 'three' else 2) if pair else 1,

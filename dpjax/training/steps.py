@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from dpjax import losses
-from dpjax.data.feed import render_device
+from dpjax.data.feed import lesion_masks, render_device
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
@@ -68,7 +68,7 @@ class Pixels:
     """{stage: (b, h, w)} float32, of the first view."""
     if 'masks' in batch:
       return batch['masks']
-    return render_device.masks(
+    return lesion_masks.on_device(
       batch['boxes'],
       batch['num_boxes'],
       batch['decisions']['affine'][:, 0],

@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from dpjax.config import record as record_lib
-from dpjax.data.feed import augment
+from dpjax.data.feed import decisions, lesion_masks
 from dpjax.evaluation import localisation
 from dpjax.metrics import predictions
 from tests import fakes
@@ -106,9 +106,9 @@ def _write_maps(rng, folder, split):
   """maps.npz: half of the CAMs lie in the boxes."""
   plain = np.flatnonzero(split.num_boxes == 0)[:2]
   rows = np.sort(np.r_[np.flatnonzero(split.num_boxes), plain])
-  masks = augment.masks_host(
+  masks = lesion_masks.on_host(
     split.boxes[rows], split.num_boxes[rows],
-    augment.identity(len(rows))['affine'][:, 0], STAGES, 'area',
+    decisions.identity(len(rows))['affine'][:, 0], STAGES, 'area',
   )  # fmt: skip
   maps = {}
   for stage, mask in masks.items():

@@ -20,7 +20,7 @@ A batch is a dict of arrays with b = B / processes rows:
                II (with either render)
   rendered by the step:
     images     (b, S, S)   uint8, as stored; not if the step has them already
-    decisions  {name: (b, V, ...)}  of augment.draw
+    decisions  {name: (b, V, ...)}  of decisions.draw
     boxes, num_boxes       (b, K, 4), (b,)   stage II
 """
 
@@ -33,7 +33,7 @@ import grain
 import numpy as np
 
 from dpjax import machine
-from dpjax.data.feed import augment
+from dpjax.data.feed import decisions, lesion_masks, render_host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Records:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class BatchSpec:
   """How records become batches.
 
   Attributes:
@@ -85,14 +85,14 @@ class Plan:
     views: views of each radiograph.
     plain_anchor: the first view is the plain image.
     mask_sides: {stage: side} of the lesion masks; empty for none.
-    mask_kind: 'area' or 'binary' (augment.masks_host).
+    mask_kind: 'area' or 'binary' (lesion_masks.stage_masks).
     normal: whether label 0 says that there is no lesion.
     host: render on the host; else send what the step needs for it.
     images: read the images; without them `index` says which they are.
   """
 
   image_size: int
-  augmentation: augment.Augmentation | None = None
+  augmentation: decisions.Augmentation | None = None
   views: int = 1
   plain_anchor: bool = False
   mask_sides: tuple[tuple[str, int], ...] = ()
@@ -104,7 +104,7 @@ class Plan:
 
 def training(
   records: Records,
-  plan: Plan,
+  spec: BatchSpec,
   *,
   batch_size: int,
   seed: int,
@@ -116,7 +116,7 @@ def training(
 
   Args:
     records: what to read.
-    plan: how.
+    spec: how they become batches.
     batch_size: B, over all processes.
     seed: of the order and the decisions.
     process: (this process, number of processes).
@@ -124,13 +124,13 @@ def training(
     prefetch: batches made ahead.
   """
   order = grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat()
-  drawn = order.batch(batch_size).random_map(_Draw(records, plan))
-  return _read(drawn, records, plan, process, threads, prefetch)
+  drawn = order.batch(batch_size).random_map(_Draw(records, spec))
+  return _read(drawn, records, spec, process, threads, prefetch)
 
 
-def once(
+def sequential(
   records: Records,
-  plan: Plan,
+  spec: BatchSpec,
   *,
   batch_size: int,
   seed: int = 0,
@@ -146,8 +146,8 @@ def once(
   order = grain.MapDataset.range(batches).map(
     _InOrder(len(records), batch_size)
   )
-  drawn = order.seed(seed).random_map(_Draw(records, plan))
-  return _read(drawn, records, plan, process, threads, prefetch)
+  drawn = order.seed(seed).random_map(_Draw(records, spec))
+  return _read(drawn, records, spec, process, threads, prefetch)
 
 
 def first(dataset: grain.IterDataset, count: int) -> list[dict[str, Any]]:
@@ -156,13 +156,13 @@ def first(dataset: grain.IterDataset, count: int) -> list[dict[str, Any]]:
     return [*itertools.islice(stream, count)]
 
 
-def _read(drawn, records, plan, process, threads, prefetch):
+def _read(drawn, records, spec, process, threads, prefetch):
   options = grain.ReadOptions(
     num_threads=threads or min(machine.cores(), 16),
     # Counts batches here, and each batch is many records already.
     prefetch_buffer_size=prefetch,
   )
-  return drawn.map(_Read(records, plan, process)).to_iter_dataset(options)
+  return drawn.map(_Read(records, spec, process)).to_iter_dataset(options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,41 +180,43 @@ class _InOrder(grain.transforms.Map):
 class _Draw(grain.transforms.RandomMap):
   """Draws every decision of a global batch at once."""
 
-  def __init__(self, records: Records, plan: Plan):
-    self._plan = plan
+  def __init__(self, records: Records, spec: BatchSpec):
+    self._spec = spec
     self._boxes = records.column('boxes')
     self._num_boxes = records.column('num_boxes')
     lesions = self._num_boxes > 0
-    self._lenders = self._boxes[lesions], self._num_boxes[lesions]
+    self._donors = self._boxes[lesions], self._num_boxes[lesions]
 
   def random_map(self, index, rng):
-    plan = self._plan
-    if plan.augmentation is None:
-      decisions = augment.identity(len(index), plan.views)
+    spec = self._spec
+    if spec.augmentation is None:
+      drawn = decisions.identity(len(index), spec.views)
     else:
-      decisions = augment.draw(
+      drawn = decisions.draw(
         rng,
         self._boxes[index],
         self._num_boxes[index],
-        plan.augmentation,
-        views=plan.views - plan.plain_anchor,
-        lenders=self._lenders,
+        spec.augmentation,
+        views=spec.views - spec.plain_anchor,
+        donors=self._donors,
       )
-      if plan.plain_anchor:
-        plain = augment.identity(len(index), 1)
-        decisions = {
-          name: np.concatenate([plain[name], drawn], axis=1)
-          for name, drawn in decisions.items()
+      if spec.plain_anchor:
+        plain = decisions.identity(len(index), 1)
+        drawn = {
+          name: np.concatenate([plain[name], values], axis=1)
+          for name, values in drawn.items()
         }
-    return {'index': index, 'decisions': decisions}
+    return {'index': index, 'decisions': drawn}
 
 
 class _Read(grain.transforms.Map):
   """Takes this process's rows and reads, and on the host renders, them."""
 
-  def __init__(self, records: Records, plan: Plan, process: tuple[int, int]):
+  def __init__(
+    self, records: Records, spec: BatchSpec, process: tuple[int, int]
+  ):
     self._records = records
-    self._plan = plan
+    self._spec = spec
     self._process = process
     self._labels = records.column('labels').astype(np.int32)
     self._boxes = records.column('boxes')
@@ -225,7 +227,7 @@ class _Read(grain.transforms.Map):
     rows = len(element['index']) // count
     own = slice(number * rows, (number + 1) * rows)
     index = element['index'][own]
-    decisions = {k: v[own] for k, v in element['decisions'].items()}
+    drawn = {k: v[own] for k, v in element['decisions'].items()}
     filled = index >= 0
     index = np.where(filled, index, 0)
     batch = {
@@ -233,26 +235,26 @@ class _Read(grain.transforms.Map):
       'label': self._labels[index],
       'valid': filled.astype(np.float32),
     }
-    plan = self._plan
+    spec = self._spec
     boxes, num_boxes = self._boxes[index], self._num_boxes[index]
-    if plan.mask_sides:
-      annotated = (num_boxes > 0) | ((batch['label'] == 0) & plan.normal)
+    if spec.mask_sides:
+      annotated = (num_boxes > 0) | ((batch['label'] == 0) & spec.normal)
       batch['annotated'] = annotated.astype(np.float32)
-    images = self._records.images(index) if plan.images else None
-    if not plan.host:
-      batch['decisions'] = decisions
-      if plan.images:
+    images = self._records.images(index) if spec.images else None
+    if not spec.host:
+      batch['decisions'] = drawn
+      if spec.images:
         batch['images'] = images
-      if plan.mask_sides:
+      if spec.mask_sides:
         batch |= {'boxes': boxes, 'num_boxes': num_boxes}
       return batch
-    batch['views'] = augment.render_host(images, decisions, plan.image_size)
-    if plan.mask_sides:
-      batch['masks'] = augment.masks_host(
+    batch['views'] = render_host.render(images, drawn, spec.image_size)
+    if spec.mask_sides:
+      batch['masks'] = lesion_masks.on_host(
         boxes,
         num_boxes,
-        decisions['affine'][:, 0],
-        dict(plan.mask_sides),
-        plan.mask_kind,
+        drawn['affine'][:, 0],
+        dict(spec.mask_sides),
+        spec.mask_kind,
       )
     return batch

@@ -1,7 +1,7 @@
-"""Augmentation on the device: `augment`'s decisions carried out in JAX.
+"""Augmentation on the device: decisions carried out in JAX.
 
-The same maps, order, border and noise as `augment.render_host` (documented
-there), inside the jitted step: the host then sends one byte a pixel of the
+The twin of render_host: the same maps, order, border and noise (decisions.py
+has them), inside the jitted step. The host then sends one byte a pixel of the
 STORED image, whatever the number of views.
 """
 
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpjax.data.feed import augment
+from dpjax.data.feed import render_common
 
 
 def render(
@@ -23,7 +23,7 @@ def render(
 
   Args:
     images: (B, S, S) uint8.
-    decisions: from `augment.draw` or `augment.identity`, leading with (B, V).
+    decisions: from decisions.draw or decisions.identity, leading with (B, V).
     size: side of the views in pixels.
 
   Returns:
@@ -33,71 +33,20 @@ def render(
   gain, bias, std = (
     decisions[name][..., None, None] for name in ('gain', 'bias', 'noise')
   )
-  views = views * gain + (augment.MID_GREY - gain * augment.MID_GREY + bias)
-  taps = augment.blur_taps(jnp, decisions['blur'])
-  views = _blur(_blur(views, taps, axis=2), taps, axis=3)
-  views = views + std * augment.noise(jnp, decisions['noise_seed'], size)
-  return jax.lax.stop_gradient(jnp.clip(views, 0, 255))
-
-
-def masks(
-  boxes: jax.Array,
-  num_boxes: jax.Array,
-  affine: jax.Array,
-  stage_sizes: Mapping[str, int],
-  kind: str = 'area',
-) -> dict[str, jax.Array]:
-  """Lesion masks of one view; see `augment.masks_host`, whose twin this is.
-
-  Args:
-    boxes: (B, K, 4) x0, y0, x1, y1 in source unit coordinates, zero-padded.
-    num_boxes: (B,) how many of the K are real.
-    affine: (B, 2, 3), one view's `decisions['affine']`.
-    stage_sizes: stage name -> side of its feature map.
-    kind: 'area' or 'binary', see `augment.stage_masks`.
-
-  Returns:
-    stage name -> (B, side, side) float32 in 0..1.
-
-  Raises:
-    UserError: an unknown kind.
-  """
-
-  def cover(side):
-    centers = (np.arange(side, dtype=np.float32) + np.float32(0.5)) / side
-    x, y = _apply(
-      affine[:, :, :2],
-      affine[:, :, 2],
-      centers[None, None, :],
-      centers[None, :, None],
-    )  # (B, side, side) each
-    covered = jnp.zeros(x.shape, bool)
-    # Box by box, which the compiler fuses: a (B, K, side, side) never exists.
-    for k in range(boxes.shape[1]):
-      x0, y0, x1, y1 = jnp.moveaxis(boxes[:, k, :, None, None], 1, 0)
-      real = (k < num_boxes)[:, None, None]
-      covered |= real & (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
-    return covered.astype(jnp.float32)
-
-  return jax.lax.stop_gradient(augment.stage_masks(cover, stage_sizes, kind))
-
-
-def _apply(linear, offset, x, y):
-  """linear (x, y) + offset: (..., 2, 2), (..., 2), points of equal rank."""
-  linear, offset = linear[..., None, None], offset[..., None, None]
-  return tuple(
-    linear[..., i, 0, :, :] * x
-    + linear[..., i, 1, :, :] * y
-    + offset[..., i, :, :]
-    for i in (0, 1)
+  views = views * gain + (
+    render_common.MID_GREY - gain * render_common.MID_GREY + bias
   )
+  taps = render_common.blur_taps(jnp, decisions['blur'])
+  views = _blur(_blur(views, taps, axis=2), taps, axis=3)
+  views = views + std * render_common.noise(jnp, decisions['noise_seed'], size)
+  return jax.lax.stop_gradient(jnp.clip(views, 0, 255))
 
 
 def _resample(images, affine, size):
   """Bilinear reads of (B, S, S) uint8 under (B, V, 2, 3)."""
   batch, source, _ = images.shape
-  n = augment.subsamples(source, size)
-  # `augment.pixel_affine` in fixed point. A compiler may compute one float
+  n = render_common.subsamples(source, size)
+  # render_common.pixel_affine in fixed point. A compiler may compute one float
   # twice, with and without fused multiply-add; where a pixel's floor and its
   # fraction come from the two, a wrong neighbour is read (seen on the CPU).
   # Integers are the same however often they are computed, and each product
@@ -146,7 +95,7 @@ def _resample(images, affine, size):
   fine = n * np.arange(size, dtype=np.int32)
   column, row = fine[None, None, None, :], fine[None, None, :, None]
   reads = [
-    read(*_apply(linear, offset, column + j, row + i))
+    read(*render_common.map_points(linear, offset, column + j, row + i))
     for i in range(n)
     for j in range(n)
   ]
@@ -155,7 +104,7 @@ def _resample(images, affine, size):
 
 def _blur(views, taps, axis):
   """Convolves (B, V, h, w) along an axis with its own taps (B, V, taps)."""
-  size, radius = views.shape[axis], augment.BLUR_RADIUS
+  size, radius = views.shape[axis], render_common.BLUR_RADIUS
   widths = [(0, 0)] * 4
   widths[axis] = (radius, radius)
   padded = jnp.pad(views, widths, mode='edge')

@@ -6,22 +6,22 @@ import jax
 import numpy as np
 import pytest
 
-from dpjax.data.feed import augment, pipeline
+from dpjax.data.feed import decisions, pipeline
 from tests import fakes
 
 SIDES = (('stage1', 8), ('stage2', 4))
 
 
 def make(n=20, seed=3, batch_size=8, **kwargs):
-  plan = kwargs.pop('plan', None) or pipeline.Plan(
+  spec = kwargs.pop('spec', None) or pipeline.BatchSpec(
     image_size=32,
-    augmentation=augment.Augmentation(keep_lesions=True),
+    augmentation=decisions.Augmentation(keep_lesions=True),
     mask_sides=SIDES,
     host=kwargs.pop('host', True),
   )
   records = pipeline.Records((fakes.make_split(n, 32, seed=0),))
   return pipeline.training(
-    records, plan, batch_size=batch_size, seed=seed, **kwargs
+    records, spec, batch_size=batch_size, seed=seed, **kwargs
   )
 
 
@@ -122,32 +122,34 @@ def test_the_state_is_the_same_in_every_process():
 
 
 def test_pretraining_pairs_differ_and_share_their_radiograph():
-  plan = pipeline.Plan(
-    image_size=32, augmentation=augment.Augmentation(), views=2
+  spec = pipeline.BatchSpec(
+    image_size=32, augmentation=decisions.Augmentation(), views=2
   )
-  batch = take(make(plan=plan), 1)[0]
+  batch = take(make(spec=spec), 1)[0]
   assert batch['views'].shape == (8, 2, 32, 32)
   assert 'masks' not in batch
   assert (batch['views'][:, 0] != batch['views'][:, 1]).any(axis=(1, 2)).all()
 
 
 def test_a_plain_anchor_is_the_image_itself():
-  plan = pipeline.Plan(
+  spec = pipeline.BatchSpec(
     image_size=32,
-    augmentation=augment.Augmentation(),
+    augmentation=decisions.Augmentation(),
     views=2,
     plain_anchor=True,
   )
-  batch = take(make(plan=plan), 1)[0]
+  batch = take(make(spec=spec), 1)[0]
   pixels = fakes.make_split(20, 32, seed=0).pixels[batch['index']]
   np.testing.assert_array_equal(batch['views'][:, 0], pixels)
   assert (batch['views'][:, 1] != pixels).any(axis=(1, 2)).all()
 
 
-def test_once_gives_every_record_once_in_order_and_marks_the_filling():
+def test_sequential_gives_every_record_once_in_order_and_marks_the_filling():
   records = pipeline.Records((fakes.make_split(13, 32, seed=0),))
   batches = list(
-    pipeline.once(records, pipeline.Plan(image_size=32), batch_size=5)
+    pipeline.sequential(
+      records, pipeline.BatchSpec(image_size=32), batch_size=5
+    )
   )
   valid = np.concatenate([b['valid'] for b in batches])
   index = np.concatenate([b['index'] for b in batches])
@@ -189,11 +191,11 @@ def test_masks_follow_the_crop_on_either_side(host):
 def test_an_image_with_a_lesion_and_no_box_is_marked(host, normal):
   split = fakes.make_split(12, 32, seed=0)  # labels 0, 1, 2, 0, 1, 2, ...
   split.num_boxes[[1, 5]] = 0
-  plan = pipeline.Plan(
+  spec = pipeline.BatchSpec(
     image_size=32, mask_sides=SIDES, host=host, normal=normal
   )
   (batch,) = take(
-    pipeline.once(pipeline.Records((split,)), plan, batch_size=12), 1
+    pipeline.sequential(pipeline.Records((split,)), spec, batch_size=12), 1
   )
   # Where label 0 is a disease, an image of it without a box is unknown too.
   unknown = {1, 5} if normal else {0, 1, 3, 5, 6, 9}
