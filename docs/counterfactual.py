@@ -22,7 +22,7 @@ from dpjax.config import record as record_lib
 from dpjax.data.prepare import shards
 from dpjax.data.sources import phantom
 from dpjax.evaluation import evaluate, explain, localisation
-from dpjax.models import resnet
+from dpjax.models import sides
 
 
 def without_opacities(split, rows, info):
@@ -120,9 +120,7 @@ def describe(workdir):
     f' above 0 in {np.mean(change > 0):.2f} of {len(change)}; normal images'
     f' {normal.mean():+.2f}'
   )
-  for stage in resnet.stage_shapes(
-    config.data.image_size, config.model.stage_sizes
-  ):
+  for stage in sides.resnet(config.data.image_size, config.model.stage_sizes):
     found = collect(functools.partial(cams, stage), lesions)
     shares = ', '.join(
       f'{name} {in_box(maps):.3f}' for name, maps in found.items()

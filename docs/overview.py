@@ -14,7 +14,7 @@ import numpy as np
 from dpjax.data.feed import decisions, lesion_masks, render_host
 from dpjax.data.prepare import labels
 from dpjax.data.sources import phantom
-from dpjax.models import resnet
+from dpjax.models import sides as sides_lib
 
 DOCS = pathlib.Path(__file__).parent
 SEED = 6  # of the decisions
@@ -59,7 +59,7 @@ def main():
   )
   views = render_host.render(images, pair, size)  # (B, 2, size, size)
   inputs = render_host.render(images, crop, size)[:, 0]  # (B, size, size)
-  sides = resnet.stage_shapes(size, config.model.stage_sizes)
+  sides = sides_lib.resnet(size, config.model.stage_sizes)
   masks = lesion_masks.on_host(
     boxes, num_boxes, crop['affine'][:, 0], sides, config.mgacr.mask
   )

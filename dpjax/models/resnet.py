@@ -6,6 +6,8 @@ Flax names are torch's with `_` for the dot before a number (`layer1_0`,
 `downsample_1`), so that weights convert by renaming.
 """
 
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -191,11 +193,11 @@ class ResNet(nn.Module):
       'pooled': the last stage's mean over its positions, (B, C) float32.
 
     Raises:
-      UserError: images of another rank or channel count, an unknown block or
+      ValueError: images of another rank or channel count, an unknown block or
         stem, an offset of no stage or of another shape than its features.
     """
     if images.ndim != 4 or images.shape[-1] != 1:
-      raise UserError(
+      raise ValueError(
         f'ResNet: images must be (B, H, W, 1), got {tuple(images.shape)}'
       )
     conv = partial(
@@ -211,7 +213,7 @@ class ResNet(nn.Module):
     elif self.stem == 'conv':
       stem = conv(self.width, (7, 7), strides=2, padding=3, name='conv1')
     else:
-      raise UserError(
+      raise ValueError(
         f"ResNet: stem must be 'conv' or 'space_to_depth', got {self.stem!r}"
       )
     x = stem(images)
@@ -247,11 +249,11 @@ def check_offsets(
   """The offsets of a call, {} for None.
 
   Raises:
-    UserError: one is of no stage.
+    ValueError: one is of no stage.
   """
   for name in offsets or {}:
     if name not in stages:
-      raise UserError(
+      raise ValueError(
         f'offsets: {name!r} is not among the stages {", ".join(stages)}'
       )
   return offsets or {}
@@ -263,13 +265,13 @@ def add_offset(
   """Features (B, h, w, C) and the stage's offset, in the features' dtype.
 
   Raises:
-    UserError: the offset has another shape.
+    ValueError: the offset has another shape.
   """
   if stage not in offsets:
     return features
   offset = offsets[stage]
   if offset.shape != features.shape:
-    raise UserError(
+    raise ValueError(
       f'offsets: that of {stage} has shape {offset.shape}, its features'
       f' {features.shape}'
     )
@@ -281,30 +283,10 @@ def _block_class(block: str | type[nn.Module]) -> type[nn.Module]:
     return block
   blocks = {'basic': BasicBlock, 'bottleneck': Bottleneck}
   if block not in blocks:
-    raise UserError(
+    raise ValueError(
       f"ResNet: block must be 'basic' or 'bottleneck', got {block!r}"
     )
   return blocks[block]
-
-
-def stage_shapes(image_size: int, stage_sizes: Sequence[int]) -> dict[str, int]:
-  """Side, in cells, of each stage's features for square images.
-
-  The stem, the max-pool and every stage but the first each halve, upwards.
-
-  Args:
-    image_size: side of the images in pixels.
-    stage_sizes: as given to `ResNet`.
-
-  Returns:
-    {'stage1': side, 'stage2': side, ...}.
-  """
-  side = -(-image_size // 2)
-  shapes = {}
-  for i in range(len(stage_sizes)):
-    side = -(-side // 2)
-    shapes[f'stage{i + 1}'] = side
-  return shapes
 
 
 def from_torch(state_dict: Mapping[str, Any], model: ResNet) -> dict[str, Any]:
@@ -385,25 +367,46 @@ def load_torch_weights(path: str | Path) -> dict[str, np.ndarray]:
     )
   if not path.is_file():
     raise UserError(f'{path}: no such file of weights')
-  try:
-    if path.suffix == '.npz':
-      with np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
-    from safetensors.numpy import load_file
+  return {'.npz': _read_npz, '.safetensors': _read_safetensors}[path.suffix](
+    path
+  )
 
-    return load_file(path)
+
+def _read_npz(path):
+  try:
+    found = np.load(path, allow_pickle=False)
+    if not isinstance(found, np.ndarray):
+      with found:
+        return dict(found)
+  # Of numpy, zipfile and zlib, by damage: RuntimeError is zipfile's, for a bit
+  # that says encrypted, or a method that it does not know.
+  except (
+    OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error
+  ) as error:  # fmt: skip
+    raise _unreadable(path, error) from error
+  raise _unreadable(path, 'it is a single array (.npy)')
+
+
+def _read_safetensors(path):
+  try:
+    import safetensors
+    from safetensors.numpy import load_file
   except ImportError as error:
     raise UserError(
       f'{path}: reading it needs the safetensors package: pip install'
       ' "dpjax[safetensors]"'
     ) from error
-  # Each library has its own errors for a damaged file (zlib's, zipfile's,
-  # safetensors'), and the user needs the same line for all of them.
-  except Exception as error:
-    reason = ' '.join(str(error).split())
-    raise UserError(
-      f'{path}: not a readable {path.suffix} file: {reason}'
-    ) from error
+  try:
+    return load_file(path)
+  except (OSError, safetensors.SafetensorError) as error:
+    raise _unreadable(path, error) from error
+  except (TypeError, AttributeError) as error:  # Of a type that numpy lacks.
+    raise _unreadable(path, f'{error}; save the tensors as float32') from error
+
+
+def _unreadable(path, reason):
+  reason = ' '.join(str(reason).split())
+  return UserError(f'{path}: not a readable {path.suffix} file: {reason}')
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:

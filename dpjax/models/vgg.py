@@ -150,17 +150,3 @@ def _bin_weights(n, side):
   cells, i = np.arange(n), np.arange(side)[:, None]
   inside = (cells >= i * n // side) & (cells < -(-(i + 1) * n // side))
   return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
-
-
-def stage_shapes(image_size: int) -> dict[str, int]:
-  """Side, in cells, of each stage's features for square images.
-
-  Every max-pool halves, downwards.
-
-  Args:
-    image_size: side of the images in pixels.
-
-  Returns:
-    {'stage1': side, ..., 'stage5': side}.
-  """
-  return {stage: image_size >> i for i, stage in enumerate(STAGES, 1)}

@@ -16,9 +16,9 @@ from dpjax.config import fields as fields_lib
 from dpjax.config import record as record_lib
 from dpjax.data.feed import decisions, lesion_masks
 from dpjax.metrics import titles
+from dpjax.models import sides as sides_lib
 from dpjax.report import figures, overlay, page
 from dpjax.report.evidence import Evidence, read_image
-from dpjax.training import build
 
 SIDE = 320  # pixels of a radiograph's tile
 MOST_POINTS = 300  # of a training curve
@@ -269,11 +269,11 @@ def masks(section: page.Section, evidence: Evidence) -> None:
   split = data.splits[split_name]
   rng = np.random.default_rng(evidence.seed)
   row = int(rng.choice(np.flatnonzero(split.num_boxes)))
-  sides = {
-    stage: side
-    for stage, side in build.stage_sides(run.config).items()
-    if stage in run.config.mgacr.stages
-  }
+  c = run.config
+  sides = sides_lib.stage_sides(
+    c.model.network, c.data.image_size, c.model.stage_sizes
+  )
+  sides = {s: side for s, side in sides.items() if s in c.mgacr.stages}
   found = lesion_masks.on_host(
     split.boxes[[row]],
     split.num_boxes[[row]],

@@ -23,7 +23,7 @@ from dpjax.data.feed import decisions, pipeline
 from dpjax.data.prepare import duplicates
 from dpjax.distributed import parallel, processes
 from dpjax.errors import UserError
-from dpjax.models import heads, resnet, vgg
+from dpjax.models import heads, resnet, sides, vgg
 from dpjax.training import optim, steps
 
 _READ = 1024  # images read at once where all are read
@@ -364,13 +364,6 @@ def _for_pretraining(data):
   return [data.split(name) for name in names]
 
 
-def stage_sides(config: Any) -> dict[str, int]:
-  """{stage: side of its features in cells} of the config's network."""
-  if config.model.network == 'vgg16':
-    return vgg.stage_shapes(config.data.image_size)
-  return resnet.stage_shapes(config.data.image_size, config.model.stage_sizes)
-
-
 def build(config: Any, stage: str, data: store.Store) -> Experiment:
   """Makes the networks and losses of one stage; allocates nothing.
 
@@ -429,7 +422,9 @@ def build(config: Any, stage: str, data: store.Store) -> Experiment:
       ' there is nothing to teach attention with; it is left out',
       file=sys.stderr,
     )
-  sides = stage_sides(config)
+  cells = sides.stage_sides(
+    config.model.network, config.data.image_size, config.model.stage_sizes
+  )
   model = steps.Retraining(
     backbone=backbone(num_classes=data.num_classes),
     attention=heads.AttentionHeads(
@@ -440,7 +435,7 @@ def build(config: Any, stage: str, data: store.Store) -> Experiment:
     if taught
     else None,
     pixels=pixels(
-      mask_sides={stage: sides[stage] for stage in mgacr.stages}
+      mask_sides={stage: cells[stage] for stage in mgacr.stages}
       if taught
       else {},
       mask_kind=mgacr.mask,
@@ -543,6 +538,6 @@ def read_backbone(source: str, experiment: Experiment) -> Any:
       return resnet.from_torch(
         resnet.load_torch_weights(source), experiment.model.backbone
       )
-    except ValueError as error:
+    except UserError as error:
       raise UserError(f'config.init.backbone: {source}: {error}') from error
   return checkpoint.load_backbone(source)

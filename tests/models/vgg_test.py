@@ -45,21 +45,14 @@ def test_batch_norm_takes_the_place_of_each_bias_with_one_number_more():
   assert 'batch_stats' not in plain
 
 
-@pytest.mark.parametrize('size', [32, 47, 96, 112, 224])
-def test_stage_shapes_are_those_of_the_features(size):
-  images = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+def test_stages_are_as_wide_as_published_and_the_answer_is_of_all_classes():
+  images = jax.ShapeDtypeStruct((1, 96, 96, 1), jnp.float32)
   (logits, features), _ = jax.eval_shape(
     vgg.VGG16(width=2).init_with_output, jax.random.key(0), images
   )
   assert logits.shape == (1, 5)
   assert features.pop('pooled').shape == (1, 128)
-  sides = {name: (f.shape[1], f.shape[3]) for name, f in features.items()}
-  expected = vgg.stage_shapes(size).items()
-  widths = (2, 4, 8, 16, 16)
-  assert sides == {
-    name: (side, width)
-    for (name, side), width in zip(expected, widths, strict=True)
-  }
+  assert [f.shape[3] for f in features.values()] == [2, 4, 8, 16, 16]
 
 
 def numpy_forward(params, images):
