@@ -20,7 +20,7 @@ import numpy as np
 from dpjax import prepare
 from dpjax.config import record as record_lib
 from dpjax.config import resolve as resolve_lib
-from dpjax.evaluation import evaluate, explain, localisation
+from dpjax.evaluation import evaluate, explain, files, localisation
 from dpjax.report import report
 
 SIZE = 224
@@ -105,9 +105,9 @@ def main():
       resamples=config.evaluate.resamples,
       seed=0,
     )
-    localisation.write_scores(workdir / evaluate.LOCALISATION, ids, per_image)
+    localisation.write_scores(workdir / files.LOCALISATION, ids, per_image)
     np.savez_compressed(
-      workdir / evaluate.MAPS,
+      workdir / files.MAPS,
       ids=shown.ids,
       **{name: value.astype(np.float16) for name, value in maps.items()},
     )

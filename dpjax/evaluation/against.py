@@ -9,10 +9,8 @@ import numpy as np
 from dpjax import atomic
 from dpjax.data import vocabulary
 from dpjax.errors import UserError
-from dpjax.evaluation import evaluate, localisation
+from dpjax.evaluation import files, localisation
 from dpjax.metrics import predictions, resampling
-
-FILE = 'against.json'
 
 
 def compare(
@@ -38,7 +36,7 @@ def compare(
   Raises:
     UserError: one line: a run is not evaluated, or on other images or classes.
   """
-  a, b = map(evaluate.workdir_of, (workdir_a, workdir_b))
+  a, b = map(files.workdir_of, (workdir_a, workdir_b))
   result_a, result_b = read_evaluation(a), read_evaluation(b)
   names = result_a['class_names']
   if names != result_b['class_names']:
@@ -88,16 +86,14 @@ def compare(
 
 def write(found: dict[str, Any]) -> pathlib.Path:
   """Writes what `compare` found as against.json into a's workdir."""
-  file = pathlib.Path(found['a']) / FILE
+  file = pathlib.Path(found['a']) / files.AGAINST
   atomic.write_json(file, found)
   return file
 
 
 def _sorted(workdir):
   """predictions.csv in the order of the ids: equal draws for equal images."""
-  ids, labels, found = predictions.read_predictions(
-    workdir / evaluate.PREDICTIONS
-  )
+  ids, labels, found = predictions.read_predictions(workdir / files.PREDICTIONS)
   order = np.argsort(ids)
   return [ids[i] for i in order], labels[order], found[order]
 
@@ -108,9 +104,9 @@ def read_evaluation(workdir: str | pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: one line: there is none, or not a whole one.
   """
-  workdir = evaluate.workdir_of(workdir)
+  workdir = files.workdir_of(workdir)
   try:
-    found = json.loads((workdir / evaluate.FILE).read_text())
+    found = json.loads((workdir / files.EVALUATION).read_text())
     for name in ('class_names', 'threshold', 'temperature'):
       if name not in found:
         raise UserError(f'it has no {name}: it is of another version')
@@ -118,12 +114,12 @@ def read_evaluation(workdir: str | pathlib.Path) -> dict[str, Any]:
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise UserError(
-      f'{workdir / evaluate.FILE}: no evaluation to compare ({reason}); run'
+      f'{workdir / files.EVALUATION}: no evaluation to compare ({reason}); run'
       ' evaluate there first'
     ) from error
 
 
 def _localisation(workdir):
   """localisation.read_scores, empty where no image has a box."""
-  file = workdir / evaluate.LOCALISATION
+  file = workdir / files.LOCALISATION
   return localisation.read_scores(file) if file.is_file() else ([], {})

@@ -16,7 +16,7 @@ from dpjax import atomic, leakage, prepare
 from dpjax.config import record as record_lib
 from dpjax.data import store, vocabulary
 from dpjax.errors import UserError
-from dpjax.evaluation import explain, localisation
+from dpjax.evaluation import explain, files, localisation
 from dpjax.metrics import (
   calibration,
   predictions,
@@ -26,13 +26,6 @@ from dpjax.metrics import (
 )
 from dpjax.training import build as build_lib
 from dpjax.training import checkpoint, loop, steps
-
-# The files that it writes into the workdir.
-FILE = 'evaluation.json'
-PREDICTIONS = 'predictions.csv'
-VALIDATION = 'predictions_validation.csv'
-MAPS = 'maps.npz'
-LOCALISATION = 'localisation.csv'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +86,7 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
     UserError: one line: no run there, a split without labels, other classes,
       another set, or one with an image that the run was trained on.
   """
-  workdir = workdir_of(workdir)
+  workdir = files.workdir_of(workdir)
   opened = open_run(config, workdir)
   run = opened.run
   eval_step = run.compile_evaluation()
@@ -137,20 +130,24 @@ def judge(
   split, validation = images.split, images.validation
   probabilities, seconds = predict(split)
   # After a kill in between, the scores must not be those of other predictions.
-  (workdir / FILE).unlink(missing_ok=True)
+  (workdir / files.EVALUATION).unlink(missing_ok=True)
   predictions.write_predictions(
-    workdir / PREDICTIONS, split.ids, split.labels, probabilities, class_names
+    workdir / files.PREDICTIONS,
+    split.ids,
+    split.labels,
+    probabilities,
+    class_names,
   )
   options = {
     **vocabulary.meaning(class_names),
     'threshold': None,
     'temperature': None,
   }
-  (workdir / VALIDATION).unlink(missing_ok=True)
+  (workdir / files.VALIDATION).unlink(missing_ok=True)
   if validation is not None:
     chosen, _ = predict(validation)
     predictions.write_predictions(
-      workdir / VALIDATION,
+      workdir / files.VALIDATION,
       validation.ids,
       validation.labels,
       chosen,
@@ -187,7 +184,7 @@ def judge(
 
 def write(workdir: pathlib.Path, result: dict[str, Any]) -> None:
   """Writes evaluation.json, whole or not at all."""
-  atomic.write_json(workdir / FILE, result)
+  atomic.write_json(workdir / files.EVALUATION, result)
 
 
 def images_to_score(settings: Any, data: store.Store) -> Images:
@@ -223,14 +220,6 @@ def images_to_score(settings: Any, data: store.Store) -> Images:
   ):
     validation = None
   return Images(scored.path, split, validation)
-
-
-def workdir_of(workdir: str | pathlib.Path) -> pathlib.Path:
-  """The stage II workdir: `workdir`, or retrain/ in a recipe's."""
-  workdir = pathlib.Path(workdir)
-  if (workdir / 'retrain' / 'config.json').is_file():
-    return workdir / 'retrain'
-  return workdir
 
 
 def open_run(config: Any, workdir: pathlib.Path) -> Opened:
@@ -309,7 +298,7 @@ def _predict(opened, eval_step, progress, split):
 
 def _localise(opened, workdir):
   """evaluation.json's 'localisation'; writes maps.npz and localisation.csv."""
-  for name in (MAPS, LOCALISATION):
+  for name in (files.MAPS, files.LOCALISATION):
     (workdir / name).unlink(missing_ok=True)
   split, validation = opened.images.split, opened.images.validation
   if not split.num_boxes.any():
@@ -325,7 +314,7 @@ def _localise(opened, workdir):
   if not all(np.isfinite(value).all() for value in maps.values()):
     raise UserError(f'{workdir}: its maps are not finite; has it diverged?')
   with (
-    atomic.replacing(workdir / MAPS) as temporary,
+    atomic.replacing(workdir / files.MAPS) as temporary,
     open(temporary, 'wb') as file,
   ):
     np.savez_compressed(
@@ -342,5 +331,5 @@ def _localise(opened, workdir):
     size=opened.run.config.data.image_size, resamples=settings.resamples,
     seed=settings.seed,
   )  # fmt: skip
-  localisation.write_scores(workdir / LOCALISATION, ids, per_image)
+  localisation.write_scores(workdir / files.LOCALISATION, ids, per_image)
   return result

@@ -18,7 +18,7 @@ from dpjax.config import fields as fields_lib
 from dpjax.config import record as record_lib
 from dpjax.data import store
 from dpjax.errors import UserError
-from dpjax.evaluation import evaluate, localisation
+from dpjax.evaluation import files, localisation
 from dpjax.metrics import predictions
 from dpjax.report import page
 
@@ -148,11 +148,11 @@ def load(workdirs: Sequence[str | pathlib.Path]) -> list[Run]:
 
 
 def _stage_two(path):
-  path = evaluate.workdir_of(path)
-  files = ('config.json', 'evaluation.json', 'metrics.jsonl')
-  if not any((path / file).is_file() for file in files):
+  path = files.workdir_of(path)
+  parts = ('config.json', 'evaluation.json', 'metrics.jsonl')
+  if not any((path / part).is_file() for part in parts):
     raise UserError(
-      f'--workdir={path} holds no run: none of {", ".join(files)} is there'
+      f'--workdir={path} holds no run: none of {", ".join(parts)} is there'
     )
   return path
 
@@ -242,12 +242,12 @@ def _load(path, name):
       notes.append(f'maps.npz cannot be read ({_line(error)})')
       maps = {}
   pointing = {}
-  if (path / evaluate.LOCALISATION).is_file():
+  if (path / files.LOCALISATION).is_file():
     try:
-      boxed, found = localisation.read_scores(path / evaluate.LOCALISATION)
+      boxed, found = localisation.read_scores(path / files.LOCALISATION)
       pointing = dict(zip(boxed, found['cam']['pointing_game'], strict=True))
     except (ValueError, KeyError) as error:
-      notes.append(f'{evaluate.LOCALISATION} cannot be read ({_line(error)})')
+      notes.append(f'{files.LOCALISATION} cannot be read ({_line(error)})')
   return Run(
     name=name,
     workdir=path,

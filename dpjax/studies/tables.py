@@ -18,7 +18,7 @@ import numpy as np
 from dpjax import atomic
 from dpjax.data import vocabulary
 from dpjax.errors import UserError
-from dpjax.evaluation import evaluate
+from dpjax.evaluation import files
 from dpjax.metrics import predictions, resampling, titles
 from dpjax.studies import runs
 
@@ -144,7 +144,7 @@ class Images:
     return found
 
   def _resampled(self, run):
-    file = run.workdir / evaluate.PREDICTIONS
+    file = run.workdir / files.PREDICTIONS
     chosen = {
       name: run.result.get(name) for name in ('threshold', 'temperature')
     }
@@ -203,12 +203,13 @@ def finish(
     `text`, and a line that names the files.
   """
   atomic.write_text(workdir / f'{name}.md', markdown)
-  files = [f'{name}.json', f'{name}_runs.csv', f'{name}.md']
+  written = [f'{name}.json', f'{name}_runs.csv', f'{name}.md']
   for file, figure in figures.items():
     if figure is not None:
       figure.savefig(workdir / file)
-      files.append(file)
-  return f'{text}\nwritten: {", ".join(str(workdir / file) for file in files)}'
+      written.append(file)
+  paths = ', '.join(str(workdir / file) for file in written)
+  return f'{text}\nwritten: {paths}'
 
 
 def about(by_row: dict[str, Sequence[runs.Run]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from dpjax.evaluation import against, evaluate, text
+from dpjax.evaluation import against, files, text
 from dpjax.metrics import predictions, scores
 
 NAMES = ['0', '1', '2']
@@ -23,13 +23,13 @@ def write_run(workdir, seed, *, ids=None, labels=None, names=NAMES, maps=True):
   probabilities[np.arange(N), labels] += seed
   probabilities /= probabilities.sum(axis=1, keepdims=True)
   predictions.write_predictions(
-    workdir / evaluate.PREDICTIONS, ids, labels, probabilities, names
+    workdir / files.PREDICTIONS, ids, labels, probabilities, names
   )
-  (workdir / evaluate.FILE).write_text(
+  (workdir / files.EVALUATION).write_text(
     json.dumps({'class_names': names, 'threshold': 0.4, 'temperature': 1.5})
   )
   if maps:
-    with open(workdir / evaluate.LOCALISATION, 'w', newline='') as file:
+    with open(workdir / files.LOCALISATION, 'w', newline='') as file:
       writer = csv.writer(file)
       writer.writerow(['id', 'cam/energy_in_box', 'cam/iou'])
       writer.writerows([name, rng.random(), ''] for name in sorted(ids))
@@ -69,7 +69,7 @@ def test_maps_are_compared_image_by_image(tmp_path):
   found = compare(a, b)['localisation']
   rows = []
   for workdir in (a, b):
-    with open(workdir / evaluate.LOCALISATION, newline='') as file:
+    with open(workdir / files.LOCALISATION, newline='') as file:
       rows.append({r['id']: r for r in csv.DictReader(file)})
   want = np.mean(
     [
@@ -80,7 +80,7 @@ def test_maps_are_compared_image_by_image(tmp_path):
   )
   np.testing.assert_allclose(found['cam']['energy_in_box']['difference'], want)
   assert 'iou' not in found['cam']  # It is undefined there.
-  (b / evaluate.LOCALISATION).unlink()
+  (b / files.LOCALISATION).unlink()
   assert compare(a, b)['localisation'] == {}
 
 
@@ -109,9 +109,9 @@ def test_runs_on_other_images_labels_or_classes_are_refused(
 def test_a_run_that_is_not_evaluated_is_refused(content, tmp_path):
   a, _ = write_run(tmp_path / 'a', 1)
   b, _ = write_run(tmp_path / 'b', 0)
-  (b / evaluate.FILE).unlink()
+  (b / files.EVALUATION).unlink()
   if content:
-    (b / evaluate.FILE).write_text(content)
+    (b / files.EVALUATION).write_text(content)
   with pytest.raises(ValueError, match='run evaluate there first'):
     compare(a, b)
 
@@ -119,7 +119,7 @@ def test_a_run_that_is_not_evaluated_is_refused(content, tmp_path):
 def test_a_run_of_an_earlier_version_is_told_so(tmp_path):
   a, _ = write_run(tmp_path / 'a', 1)
   b, _ = write_run(tmp_path / 'b', 0)
-  (b / evaluate.FILE).write_text(json.dumps({'scores': {}}))
+  (b / files.EVALUATION).write_text(json.dumps({'scores': {}}))
   with pytest.raises(ValueError, match='no class_names: it is of another'):
     compare(a, b)
 
@@ -127,7 +127,7 @@ def test_a_run_of_an_earlier_version_is_told_so(tmp_path):
 def test_maps_of_other_images_are_no_pairs(tmp_path):
   a, _ = write_run(tmp_path / 'a', 1)
   b, _ = write_run(tmp_path / 'b', 0)
-  file = b / evaluate.LOCALISATION
+  file = b / files.LOCALISATION
   file.write_text(file.read_text().replace('image-0,', 'image-60,'))
   with pytest.raises(ValueError, match='2 images have boxes either'):
     compare(a, b)
