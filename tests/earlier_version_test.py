@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 
+import jax
 import numpy as np
 import pytest
 
@@ -37,7 +38,8 @@ FLAGS = (
   '--config.train.log_every=4',
   '--config.evaluate.resamples=100',
 )
-# Of machines and versions of JAX; on the machine of the recording it is 0.
+RECORDED_BY = '0.10.2'  # JAX, on a CPU
+# Other machines and versions of JAX round otherwise.
 CLOSE = {'rtol': 1e-5, 'atol': 1e-5}
 
 
@@ -108,6 +110,9 @@ def test_it_scores_as_it_would_have(folder):
   wanted = numbers(
     json.loads((folder / 'expected/evaluation.json').read_text())
   )
+  if jax.__version__ != RECORDED_BY:
+    # It ranks the cells of each map: rounding swaps two that are equal.
+    wanted = {k: v for k, v in wanted.items() if 'pixel_ap' not in k}
   assert 200 < len(wanted)
   assert {name: found[name] for name in wanted} == pytest.approx(
     wanted, rel=1e-5, abs=1e-5
