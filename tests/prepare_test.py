@@ -355,7 +355,7 @@ def test_skip_leaves_out_what_rows_and_files_get_wrong(tmp_path, workers):
 _NO_BACKEND = """
 import sys
 from tests import fakes
-from dpjax.data import prepare
+from dpjax import prepare
 
 if __name__ == '__main__':
   config = fakes.make_config(

@@ -16,6 +16,7 @@ from dpjax.benchmark import (
   against_torch,
   benchmark,
   programs,
+  text,
   timing,
   torch_baseline,
 )
@@ -68,7 +69,7 @@ def measured(tmp_path_factory):
   with pytest.MonkeyPatch.context() as monkeypatch:
     patch(monkeypatch)
     monkeypatch.setattr(loop, 'train', counted)
-    text = benchmark.benchmark(
+    page = benchmark.benchmark(
       make_config(
         pretrain__batch_size=8,
         benchmark__batch_sizes=(BATCH, 64),
@@ -77,8 +78,8 @@ def measured(tmp_path_factory):
       workdir,
     )
   found = json.loads((workdir / 'benchmark.json').read_text())
-  assert (workdir / 'benchmark.md').read_text() == text + '\n'
-  return found, text, trained
+  assert (workdir / 'benchmark.md').read_text() == page + '\n'
+  return found, page, trained
 
 
 def check_rates(of):
@@ -154,11 +155,11 @@ def test_the_work_of_k_steps_is_told_by_the_program_of_one(measured):
 
 
 def test_sizes_that_do_not_fit_are_left_out_and_said(measured):
-  found, text, _ = measured
+  found, page, _ = measured
   for part in ('pretrain', 'retrain', 'inference'):
     (one,) = found[part]['left_out']
     assert one['batch_size'] == 64 and '48 training' in one['why']
-  assert 'batch 64 left out: there are 48 training radiographs' in text
+  assert 'batch 64 left out: there are 48 training radiographs' in page
 
 
 def test_end_to_end_is_the_training_loop(measured):
@@ -194,8 +195,8 @@ def test_where_and_with_what_is_on_record(measured):
 
 
 def test_the_table_fits_a_terminal_and_says_what_it_shows(measured):
-  found, text, _ = measured
-  assert max(map(len, text.splitlines())) <= text.WIDTH
+  found, page, _ = measured
+  assert max(map(len, page.splitlines())) <= text.WIDTH
   for words in (
     'Stage I, contrastive pre-training: step only', 'pairs/s',
     'Stage II, re-training: end to end', 'input stall', 'images/s',
@@ -203,7 +204,7 @@ def test_the_table_fits_a_terminal_and_says_what_it_shows(measured):
     'decisions only, no pixels', 'not hardware counters', 'compile s',
     found['device']['kind'], f'jax {jax.__version__}', 'float32',
   ):  # fmt: skip
-    assert words in text
+    assert words in page
   stall = {**found['retrain']['end_to_end'], 'stall_share': -0.25}
   noisy = {**found, 'retrain': {**found['retrain'], 'end_to_end': stall}}
   table = text.format_text(noisy)
@@ -240,12 +241,12 @@ def test_a_size_without_enough_memory_is_said_and_the_sweep_goes_on(
   config = make_config(
     benchmark__parts=('inference',), benchmark__batch_sizes=(8, BATCH)
   )
-  text = benchmark.benchmark(config, tmp_path)
+  page = benchmark.benchmark(config, tmp_path)
   found = json.loads((tmp_path / 'benchmark.json').read_text())
   small, large = found['inference']['step']
   assert small['error'] == 'out of device memory'
   check_rates(large['per_second'])
-  assert 'batch 8, K 1: out of device memory' in text
+  assert 'batch 8, K 1: out of device memory' in page
 
 
 def test_another_error_is_no_lack_of_memory(tmp_path, monkeypatch):
@@ -266,11 +267,11 @@ def test_a_training_that_diverges_end_to_end_is_said_and_the_rest_goes_on(
 
   monkeypatch.setattr(loop, 'train', diverge)
   config = make_config(benchmark__parts=('retrain', 'inference'))
-  text = benchmark.benchmark(config, tmp_path)
+  page = benchmark.benchmark(config, tmp_path)
   found = json.loads((tmp_path / 'benchmark.json').read_text())
   check_rates(found['retrain']['step'][0]['per_second'])
   check_rates(found['inference']['step'][0]['per_second'])
-  assert 'the training diverged (step 3: loss is nan)' in text
+  assert 'the training diverged (step 3: loss is nan)' in page
 
 
 def test_a_batch_above_the_set_is_refused_before_anything_is_measured(
@@ -415,7 +416,7 @@ def test_pytorch_computes_the_same_and_is_compared(
   config = make_config(
     benchmark__parts=('pretrain', 'retrain', 'inference'), data__render='device'
   )
-  text = benchmark.benchmark(config, tmp_path, 'torch')
+  page = benchmark.benchmark(config, tmp_path, 'torch')
   found = json.loads((tmp_path / 'benchmark.json').read_text())['peer']
   for part in ('pretrain', 'retrain', 'inference'):
     assert found[part]['check']['differences']['eager'] < 1e-4
@@ -428,12 +429,12 @@ def test_pytorch_computes_the_same_and_is_compared(
       == pytest.approx(rates['dpjax']['median'] / rates['eager']['median'])
     )
   assert found['memory_share_of_jax'] == '.5'
-  assert max(map(len, text.splitlines())) <= text.WIDTH
+  assert max(map(len, page.splitlines())) <= text.WIDTH
   for words in (
     'against PyTorch', f'{found["version"]} on cpu',
     'compile: not available (no compiler)', 'also computes accuracy',
   ):  # fmt: skip
-    assert words in ' '.join(text.split())
+    assert words in ' '.join(page.split())
 
 
 def test_several_steps_a_dispatch_are_compared_too_and_count_as_so_many(
@@ -452,7 +453,7 @@ def test_several_steps_a_dispatch_are_compared_too_and_count_as_so_many(
   config = make_config(
     benchmark__parts=('retrain',), train__steps_per_dispatch=2
   )
-  text = benchmark.benchmark(config, tmp_path, 'torch')
+  page = benchmark.benchmark(config, tmp_path, 'torch')
   found = json.loads((tmp_path / 'benchmark.json').read_text())['peer']
   (one,) = found['retrain']['sizes']
   medians = {name: of['median'] for name, of in one['per_second'].items()}
@@ -464,7 +465,7 @@ def test_several_steps_a_dispatch_are_compared_too_and_count_as_so_many(
   )
   assert one['ratio'] == pytest.approx(1.875)
   assert (one['ours'], one['theirs']) == ('dpjax, K=2', 'eager')
-  assert 'batch 16: dpjax, K=2 is 1.88 times as fast as eager' in text
+  assert 'batch 16: dpjax, K=2 is 1.88 times as fast as eager' in page
 
 
 def test_the_share_of_memory_is_said_where_it_was_too_small(monkeypatch):
@@ -489,6 +490,6 @@ def test_what_is_stopped_leaves_a_table_of_its_own(tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     benchmark.benchmark(config, tmp_path)
   found = json.loads((tmp_path / 'benchmark.json').read_text())
-  text = (tmp_path / 'benchmark.md').read_text()
-  assert text == text.format_text(found) + '\n'
-  assert 'stopped before its end' in text and 'Inference' in text
+  page = (tmp_path / 'benchmark.md').read_text()
+  assert page == text.format_text(found) + '\n'
+  assert 'stopped before its end' in page and 'Inference' in page

@@ -134,9 +134,9 @@ def test_the_age_of_a_process_counts_from_before_its_imports():
   code = """if True:
     import time
     before = time.perf_counter()
-    from dpjax import runtime
+    from dpjax.distributed import processes
     time.sleep(0.3)
-    age = runtime.seconds_alive()
+    age = processes.seconds_alive()
     inside = time.perf_counter() - before
     print(age - inside)
   """

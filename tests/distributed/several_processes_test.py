@@ -92,16 +92,16 @@ def free_port():
 # The collectives of CPU devices give up after 30 seconds.
 SLOW = """
 import os, sys, time
-from dpjax import runtime
+from dpjax.distributed import processes
 port, process = sys.argv[1:]
-runtime.start(coordinator=f'localhost:{port}', num_processes=2,
-              process_id=int(process))
+processes.start(coordinator=f'localhost:{port}', num_processes=2,
+                process_id=int(process))
 
 def prepare():
   time.sleep(33)
   return 'prepared'
 
-print(runtime.first_does('prepare', prepare), 'waited', flush=True)
+print(processes.first_does('prepare', prepare), 'waited', flush=True)
 time.sleep(2)
 os._exit(0)  # This is not about how a job ends.
 """

@@ -545,7 +545,9 @@ FLAGS = (
 DRIVER = """
 import os, signal, sys
 from absl import app
-from dpjax import checkpoint, config, main, train
+from dpjax import main
+from dpjax.config import flags
+from dpjax.training import checkpoint, loop
 where, number = sys.argv.pop(1), getattr(signal, sys.argv.pop(1))
 done = 0
 
@@ -560,10 +562,10 @@ def after(function, nth):
   return wrapped
 
 if where == 'step':
-  train._check_finite = after(train._check_finite, 10)
+  loop._check_finite = after(loop._check_finite, 10)
 elif where == 'save':
   checkpoint.Checkpoints.save = after(checkpoint.Checkpoints.save, 3)
-app.run(main.main, flags_parser=config.parse_flags)
+app.run(main.main, flags_parser=flags.parse_flags)
 """
 
 

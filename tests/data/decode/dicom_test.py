@@ -712,11 +712,11 @@ def test_a_decoder_that_aborts_is_one_line():
 def test_reading_leaves_logging_as_it_was(tmp_path):
   code = f"""
 import logging
-from dpjax.data import image
+from dpjax.data.decode import raster
 before = logging.getLogger('pydicom').level
 for name in ('badVR.dcm', 'SC_rgb_jpeg_gdcm.dcm'):
   try:
-    image.read({str(SHIPPED / 'test_files')!r} + '/' + name)
+    raster.read({str(SHIPPED / 'test_files')!r} + '/' + name)
   except ValueError:
     pass
 import pydicom

@@ -560,7 +560,7 @@ def test_broken_files_raise_one_line_and_nothing_else(
 def test_reading_takes_no_jax_and_importing_takes_no_decoder():
   code = """
 import sys
-from dpjax.data import image
+from dpjax.data.decode import raster
 heavy = {'PIL', 'pydicom', 'gdcm', 'jax', 'cv2'}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """

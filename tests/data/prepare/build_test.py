@@ -209,7 +209,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(made, tmp_path):
 
 _KILLED = """
 import dataclasses, functools, os, pickle, signal, sys
-from dpjax.data import build, store
+from dpjax.data.prepare import build
 from tests.data import source_files as sources
 
 def die(pid):
@@ -704,7 +704,7 @@ def test_a_source_of_nothing_but_faults_is_refused(tmp_path):
 
 _FULL = """
 import pickle, resource, signal, sys
-from dpjax.data import build
+from dpjax.data.prepare import build
 from tests.data import source_files as sources
 
 build.BLOCK = build.SHARD = sources.SHARD

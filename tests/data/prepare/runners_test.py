@@ -129,7 +129,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
   script.write_text(
     textwrap.dedent("""
       import os, pathlib, sys, time
-      from dpjax.data import runners
+      from dpjax.data.prepare import runners
 
       def work(items, file):
         file.with_suffix('.part').write_text(str(os.getpid()))
