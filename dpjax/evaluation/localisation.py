@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from dpjax import atomic
+from dpjax.errors import UserError
 
 SCORES = ('pointing_game', 'energy_in_box', 'iou', 'pixel_ap')
 BASELINES = ('random', 'centre', 'prior')
@@ -277,7 +278,7 @@ def read_scores(
     are undefined on an image.
 
   Raises:
-    ValueError: one line: it cannot be read.
+    UserError: one line: it cannot be read.
   """
   try:
     with open(path, newline='', encoding='utf-8') as file:
@@ -287,7 +288,7 @@ def read_scores(
       [[float(cell or 'nan') for cell in row[1:]] for row in rows]
     ).reshape(len(rows), len(header) - 1)
   except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
-    raise ValueError(f'{path}: no readable scores of maps ({error})') from error
+    raise UserError(f'{path}: no readable scores of maps ({error})') from error
   scores: dict[str, Scores] = {}
   for column, values in zip(header[1:], columns.T, strict=True):
     name, _, score = column.rpartition('/')

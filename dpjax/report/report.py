@@ -8,21 +8,30 @@ from typing import Any
 
 from dpjax import atomic
 from dpjax.data import store
-from dpjax.report import evidence as evidence_lib
-from dpjax.report import page, sections_run, sections_score
+from dpjax.errors import UserError
+from dpjax.report import (
+  headline,
+  page,
+  report_data,
+  sections_data,
+  sections_maps,
+  sections_run,
+  sections_score,
+)
 
-# In the order of the page: key -> (title, who writes it).
+# The page in its order: key -> (title, function that writes the section). A new
+# section is a function (section, report_data) in a sections_*.py, and a line.
 SECTIONS = {
   'run': ('What was run', sections_run.what_was_run),
-  'classes': ('One radiograph of each class', sections_run.classes),
-  'counts': ('The data', sections_run.counts),
-  'masks': ('The masks that attention is taught', sections_run.masks),
+  'classes': ('One radiograph of each class', sections_data.classes),
+  'counts': ('The data', sections_data.counts),
+  'masks': ('The masks that attention is taught', sections_data.masks),
   'training': ('Training', sections_run.training),
   'decisions': ('Confusion, ROC, precision', sections_score.decisions),
   'calibration': ('Calibration', sections_score.calibration),
   'scores': ('Scores', sections_score.scores),
   'subgroups': ('Subgroups', sections_score.subgroups),
-  'localisation': ('Does it look at the lesion?', sections_score.localisation),
+  'localisation': ('Does it look at the lesion?', sections_maps.localisation),
   'comparison': ('Paired comparison', sections_score.comparison),
   'speed': ('Speed', sections_run.speed),
 }
@@ -49,9 +58,9 @@ def write(workdirs: Sequence[str | pathlib.Path], config: Any) -> pathlib.Path:
     OSError: the report cannot be written.
   """
   folder = pathlib.Path(workdirs[0]) if workdirs else pathlib.Path()
-  runs = evidence_lib.load(workdirs)
+  runs = report_data.load_runs(workdirs)
   trained, scored, no_data = _sets(runs[0], config)
-  evidence = evidence_lib.Evidence(
+  found = report_data.ReportData(
     runs=runs,
     scored=scored,
     trained=trained,
@@ -63,16 +72,16 @@ def write(workdirs: Sequence[str | pathlib.Path], config: Any) -> pathlib.Path:
   for key, (title, make) in SECTIONS.items():
     section = page.Section(key, title)
     try:
-      make(section, evidence)
+      make(section, found)
     except page.Missing as missing:
       section.leave_out(str(missing))
     written.append(section)
   html = page.render(
     f'Report: {", ".join(run.name for run in runs)}',
     'Research code, not a medical device. Do not use it to diagnose anyone.',
-    sections_run.warnings(evidence),
-    sections_score.scored_on(evidence),
-    sections_score.headline(evidence),
+    headline.warnings(found),
+    headline.scored_on(found),
+    headline.facts(found),
     runs[0].name if len(runs) > 1 else '',
     written,
   )
@@ -99,7 +108,7 @@ def _sets(run, config):
       try:
         found[path] = _open(place)
         break
-      except (ValueError, OSError) as error:
+      except (UserError, OSError) as error:
         reason = str(error).splitlines()[0]
   trained = found.get(own) or found.get(named)
   return trained, found.get(named) or trained, reason

@@ -1,26 +1,23 @@
-"""Sections of the report: what was run, on which data, and how training went.
+"""Sections of the report: what was run, how training went, and how fast.
 
-A section is a function of (section, evidence) that writes into the section, or
-raises page.Missing with the reason why it is left out.
+A section is a function of (section, report_data) that writes into the section,
+or raises page.Missing with the reason why it is left out.
 """
 
 import itertools
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from dpjax.benchmark import text
 from dpjax.config import fields as fields_lib
 from dpjax.config import record as record_lib
-from dpjax.data.feed import decisions, lesion_masks
 from dpjax.metrics import titles
-from dpjax.models import sides as sides_lib
-from dpjax.report import figures, overlay, page
-from dpjax.report.evidence import Evidence, read_image
+from dpjax.report import figures, page
+from dpjax.report.report_data import ReportData
+from dpjax.report.run_files import Run
 
-SIDE = 320  # pixels of a radiograph's tile
 MOST_POINTS = 300  # of a training curve
 # What training logs, in the order of its charts: title, and title of the axis.
 QUANTITIES = {
@@ -42,23 +39,9 @@ _HIDDEN = ('step', 'split', 'epoch', 'learning_rate', 'images_per_second',
            'seconds_training', 'seconds_wall')  # fmt: skip
 
 
-def warnings(evidence: Evidence) -> list[str]:
-  """What nobody may overlook, for the top of the page."""
-  layouts = {run.config.data.layout for run in evidence.runs if run.config}
-  sets = (evidence.scored, evidence.trained)
-  # A set is named after its layout.
-  layouts |= {data.info.get('name') for data in sets if data}
-  if 'phantom' not in layouts:
-    return []
-  return [
-    'The radiographs are computed phantoms: scores on them say nothing about'
-    ' patients.'
-  ]
-
-
-def what_was_run(section: page.Section, evidence: Evidence) -> None:
+def what_was_run(section: page.Section, report_data: ReportData) -> None:
   """Settings and circumstances of each run."""
-  runs = evidence.runs
+  runs = report_data.runs
   for run in runs:
     for note in run.notes:
       section.say(f'{run.name}: {note}.', 'note')
@@ -153,165 +136,11 @@ def _facts(run):
   return facts
 
 
-def classes(section: page.Section, evidence: Evidence) -> None:
-  """One image of each class under its boxes (the paper's Fig. 1)."""
-  data = evidence.data('scored')
-  first = next((run for run in evidence.runs if run.evaluation), None)
-  preferred = first.evaluation['split'] if first else 'test'
-  order = sorted(data.splits, key=lambda name: name != preferred)
-  rng = np.random.default_rng(evidence.seed)
-  tiles, chosen, none = {}, {}, []
-  for label, name in enumerate(data.class_names):
-    for split_name in order:
-      split = data.splits[split_name]
-      rows = np.flatnonzero(split.labels == label)
-      if len(rows):
-        break
-    else:
-      none.append(str(name))
-      continue
-    row = int(rng.choice(rows))
-    count = int(split.num_boxes[row])
-    boxes = f'{count} box' + ('' if count == 1 else 'es')
-    tiles[str(label)] = (
-      _radiograph(split, row),
-      f'Class {name}: {split.ids[row]}, {split_name}, {boxes}',
-      f'Radiograph of class {name} under {boxes}',
-    )
-    chosen[str(name)] = {'id': str(split.ids[row]), 'split': split_name}
-  if not tiles:
-    raise page.Missing('the prepared set has no labelled image')
-  section.say(
-    'A radiograph of each class, drawn at random'
-    f' (seed {evidence.seed}), with the boxes of its lesions.'
-  )
-  section.tiles(tiles)
-  if none:
-    section.say(f'No image of class {", ".join(none)} is there.', 'note')
-  section.numbers['chosen'] = chosen
-
-
-def counts(section: page.Section, evidence: Evidence) -> None:
-  """How many radiographs each class has in each split (Fig. 2)."""
-  data = evidence.data('trained')
-  names = [str(name) for name in data.class_names]
-  table = {
-    split_name: np.bincount(
-      split.labels[split.labels >= 0], minlength=len(names)
-    ).tolist()
-    for split_name, split in data.splits.items()
-    if (split.labels >= 0).any()
-  }
-  if not table:
-    raise page.Missing('the prepared set has no labelled image')
-  total = np.sum(list(table.values()), axis=0)
-  shown = ', '.join(
-    f'{name} {n:,}' for name, n in zip(names, total.tolist(), strict=True)
-  )
-  section.charts(
-    {
-      'counts': (
-        figures.bars(
-          table, names, title='Radiographs of each class', x='Radiographs',
-          y='Class',
-        ),
-        f'Bars of the radiographs of each class by split; in all: {shown}',
-      )
-    }
-  )  # fmt: skip
-  section.table(
-    ['Class', *table, 'All'],
-    [
-      [name, *(f'{row[i]:,}' for row in table.values()), f'{total[i]:,}']
-      for i, name in enumerate(names)
-    ]
-    + [
-      [
-        'All',
-        *(f'{sum(row):,}' for row in table.values()),
-        f'{total.sum():,}',
-      ]
-    ],
-    'Radiographs',
-  )
-  unlabelled = {
-    split_name: int((split.labels < 0).sum())
-    for split_name, split in data.splits.items()
-    if (split.labels < 0).any()
-  }
-  for split_name, count in unlabelled.items():
-    section.say(f'{split_name}: {count:,} without a label.', 'note')
-  section.numbers |= {
-    'class_names': names, 'counts': table, 'unlabelled': unlabelled
-  }  # fmt: skip
-
-
-def masks(section: page.Section, evidence: Evidence) -> None:
-  """mask+ and mask- of one image at each stage (Fig. 5)."""
-  run = next(
-    (
-      run
-      for run in evidence.runs
-      if run.config
-      and run.config.stage != 'pretrain'
-      and (run.config.mgacr.attention or run.config.mgacr.features)
-    ),
-    None,
-  )
-  if run is None:
-    raise page.Missing('no run was trained with masks (MGACR)')
-  data = evidence.data('trained')
-  split_name = next(
-    (n for n, split in data.splits.items() if (split.num_boxes > 0).any()), None
-  )
-  if split_name is None:
-    raise page.Missing('the prepared set has no box')
-  split = data.splits[split_name]
-  rng = np.random.default_rng(evidence.seed)
-  row = int(rng.choice(np.flatnonzero(split.num_boxes)))
-  c = run.config
-  sides = sides_lib.stage_sides(
-    c.model.network, c.data.image_size, c.model.stage_sizes
-  )
-  sides = {s: side for s, side in sides.items() if s in c.mgacr.stages}
-  found = lesion_masks.on_host(
-    split.boxes[[row]],
-    split.num_boxes[[row]],
-    decisions.identity(1)['affine'][:, 0],
-    sides,
-    run.config.mgacr.mask,
-  )
-  image = read_image(split, row)
-  section.say(
-    f'{split.ids[row]} ({split_name}), drawn at random among the images with'
-    f' boxes (seed {evidence.seed}), without augmentation. mask+ is the share'
-    ' of a cell that lesions cover, and mask- is 1 - mask+; they are what the'
-    ' attention maps are taught.'
-  )
-  tiles = {'image': (_radiograph(split, row), 'The radiograph and its boxes',
-                     'Radiograph under its boxes')}  # fmt: skip
-  for sign, kind in (('+', 'positive'), ('-', 'negative')):
-    for stage, side in sides.items():
-      mask = found[stage][0] if sign == '+' else 1 - found[stage][0]
-      tiles[f'{stage}-{kind}'] = (
-        overlay.masked(image, mask, sign == '+', SIDE),
-        f'mask{sign}, {stage}, {side} x {side} cells',
-        f'Radiograph under mask{sign} of {stage}',
-      )
-    section.tiles(tiles)
-    tiles = {}
-  section.numbers |= {
-    'id': str(split.ids[row]),
-    'sides': sides,
-    'covered': {name: float(mask.mean()) for name, mask in found.items()},
-  }
-
-
-def training(section: page.Section, evidence: Evidence) -> None:
+def training(section: page.Section, report_data: ReportData) -> None:
   """Losses and validation scores by epoch (Fig. 6)."""
   stages = (
-    ('Stage I', 'stage1', [(r.name, r.pretraining) for r in evidence.runs]),
-    ('Stage II', 'stage2', [(r.name, r.log) for r in evidence.runs]),
+    ('Stage I', 'stage1', [(r.name, r.pretraining) for r in report_data.runs]),
+    ('Stage II', 'stage2', [(r.name, r.log) for r in report_data.runs]),
   )
   if not any(log for _, _, logs in stages for _, log in logs):
     raise page.Missing('no workdir has a metrics.jsonl')
@@ -397,61 +226,65 @@ def _describe_curves(title, series):
   return f'{title} by epoch: {ends}'
 
 
-def speed(section: page.Section, evidence: Evidence) -> None:
+# What the table of speeds has of a run, by title.
+SPEEDS: dict[str, Callable[[Run], float | None]] = {
+  'Stage I: training, images/s': lambda r: _rate(r.pretraining),
+  'Stage I: training alone': lambda r: _last(r.pretraining, 'seconds_training'),
+  'Stage I: with validation': lambda r: _last(r.pretraining, 'seconds_wall'),
+  'Stage II: training, images/s': lambda r: _rate(r.log),
+  'Stage II: training alone': lambda r: _last(r.log, 'seconds_training'),
+  'Stage II: with validation': lambda r: _last(r.log, 'seconds_wall'),
+  'Inference, images/s': lambda r: (r.evaluation or {}).get(
+    'images_per_second'
+  ),
+}
+
+
+def speed(section: page.Section, report_data: ReportData) -> None:
   """How fast the runs were trained and evaluated."""
-  rows: list[tuple[str, Callable[[Any], Any]]] = [
-    ('Stage I: training, images/s', lambda r: _rate(r.pretraining)),
-    (
-      'Stage I: training alone',
-      lambda r: _last(r.pretraining, 'seconds_training'),
-    ),
-    (
-      'Stage I: with validation',
-      lambda r: _last(r.pretraining, 'seconds_wall'),
-    ),
-    ('Stage II: training, images/s', lambda r: _rate(r.log)),
-    ('Stage II: training alone', lambda r: _last(r.log, 'seconds_training')),
-    ('Stage II: with validation', lambda r: _last(r.log, 'seconds_wall')),
-    ('Inference, images/s',
-     lambda r: (r.evaluation or {}).get('images_per_second')),
-  ]  # fmt: skip
-  found = {name: [value(run) for run in evidence.runs] for name, value in rows}
+  found = {
+    name: [value(run) for run in report_data.runs]
+    for name, value in SPEEDS.items()
+  }
   found = {
     name: values
     for name, values in found.items()
     if any(value is not None for value in values)
   }
-  benchmarks = [run for run in evidence.runs if run.benchmark]
+  benchmarks = [run for run in report_data.runs if run.benchmark]
   if not found and not benchmarks:
     raise page.Missing('no workdir has a log, an evaluation or a benchmark')
   if found:
-    section.say(
-      'Images/s in training: the median over the lines of the log, so that'
-      ' compilation hardly counts.',
-      'note',
-    )
-    section.table(
-      ['', *(run.name for run in evidence.runs)],
-      [
-        [
-          name,
-          *(
-            '-' if value is None
-            else f'{value:,.0f}' if 'images/s' in name
-            else _seconds(value)
-            for value in values
-          ),
-        ]
-        for name, values in found.items()
-      ],
-      'Speed',
-    )  # fmt: skip
-    section.numbers['speed'] = {
-      name: dict(zip((run.name for run in evidence.runs), values, strict=True))
-      for name, values in found.items()
-    }
+    _speeds(section, [run.name for run in report_data.runs], found)
   for run in benchmarks:
     _benchmark(section, run)
+
+
+def _speeds(section, names, found):
+  """The table of `found`, {what: a number a run or None}."""
+  section.say(
+    'Images/s in training: the median over the lines of the log, so that'
+    ' compilation hardly counts.',
+    'note',
+  )
+
+  def cell(name, value):
+    if value is None:
+      return '-'
+    return f'{value:,.0f}' if 'images/s' in name else _seconds(value)
+
+  section.table(
+    ['', *names],
+    [
+      [name, *(cell(name, value) for value in values)]
+      for name, values in found.items()
+    ],
+    'Speed',
+  )
+  section.numbers['speed'] = {
+    name: dict(zip(names, values, strict=True))
+    for name, values in found.items()
+  }
 
 
 def _benchmark(section, run):
@@ -498,12 +331,3 @@ def _seconds(value):
 
 def _plain(value):
   return list(value) if isinstance(value, tuple) else value
-
-
-def _radiograph(split, row):
-  """The tile of one image under its boxes, (SIDE, SIDE, 3) uint8."""
-  drawn = overlay.draw(
-    read_image(split, row), split.boxes[row],
-    int(split.num_boxes[row]), {}, label='', prediction='', side=SIDE,
-  )  # fmt: skip
-  return page.cut(drawn, SIDE)[0]

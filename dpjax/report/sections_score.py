@@ -1,125 +1,25 @@
 """Sections of the report: what came out, and how sure it is.
 
-A section is a function of (section, evidence) that writes into the section, or
-raises page.Missing with the reason why it is left out.
+A section is a function of (section, report_data) that writes into the section,
+or raises page.Missing with the reason why it is left out.
 """
-
-import pathlib
 
 import numpy as np
 from sklearn import metrics
 
 from dpjax.data import vocabulary
+from dpjax.errors import UserError
 from dpjax.evaluation import against
-from dpjax.evaluation import localisation as localisation_lib
 from dpjax.metrics import calibration as calibration_lib
-from dpjax.metrics import titles
-from dpjax.report import figures, overlay, page
-from dpjax.report.evidence import Evidence, read_image
+from dpjax.report import figures, page, words
+from dpjax.report.report_data import ReportData
 
-_STAR = '\u00a0*'  # lower is better; never on a line of its own
-_LOWER = ('ece', 'brier', 'nll')
-# What the page calls them, by the names of evaluation.json.
-SCORES = {
-  name: page.capital(title.long)
-  + (_STAR if name.removesuffix('_scaled') in _LOWER else '')
-  for name, title in titles.SUMMARY.items()
-}
-PER_CLASS = {
-  name: page.capital(title.long) for name, title in titles.PER_CLASS.items()
-}
-LOCALISATION = {
-  name: page.capital(title.long) for name, title in titles.LOCALISATION.items()
-}
 MOST_CURVES = 10  # classes with a curve of their own
-OVERLAYS = 8  # half hits, half misses
-SIDE = 256  # pixels of an overlay's panel
-_LEGEND = (
-  'In brackets: 95 % bootstrap intervals over images (Clopper-Pearson for the'
-  ' recall of a class with fewer than 10). Of a handful of images the others'
-  ' are too short. * Lower is better. A dash: not defined by these data, or not'
-  ' computed.'
-)
 
 
-def scored_on(evidence: Evidence) -> str:
-  """What the first run was scored on, in a line; '' if it was not."""
-  run = evidence.runs[0]
-  result = run.evaluation
-  if not result:
-    return ''
-  images = result['num_images']
-  counted = f'{images:,} radiographs'
-  if vocabulary.is_normal(run.class_names[0]):
-    normal = result['per_class'][run.class_names[0]]['support']
-    counted += f', {images - normal:,} of them with a lesion'
-  name = pathlib.Path(str(result['data'])).name
-  return f'Scored on {counted}: {name}, {result["split"]} split.'
-
-
-def headline(evidence: Evidence) -> list[page.Fact]:
-  """What the page begins with, of the first run."""
-  result = evidence.runs[0].evaluation
-  if not result:
-    return []
-  threshold, chosen_on = result.get('threshold'), result.get('chosen_on')
-  at = ''
-  if threshold is not None:
-    at = f'at threshold {threshold:.3f}' + (
-      f', chosen on {chosen_on}' if chosen_on else ''
-    )
-  facts = [
-    _fact(SCORES[name], result, name, note)
-    for name, note in (
-      ('auroc_any_lesion', ''),
-      ('sensitivity_any_lesion', at),
-      ('specificity_any_lesion', at),
-      ('balanced_accuracy', ''),
-      ('macro_f1', ''),
-    )
-  ]
-  maps = result.get('localisation') or {}
-  against_ = ''
-  if known := _pointing(maps, localisation_lib.BASELINES):
-    best = max(known, key=known.get)
-    against_ = f'best baseline: {best}, {known[best]:.3f}'
-  if 'cam' in maps:
-    facts.append(
-      _fact('Pointing game, Grad-CAM', maps['cam'], 'pointing_game', against_)
-    )
-  stages = [name for name in maps if name.startswith('att_pos/')]
-  if known := _pointing(maps, stages):
-    best = max(known, key=known.get)
-    title = f'Pointing game, {_map_name(best)}'
-    if len(known) > 1:
-      title += f' (best of {len(known)} stages)'
-    facts.append(_fact(title, maps[best], 'pointing_game', against_))
-  return [fact for fact in facts if fact]
-
-
-def _pointing(maps, names):
-  """{name: pointing game} of the maps that have one."""
-  found = {
-    name: maps[name]['scores'].get('pointing_game')
-    for name in names
-    if name in maps
-  }
-  return {name: value for name, value in found.items() if value is not None}
-
-
-def _fact(what, group, name, note):
-  """A page.Fact of a group or a map, or None where undefined."""
-  value = group['scores'].get(name)
-  if value is None:
-    return None
-  interval = group['intervals'].get(name)
-  shown = '[{:.3f}, {:.3f}]'.format(*interval) if interval else ''
-  return page.Fact(what, f'{value:.3f}', shown, note)
-
-
-def decisions(section: page.Section, evidence: Evidence) -> None:
+def decisions(section: page.Section, report_data: ReportData) -> None:
   """Confusion matrix, ROC and precision-recall curves."""
-  runs = evidence.evaluated
+  runs = report_data.evaluated
   section.say(
     'Confusion: images, and the share of their true class. A curve stands for'
     ' one class against all others; "any lesion" is 1 minus the probability of'
@@ -236,10 +136,10 @@ def _without_repeats(x, y):
   return x[kept], y[kept]
 
 
-def calibration(section: page.Section, evidence: Evidence) -> None:
+def calibration(section: page.Section, report_data: ReportData) -> None:
   """Reliability diagrams before and after temperature scaling."""
   runs = [
-    run for run in evidence.evaluated if run.evaluation.get('reliability')
+    run for run in report_data.evaluated if run.evaluation.get('reliability')
   ]
   if not runs:
     raise page.Missing('evaluation.json has no reliability; evaluate again')
@@ -276,20 +176,20 @@ def calibration(section: page.Section, evidence: Evidence) -> None:
       section.say(f'Temperature {temperature:.3f}.', 'note')
 
 
-def scores(section: page.Section, evidence: Evidence) -> None:
+def scores(section: page.Section, report_data: ReportData) -> None:
   """All scores with their intervals."""
-  runs = evidence.evaluated
+  runs = report_data.evaluated
   sets = {
     (str(run.evaluation['data']), run.evaluation['split']) for run in runs
   }
   if len(sets) > 1:
     section.say('These runs were scored on different images: their scores do'
                 ' not compare.')  # fmt: skip
-  section.say(_LEGEND, 'note')
+  section.say(words.LEGEND, 'note')
   rows = []
-  for name, title in SCORES.items():
+  for name, title in words.SCORES.items():
     if any(run.evaluation['scores'].get(name) is not None for run in runs):
-      rows.append([title, *(_cell(run.evaluation, name) for run in runs)])
+      rows.append([title, *(words.cell(run.evaluation, name) for run in runs)])
     if name == 'accuracy':  # Beside what it is to be held against.
       rows += _plain_row(
         'Accuracy of always the commonest class', 'majority_accuracy', runs
@@ -307,12 +207,12 @@ def scores(section: page.Section, evidence: Evidence) -> None:
   for run in runs:
     result = run.evaluation
     section.table(
-      ['Class', 'Images', *PER_CLASS.values()],
+      ['Class', 'Images', *words.PER_CLASS.values()],
       [
         [
           name,
           f'{result["per_class"].get(name, {}).get("support", 0):,}',
-          *(_cell(result, f'{score}/{name}') for score in PER_CLASS),
+          *(words.cell(result, f'{score}/{name}') for score in words.PER_CLASS),
         ]
         for name in run.class_names
       ],
@@ -333,16 +233,18 @@ def _plain_row(title, key, runs):
   return [[title, *map(page.score, values)]]
 
 
-def subgroups(section: page.Section, evidence: Evidence) -> None:
+def subgroups(section: page.Section, report_data: ReportData) -> None:
   """The scores of each group of the metadata."""
-  runs = [run for run in evidence.evaluated if run.evaluation.get('subgroups')]
+  runs = [
+    run for run in report_data.evaluated if run.evaluation.get('subgroups')
+  ]
   if not runs:
     raise page.Missing('the scored images have no metadata to group them by')
   section.say(
     'The same scores within groups of images. Small groups have wide intervals,'
     ' and the groups were not tested against each other.'
   )
-  section.say(_LEGEND, 'note')
+  section.say(words.LEGEND, 'note')
   columns: dict[str, dict[str, None]] = {}  # column -> its values, in order
   for run in runs:
     found = run.evaluation['subgroups']
@@ -350,14 +252,14 @@ def subgroups(section: page.Section, evidence: Evidence) -> None:
       columns.setdefault(column, {}).update(dict.fromkeys(groups))
       names = [
         name
-        for name in SCORES
+        for name in words.SCORES
         if any(g['scores'].get(name) is not None for g in groups.values())
       ]
       section.table(
-        [column, 'Images', *(SCORES[name] for name in names)],
+        [column, 'Images', *(words.SCORES[name] for name in names)],
         [
           [value, f'{group["num_images"]:,}',
-           *(_cell(group, name) for name in names)]
+           *(words.cell(group, name) for name in names)]
           for value, group in groups.items()
         ],
         f'{run.name}, by {column}',
@@ -368,179 +270,30 @@ def subgroups(section: page.Section, evidence: Evidence) -> None:
     for name in ('auroc_any_lesion', 'balanced_accuracy'):
       spans = {
         run.name: [
-          _span(run.evaluation['subgroups'].get(column, {}).get(value), name)
+          words.span(
+            run.evaluation['subgroups'].get(column, {}).get(value), name
+          )
           for value in values
         ]
         for run in runs
       }
       if any(any(found) for found in spans.values()):
-        title = f'{SCORES[name]}, by {column}'
+        title = f'{words.SCORES[name]}, by {column}'
         charts[f'{number}-{name.replace("_", "-")}'] = (
           figures.intervals(
-            list(values), spans, title=title, x=SCORES[name], y=column
+            list(values), spans, title=title, x=words.SCORES[name], y=column
           ),
-          f'{title}: {_describe(list(values), spans)}',
+          f'{title}: {words.describe(list(values), spans)}',
         )
   section.charts(charts)
 
 
-def localisation(section: page.Section, evidence: Evidence) -> None:
-  """How the maps meet the boxes; overlays of hits and misses."""
-  runs = [
-    run for run in evidence.evaluated if run.evaluation.get('localisation')
-  ]
-  if not runs:
-    raise page.Missing(
-      'no scored image has a box, or the evaluation looked at no map'
-    )
-  section.say(
-    'Do the maps lie in the boxes of the lesions? Pointing game: whether the'
-    " map's maximum lies in a box. Energy: the share of the map that does. IoU:"
-    ' of the boxes and the map, cut at a threshold that was chosen on'
-    ' validation. Pixel AP: the average precision of the pixels. Means over the'
-    ' images with boxes. The baselines random, centre and prior have not seen'
-    ' the image.'
-  )
-  section.say(_LEGEND, 'note')
-  names: dict[str, None] = {}  # of all maps, in order
-  for run in runs:
-    maps = run.evaluation['localisation']
-    names |= dict.fromkeys(maps)
-    section.table(
-      ['Map', 'Images', *LOCALISATION.values(), 'Threshold'],
-      [
-        [
-          _map_name(name),
-          f'{one["num_images"]:,}',
-          *(_cell(one, score) for score in LOCALISATION),
-          page.score(one.get('threshold')),
-        ]
-        for name, one in maps.items()
-      ],
-      f'Localisation: {run.name}',
-    )
-    section.numbers[run.name] = maps
-  charts = {}
-  for score, title in LOCALISATION.items():
-    spans = {
-      run.name: [
-        _span(run.evaluation['localisation'].get(name), score) for name in names
-      ]
-      for run in runs
-    }
-    if any(any(found) for found in spans.values()):
-      rows = [_map_name(name) for name in names]
-      charts[score.replace('_', '-')] = (
-        figures.intervals(rows, spans, title=title, x='Mean over images',
-                          y='Map'),
-        f'{title}: {_describe(rows, spans)}',
-      )  # fmt: skip
-  section.charts(charts)
-  section.heading(f'Overlays: {runs[0].name}')
-  try:
-    _gallery(section, evidence, runs[0])
-  except page.Missing as missing:
-    section.say(f'None: {missing}.', 'note')
-
-
-def _gallery(section, evidence, run):
-  """Overlays of seeded hits and misses of one run."""
-  if 'cam' not in run.maps:
-    raise page.Missing('maps.npz is missing or has no Grad-CAM')
-  data = evidence.data('scored')
-  if run.evaluation['split'] not in data.splits:
-    raise page.Missing(f'{data.path} has no split {run.evaluation["split"]}')
-  split = data.split(run.evaluation['split'])
-  places = {str(name): row for row, name in enumerate(split.ids)}
-  if not run.pointing:
-    raise page.Missing('localisation.csv is missing or has no Grad-CAM')
-  known = [
-    (i, places[name], run.pointing[name] >= 0.5)
-    for i, name in enumerate(run.maps['ids'].tolist())
-    if name in places and name in run.pointing
-  ]
-  if not known:
-    raise page.Missing('no image with boxes has a map')
-  of_map, rows, hit = map(np.array, zip(*known, strict=True))
-  cams = run.maps['cam'][of_map].astype(np.float32)
-  rng = np.random.default_rng(evidence.seed)
-  order = rng.permutation(len(rows))
-  hits, misses = order[hit[order]], order[~hit[order]]
-  half = OVERLAYS // 2  # of each, if there are so many
-  share = max(half, OVERLAYS - len(misses)), max(half, OVERLAYS - len(hits))
-  hits, misses = hits[: share[0]], misses[: share[1]]
-  section.say(
-    f'{len(hits)} of {hit.sum():,} hits and {len(misses)} of'
-    f' {(~hit).sum():,} misses of the pointing game of Grad-CAM, drawn at'
-    f' random (seed {evidence.seed}); none was chosen by hand. Hit and miss are'
-    " about the place of Grad-CAM's maximum, not about the predicted class."
-    ' From blue over red to yellow the colours stand for low to high: Grad-CAM'
-    " as a share of its maximum in the image, the network's attention to"
-    ' lesions (map+) and to all else (map-) from 0 to 1.'
-  )
-  stages = sorted(
-    name.removeprefix('att_pos/')
-    for name in run.maps
-    if name.startswith('att_pos/') and f'att_neg/{name[8:]}' in run.maps
-  )
-  predicted = dict(zip(run.ids.tolist(), _predicted(run), strict=True))
-  chosen = []
-  for kind, picked in (('hit', hits), ('miss', misses)):
-    for number, i in enumerate(picked):
-      row, place = rows[i], of_map[i]
-      id = str(split.ids[row])
-      label = str(data.class_names[split.labels[row]])
-      prediction = predicted.get(id, 'unknown')
-      maps = {'Grad-CAM': (cams[i], None)}
-      if stages:
-        maps |= {
-          _map_name(name): (run.maps[name][place].astype(np.float32), 1.0)
-          for name in (f'att_pos/{stages[0]}', f'att_neg/{stages[0]}')
-        }
-      rest = {
-        'image': read_image(split, row),
-        'boxes': split.boxes[row],
-        'num_boxes': int(split.num_boxes[row]),
-        'label': label,
-        'prediction': prediction,
-        'side': SIDE,
-      }
-      about = f'{id}, class {label}, predicted {prediction}'
-      section.row(
-        f'{kind}-{number}',
-        overlay.draw(maps=maps, **rest),
-        SIDE,
-        ['Radiograph', *maps],
-        f'Grad-CAM {kind}: {about}',
-      )
-      if len(stages) > 1 and not chosen:
-        maps = {
-          _map_name(name): (run.maps[name][place].astype(np.float32), 1.0)
-          for name in (f'att_pos/{stage}' for stage in stages)
-        }
-        section.row(
-          'stages',
-          overlay.draw(maps=maps, **rest),
-          SIDE,
-          [*maps],  # The radiograph stands in the row above.
-          f'map+ at every stage: {about}',
-        )
-      chosen.append({'id': id, 'hit': kind == 'hit'})
-  section.numbers['overlays'] = chosen
-
-
-def _predicted(run):
-  if run.probabilities is None:
-    return []
-  return [run.class_names[c] for c in run.probabilities.argmax(axis=1)]
-
-
-def comparison(section: page.Section, evidence: Evidence) -> None:
+def comparison(section: page.Section, report_data: ReportData) -> None:
   """Paired differences: the first run minus each other one."""
-  first, *others = evidence.runs
+  first, *others = report_data.runs
   found, said = [], []  # (title, other, against.compare's); why none
   for other in others:
-    result = _compare(first, other, evidence)
+    result = _compare(first, other, report_data)
     if isinstance(result, str):
       said.append(f'{first.name} and {other.name}: {result}')
     else:
@@ -554,51 +307,54 @@ def comparison(section: page.Section, evidence: Evidence) -> None:
     ' that these images show; the noise of training, which another seed would'
     ' show, is not in it.'
   )
-  section.say(_LEGEND, 'note')
+  section.say(words.LEGEND, 'note')
   for line in said:
     section.say(f'{line}.', 'note')
-  for number, (title, name_b, one) in enumerate(found):
-    differences = one['scores']
-    names = [
-      name for name in SCORES if differences[name]['difference'] is not None
-    ]
-    spans = [_difference(differences[name]) for name in names]
-    rows = [SCORES[name] for name in names]
-    section.charts(
-      {
-        str(number): (
-          figures.intervals(rows, {title: spans}, title=title, x='Difference',
-                            y='Score', zero=True),
-          f'Differences: {_describe(rows, {title: spans}, "+")}',
-        )
-      }
-    )  # fmt: skip
-    section.table(
-      ['Score', 'Difference'],
-      [
-        *(
-          [SCORES[name], _difference_cell(differences[name])]
-          for name in names
-        ),
-        *(
-          [f'{_map_name(name)}: {LOCALISATION[score]}',
-           _difference_cell(difference)]
-          for name, by_score in one['localisation'].items()
-          for score, difference in by_score.items()
-        ),
-      ],
-      title,
-    )  # fmt: skip
-    test = one['mcnemar']
+  for number, (title, other, result) in enumerate(found):
+    section.charts({str(number): _difference_chart(title, result)})
+    section.table(['Score', 'Difference'], _difference_rows(result), title)
+    test = result['mcnemar']
     section.say(
       f'Right in {first.name} only: {test["only_a_right"]:,} images; in'
-      f' {name_b} only: {test["only_b_right"]:,}. McNemar, exact: p ='
+      f' {other} only: {test["only_b_right"]:,}. McNemar, exact: p ='
       f' {_p_value(test["p_value"])}.'
     )
-    section.numbers[title] = one
+    section.numbers[title] = result
 
 
-def _compare(run, other, evidence):
+def _difference_chart(title, result):
+  """(figure, what it shows in words) of the scores' differences."""
+  names = _compared(result)
+  spans = [_difference(result['scores'][name]) for name in names]
+  rows = [words.SCORES[name] for name in names]
+  figure = figures.intervals(
+    rows, {title: spans}, title=title, x='Difference', y='Score', zero=True
+  )
+  return figure, f'Differences: {words.describe(rows, {title: spans}, "+")}'
+
+
+def _difference_rows(result):
+  """The rows of a table: of the scores, then of the maps."""
+  rows = [
+    [words.SCORES[name], _difference_cell(result['scores'][name])]
+    for name in _compared(result)
+  ]
+  for name, by_score in result['localisation'].items():
+    for score, difference in by_score.items():
+      title = f'{words.map_name(name)}: {words.LOCALISATION[score]}'
+      rows.append([title, _difference_cell(difference)])
+  return rows
+
+
+def _compared(result):
+  """The scores that both runs have."""
+  differences = result['scores']
+  return [
+    name for name in words.SCORES if differences[name]['difference'] is not None
+  ]
+
+
+def _compare(run, other, report_data):
   """against.compare of run minus other; or why not, a line."""
   for one in (run, other):
     if one.probabilities is None or one.evaluation is None:
@@ -607,24 +363,11 @@ def _compare(run, other, evidence):
     return against.compare(
       run.workdir,
       other.workdir,
-      resamples=evidence.resamples,
-      seed=evidence.seed,
+      resamples=report_data.resamples,
+      seed=report_data.seed,
     )
-  except ValueError as error:
+  except UserError as error:
     return str(error)
-
-
-def _cell(group, name):
-  """A score and its interval, of a group or a map."""
-  return page.score(group['scores'].get(name), group['intervals'].get(name))
-
-
-def _span(group, name):
-  """(value, low, high), or None where undefined."""
-  value = group['scores'].get(name) if group else None
-  if value is None:
-    return None
-  return value, *(group['intervals'].get(name) or (value, value))
 
 
 def _difference(one):
@@ -634,33 +377,6 @@ def _difference(one):
 
 def _difference_cell(one):
   return page.score(one['difference'], one['interval'], '+')
-
-
-def _describe(rows, spans, sign=''):
-  """The values of a chart in words."""
-  return '; '.join(
-    f'{name}: '
-    + ', '.join(
-      f'{row} {span[0]:{sign}.3f}'
-      for row, span in zip(rows, found, strict=True)
-      if span
-    )
-    for name, found in spans.items()
-  )
-
-
-def _map_name(name):
-  """In words: of evaluation.json's localisation."""
-  kind, _, stage = name.partition('/')
-  words = {
-    'cam': 'Grad-CAM',
-    'att_pos': 'map+',
-    'att_neg': 'map-',
-    'random': 'random: uniform noise',
-    'centre': 'centre: Gaussian in the middle',
-    'prior': 'prior: mean lesion mask of training',
-  }
-  return words.get(kind, kind) + (f', {stage}' if stage else '')
 
 
 def _p_value(value):

@@ -5,13 +5,19 @@ import dataclasses
 import html
 import html.parser
 import json
+import os
+import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
 
+from dpjax import prepare
+from dpjax.errors import UserError
 from dpjax.metrics import predictions, titles
 from dpjax.report import figures, overlay, report
 from tests import fakes
@@ -236,7 +242,7 @@ def test_a_damaged_image_costs_its_section_alone(folders, monkeypatch, only):
   only('classes', 'masks', 'scores', 'localisation')
 
   def damaged(self, indices):
-    raise ValueError('memory: an image cannot be read; prepare it again')
+    raise UserError('memory: an image cannot be read; prepare it again')
 
   monkeypatch.setattr(type(STORE.split('test')), 'images', damaged)
   text = report.write(folders[:1], CONFIG).read_text()
@@ -247,7 +253,7 @@ def test_a_damaged_image_costs_its_section_alone(folders, monkeypatch, only):
 
 
 def test_an_error_of_ours_is_not_blamed_on_the_data(folders, monkeypatch):
-  def broken(section, evidence):
+  def broken(section, report_data):
     raise KeyError('ours')
 
   monkeypatch.setattr(report, 'SECTIONS', {'scores': ('Scores', broken)})
@@ -638,7 +644,7 @@ def test_without_the_prepared_set_its_sections_say_so(
   only('classes', 'counts', 'masks', 'scores')
 
   def absent(path):
-    raise ValueError(f'config.data.path: {path} is not a prepared set')
+    raise UserError(f'config.data.path: {path} is not a prepared set')
 
   monkeypatch.setattr(report, '_open', absent)
   report.write(folders, CONFIG)
@@ -654,7 +660,7 @@ def test_a_set_that_was_moved_is_found_where_the_config_says(
 
   def moved(path):
     if path != str(tmp_path):
-      raise ValueError(f'{path} is not there')
+      raise UserError(f'{path} is not there')
     return STORE
 
   monkeypatch.setattr(report, '_open', moved)
@@ -701,3 +707,36 @@ def test_workdirs_that_hold_no_runs_are_refused(names, message, folders):
   with pytest.raises(ValueError, match=message) as raised:
     report.write([root / name for name in names], CONFIG)
   assert '\n' not in str(raised.value)
+
+
+WITHOUT_JAX = """
+import sys
+from configs import base
+from dpjax.config import resolve
+from dpjax.report import figures, report
+
+# The first chart is drawn, and stands for all.
+drawn, render = [], figures.render
+figures.render = lambda chart: drawn or drawn.extend(render(chart)) or drawn
+config = resolve.resolve(base.get_config(), num_devices=1, platform='cpu')
+report.write(sys.argv[1:], config)
+sys.exit('it imported JAX' if 'jax' in sys.modules else 0)
+"""
+
+
+def test_writing_a_report_does_not_even_import_jax(tmp_path):
+  """So it takes no memory of a GPU that a training is using."""
+  data = prepare.open_prepared(
+    fakes.make_config(
+      data__path=str(tmp_path / 'set'), data__phantom__count=50,
+      data__workers=1,
+    )
+  )  # fmt: skip
+  for name in ('mine', 'plain'):
+    workdirs.write(tmp_path / name, data, path=data.path)
+  subprocess.run(
+    [sys.executable, '-c', WITHOUT_JAX, 'mine', 'plain'],
+    cwd=tmp_path, check=True,
+    env={**os.environ, 'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
+  )  # fmt: skip
+  assert left_out(read(tmp_path / 'mine')) == {}

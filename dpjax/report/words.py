@@ -1,0 +1,78 @@
+"""What the sections of the report say of scores, intervals and maps."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dpjax.metrics import titles
+from dpjax.report import page
+
+_STAR = '\u00a0*'  # lower is better; never on a line of its own
+_LOWER = ('ece', 'brier', 'nll')
+# What the page calls them, by the names of evaluation.json.
+SCORES = {
+  name: page.capital(title.long)
+  + (_STAR if name.removesuffix('_scaled') in _LOWER else '')
+  for name, title in titles.SUMMARY.items()
+}
+PER_CLASS = {
+  name: page.capital(title.long) for name, title in titles.PER_CLASS.items()
+}
+LOCALISATION = {
+  name: page.capital(title.long) for name, title in titles.LOCALISATION.items()
+}
+LEGEND = (
+  'In brackets: 95 % bootstrap intervals over images (Clopper-Pearson for the'
+  ' recall of a class with fewer than 10 images). Bootstrap intervals of a'
+  ' handful of images are too narrow. * Lower is better. A dash: not defined'
+  ' for these data, or not computed.'
+)
+
+
+def cell(group: Mapping[str, Any], name: str) -> page.Html:
+  """A score and its interval, of a group or a map."""
+  return page.score(group['scores'].get(name), group['intervals'].get(name))
+
+
+def span(
+  group: Mapping[str, Any] | None, name: str
+) -> tuple[float, float, float] | None:
+  """(value, low, high), or None where undefined."""
+  value = group['scores'].get(name) if group else None
+  if value is None:
+    return None
+  return value, *(group['intervals'].get(name) or (value, value))
+
+
+def describe(
+  rows: Sequence[str], spans: Mapping[str, Sequence[Any]], sign: str = ''
+) -> str:
+  """The values of a chart (figures.intervals) in words.
+
+  Args:
+    rows: their names.
+    spans: name -> for each row (value, low, high), or None.
+    sign: '+' shows that of a difference.
+  """
+  return '; '.join(
+    f'{name}: '
+    + ', '.join(
+      f'{row} {span[0]:{sign}.3f}'
+      for row, span in zip(rows, found, strict=True)
+      if span
+    )
+    for name, found in spans.items()
+  )
+
+
+def map_name(name: str) -> str:
+  """A map of evaluation.json's localisation, such as 'att_pos/stage1'."""
+  kind, _, stage = name.partition('/')
+  kinds = {
+    'cam': 'Grad-CAM',
+    'att_pos': 'map+',
+    'att_neg': 'map-',
+    'random': 'random: uniform noise',
+    'centre': 'centre: Gaussian in the middle',
+    'prior': 'prior: mean lesion mask of training',
+  }
+  return kinds.get(kind, kind) + (f', {stage}' if stage else '')
