@@ -10,7 +10,7 @@ from dpjax import atomic
 from dpjax.data import vocabulary
 from dpjax.errors import UserError
 from dpjax.evaluation import files, localisation
-from dpjax.metrics import predictions, resampling
+from dpjax.metrics import predictions, resampling, significance
 
 
 def compare(
@@ -29,9 +29,9 @@ def compare(
     seed: of the bootstrap.
 
   Returns:
-    {'a', 'b': workdirs, 'num_images', 'scores': bootstrap.paired_bootstrap,
-    'mcnemar': bootstrap.mcnemar, 'localisation': {map: {score: {'difference',
-    'interval'}}} of the maps that both have}.
+    {'a', 'b': workdirs, 'num_images', 'scores': resampling.paired_bootstrap,
+    'mcnemar': significance.mcnemar, 'localisation': {map: {score:
+    {'difference', 'interval'}}} of the maps that both have}.
 
   Raises:
     UserError: one line: a run is not evaluated, or on other images or classes.
@@ -72,7 +72,7 @@ def compare(
       threshold=(result_a['threshold'], result_b['threshold']),
       temperature=(result_a['temperature'], result_b['temperature']),
     ),
-    'mcnemar': resampling.mcnemar(labels, p_a, p_b),
+    'mcnemar': significance.mcnemar(labels, p_a, p_b),
     'localisation': {
       name: localisation.paired(
         maps_a[name], maps_b[name], resamples=resamples, seed=seed

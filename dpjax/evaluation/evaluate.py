@@ -25,7 +25,7 @@ from dpjax.metrics import (
   subgroups,
 )
 from dpjax.training import build as build_lib
-from dpjax.training import checkpoint, loop, steps
+from dpjax.training import checkpoint, steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +173,7 @@ def judge(
     'threshold': options['threshold'],
     'temperature': options['temperature'],
     **scores.scores(*answers, **options),
-    'intervals': resampling.bootstrap(*answers, **draws, **options),
+    'intervals': resampling.bootstrap_intervals(*answers, **draws, **options),
     'subgroups': subgroups.subgroups(
       split.metadata, *answers, **draws, **options
     ),
@@ -290,7 +290,7 @@ def _predict(opened, eval_step, progress, split):
       bar.update(rows)
   # The first batch waits for the compiler, so it is left out of the rate.
   later = sum(map(len, logits[1:]))
-  return loop.probabilities(np.concatenate(logits)), {
+  return predictions.softmax(np.concatenate(logits)), {
     'inference': clock[-1] - clock[0],
     'images_per_second': later / (clock[-1] - clock[1]) if later else None,
   }

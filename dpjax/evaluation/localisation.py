@@ -13,6 +13,7 @@ and in IoU, and has the average precision of any constant, the lesion's area.
 import csv
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,7 +21,20 @@ import numpy as np
 from dpjax import atomic
 from dpjax.errors import UserError
 
-SCORES = ('pointing_game', 'energy_in_box', 'iou', 'pixel_ap')
+
+class Title(NamedTuple):
+  """What a score is called: on a line of its own, and in a narrow column."""
+
+  long: str
+  short: str
+
+
+SCORES = {
+  'pointing_game': Title('pointing game', 'pointing'),
+  'energy_in_box': Title('energy in box', 'in box'),
+  'iou': Title('IoU', 'IoU'),
+  'pixel_ap': Title('pixel AP', 'pixel AP'),
+}
 BASELINES = ('random', 'centre', 'prior')
 THRESHOLDS = np.arange(1, 20) / 20  # to choose from, shares of the maximum
 

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpjax.errors import printable
-from dpjax.metrics import titles
+from dpjax.evaluation import localisation
+from dpjax.metrics import score_table
 
 _WIDTH = 80  # columns of the printed table
 _NAME_WIDTH = 22  # columns of it that a class or a value may take
 _DASH = re.compile(r'  -( |$)')  # what stands for None
-_MAP_HEADS = [title.long for title in titles.LOCALISATION.values()]
+_MAP_HEADS = [title.long for title in localisation.SCORES.values()]
 
 
 def format_table(result: dict[str, Any], *, level: float = 0.95) -> str:
@@ -57,8 +58,8 @@ def format_comparison(
 
   Args:
     comparison: 'a', 'b': what the models are called; 'scores': what
-      `bootstrap.paired_bootstrap` returned; and, where there are, 'mcnemar':
-      what `bootstrap.mcnemar` returned; 'localisation': map -> score ->
+      `resampling.paired_bootstrap` returned; and, where there are, 'mcnemar':
+      what `significance.mcnemar` returned; 'localisation': map -> score ->
       {'difference', 'interval'}.
     level: the level that the intervals were made for, for their heading.
 
@@ -70,8 +71,8 @@ def format_comparison(
   lines = [f'a: {comparison["a"]}', f'b: {comparison["b"]}', '']
   lines = [printable(line) for line in lines]
   shown = {
-    name: title
-    for name, (title, _) in titles.SUMMARY.items()
+    name: score.long
+    for name, score in score_table.SUMMARY.items()
     if name in rows and rows[name]['difference'] is not None
   }
   width = max(map(len, shown.values()))
@@ -87,10 +88,12 @@ def format_comparison(
   if classes:
     names = _numbered(classes)
     width = max(map(len, [*names, 'a - b, class'])) + 1
-    heading = ''.join(f'{title:>9}' for _, title in titles.PER_CLASS.values())
+    heading = ''.join(
+      f'{score.short:>9}' for score in score_table.PER_CLASS.values()
+    )
     lines += ['', f'{"a - b, class":<{width}}{heading}']
     for name, title in zip(classes, names, strict=True):
-      cells = (_signed(rows[f'{key}/{name}']) for key in titles.PER_CLASS)
+      cells = (_signed(rows[f'{key}/{name}']) for key in score_table.PER_CLASS)
       lines.append(f'{title:<{width}}' + ''.join(f'{c:>9}' for c in cells))
 
   if test := comparison.get('mcnemar'):
@@ -102,7 +105,7 @@ def format_comparison(
   if maps := comparison.get('localisation'):
     lines += ['', _columns('a - b, map', _MAP_HEADS)]
     for name, differences in maps.items():
-      cells = [differences.get(key) for key in titles.LOCALISATION]
+      cells = [differences.get(key) for key in localisation.SCORES]
       lines.append(_columns(_shorten(name, 15), map(_signed, cells)))
       spans = [_signed_span(cell) for cell in cells]
       if any(spans):
@@ -113,18 +116,25 @@ def format_comparison(
   lines += ['', f'*: the {100 * level:g} % interval leaves out 0']
   if any(_DASH.search(line) for line in lines):
     lines.append('-: undefined for a or b')
-  lines.append('lower is better: calibration error, Brier score, log loss')
+  lower = dict.fromkeys(
+    score.long.partition(',')[0]
+    for score in score_table.SUMMARY.values()
+    if score.lower_is_better
+  )
+  lines.append(f'lower is better: {", ".join(lower)}')
   return '\n'.join(lines)
 
 
 def _class_rows(names, per_class):
   width = max(map(len, [*names, 'class']))
-  heading = ''.join(f'  {title:>5}' for _, title in titles.PER_CLASS.values())
+  heading = ''.join(
+    f'  {score.short:>5}' for score in score_table.PER_CLASS.values()
+  )
   lines = [f'{"class":<{width}}{heading}  images']
   for name, row in zip(names, per_class.values(), strict=True):
     cells = ''.join(
-      f'  {_decimal(row[key]):>{max(5, len(title))}}'
-      for key, (_, title) in titles.PER_CLASS.items()
+      f'  {_decimal(row[key]):>{max(5, len(score.short))}}'
+      for key, score in score_table.PER_CLASS.items()
     )
     lines.append(f'{name:<{width}}{cells}  {row["support"]:>6}')
   return lines
@@ -135,19 +145,16 @@ def _summary_rows(result, intervals, level):
     **result['scores'],
     'majority_accuracy': result['majority_accuracy'],
   }
-  left_out = set()
-  if len(result['per_class']) <= 3:
-    left_out.add('balanced_accuracy_0_2')
-  if values['quadratic_kappa'] is None:
-    left_out.add('quadratic_kappa')
-  if result.get('threshold') is None:
-    left_out |= {'sensitivity_any_lesion', 'specificity_any_lesion'}
-  if values['ece_scaled'] is None:
-    left_out |= {'ece_scaled', 'brier_scaled', 'nll_scaled'}
+  met = {
+    score.needs
+    for name, score in score_table.SUMMARY.items()
+    if values[name] is not None
+  }
   shown = {}
-  for name, (title, _) in titles.SUMMARY.items():
-    if name not in left_out:
-      shown[name] = title
+  for name, score in score_table.SUMMARY.items():
+    # Of what stands for nothing here no dash is shown, but for the lesions.
+    if score.needs in met or score.needs <= {'any_lesion'}:
+      shown[name] = score.long
     if name == 'accuracy':  # Beside what it is to be held against.
       shown['majority_accuracy'] = 'accuracy of always the commonest class'
   width = max(map(len, shown.values()))
@@ -196,9 +203,9 @@ def _localisation_rows(maps, level):
     _columns('map', _MAP_HEADS),
   ]
   for name, row in maps.items():
-    values = (_decimal(row['scores'].get(key)) for key in titles.LOCALISATION)
+    values = (_decimal(row['scores'].get(key)) for key in localisation.SCORES)
     lines.append(_columns(_shorten(name, 15), values))
-    spans = [_span(row['intervals'].get(key)) for key in titles.LOCALISATION]
+    spans = [_span(row['intervals'].get(key)) for key in localisation.SCORES]
     if any(spans):
       lines.append(_columns('', spans))
   return lines
@@ -213,7 +220,7 @@ def _subgroup_rows(column, groups):
   width = max(map(len, [*names.values(), _shorten(column)]))
   heading = f'{_shorten(column):<{width}}  images'
   for key in shown:
-    heading += f'  {titles.SUMMARY[key].long:<22}'
+    heading += f'  {score_table.SUMMARY[key].long:<22}'
   lines = [heading]
   for value, row in groups.items():
     line = f'{names[value]:<{width}}  {row["num_images"]:>6}'

@@ -39,7 +39,10 @@ def confidence_gaps(
   """(N, bins): in an image's bin whether it is right, less its confidence.
 
   With these g, the expected calibration error over images of multiplicity w is
-  sum_b |sum_i w_i g_ib| / sum_i w_i.
+
+      ECE = sum_b |sum_i w_i g_ib| / sum_i w_i
+
+  Source: Guo et al. (2017), arXiv 1706.04599, Eq. 3.
   """
   confidence, right, places = _binned(labels, probabilities, bins)
   gaps = np.zeros((len(labels), bins))
@@ -89,20 +92,6 @@ def reliability(
       }
     )
   return rows
-
-
-def expected_error(rows: list[dict[str, Any]]) -> float:
-  """The expected calibration error of what `reliability` returned.
-
-      ECE = sum_m count_m / N |accuracy_m - confidence_m|
-
-  Source: Guo et al. (2017), arXiv 1706.04599, Eq. 3.
-  """
-  filled = [row for row in rows if row['count']]
-  total = sum(
-    row['count'] * abs(row['accuracy'] - row['confidence']) for row in filled
-  )
-  return total / sum(row['count'] for row in filled)
 
 
 def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What a classifier said of each image: checked, written and read.
 
-One argument order in all of `evaluation`: `labels` (N,) whole numbers in
+One argument order in all of `metrics`: `labels` (N,) whole numbers in
 0..C-1, then `probabilities` (N, C) whose rows sum to 1. An image's prediction
 is its most probable class, the lowest one on a tie.
 """
@@ -28,29 +28,29 @@ def check(
     first: the number of row 0 there.
 
   Raises:
-    UserError: if an argument has a wrong shape or an impossible value.
+    ValueError: if an argument has a wrong shape or an impossible value.
   """
   labels = np.asarray(labels)
   probabilities = np.asarray(probabilities)
   if labels.ndim != 1:
-    raise UserError(f'labels must be (N,), not of shape {labels.shape}')
+    raise ValueError(f'labels must be (N,), not of shape {labels.shape}')
   if probabilities.ndim != 2 or probabilities.shape[1] < 2:
-    raise UserError(
+    raise ValueError(
       'probabilities must be (N, C) with at least 2 classes, not of shape '
       f'{probabilities.shape}'
     )
   if len(labels) != len(probabilities):
-    raise UserError(
+    raise ValueError(
       f'{len(labels)} labels for {len(probabilities)} rows of probabilities'
     )
   if not len(labels):
-    raise UserError('there are no images to score')
+    raise ValueError('there are no images to score')
   if not np.issubdtype(labels.dtype, np.integer):
-    raise UserError(f'labels must be whole numbers, not {labels.dtype}')
+    raise ValueError(f'labels must be whole numbers, not {labels.dtype}')
   try:
     probabilities = probabilities.astype(np.float64)
   except (TypeError, ValueError):
-    raise UserError(
+    raise ValueError(
       f'probabilities must be numbers, not {probabilities.dtype}'
     ) from None
 
@@ -58,7 +58,7 @@ def check(
   faults = (labels < 0) | (labels >= num_classes)
   if faults.any():
     i = faults.argmax()
-    raise UserError(
+    raise ValueError(
       f'{place} {i + first}: label {labels[i]} is not in 0..{num_classes - 1}'
     )
   for faults, reason in (
@@ -67,7 +67,7 @@ def check(
   ):
     if faults.any():
       i, c = np.argwhere(faults)[0]
-      raise UserError(
+      raise ValueError(
         f'{place} {i + first}: the probability of class {c} {reason} '
         f'({probabilities[i, c]:g})'
       )
@@ -75,21 +75,28 @@ def check(
   faults = np.abs(totals - 1) > 1e-3  # Half precision sums to within 5e-4.
   if faults.any():
     i = faults.argmax()
-    raise UserError(
+    raise ValueError(
       f'{place} {i + first}: the probabilities sum to {totals[i]:g}, not to 1'
     )
   return labels.astype(np.int64), probabilities
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+  """The probabilities of logits (N, C), in float64."""
+  logits = np.asarray(logits, np.float64)
+  exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
+  return exp / exp.sum(axis=-1, keepdims=True)
 
 
 def check_names(class_names: Sequence[str], num_classes: int) -> list[str]:
   """Returns the names as strings; ValueError if not C distinct ones."""
   names = [str(name) for name in class_names]
   if len(names) != num_classes:
-    raise UserError(
+    raise ValueError(
       f'{len(names)} class names for {num_classes} columns of probabilities'
     )
   if twice := _first_repeated(names):
-    raise UserError(
+    raise ValueError(
       f'class names must be distinct, but {names[twice]!r} comes twice'
     )
   return names
@@ -116,15 +123,15 @@ def write_predictions(
     class_names: C distinct names, for the header.
 
   Raises:
-    UserError: if an argument has a wrong shape or an impossible value.
+    ValueError: if an argument has a wrong shape or an impossible value.
   """
   checked_labels, checked = check(labels, probabilities)
   class_names = check_names(class_names, checked.shape[1])
   ids = [str(image) for image in ids]
   if len(ids) != len(checked_labels):
-    raise UserError(f'{len(ids)} ids for {len(checked_labels)} labels')
+    raise ValueError(f'{len(ids)} ids for {len(checked_labels)} labels')
   if twice := _first_repeated(ids):
-    raise UserError(f'ids must be distinct, but {ids[twice]!r} comes twice')
+    raise ValueError(f'ids must be distinct, but {ids[twice]!r} comes twice')
   if np.asarray(probabilities).dtype != np.float64:
     checked = checked.astype(np.float32)
 
@@ -197,9 +204,12 @@ def read_predictions(
 
   if twice := _first_repeated(ids):
     raise UserError(f'{path}, row {twice + 2}: id {ids[twice]!r} comes again')
-  labels, probabilities = check(
-    labels, probabilities, place=f'{path}, row', first=2
-  )
+  try:
+    labels, probabilities = check(
+      labels, probabilities, place=f'{path}, row', first=2
+    )
+  except ValueError as error:  # Here the numbers are the user's.
+    raise UserError(str(error)) from None
   for i, (prediction, row) in enumerate(
     zip(predictions, probabilities, strict=True)
   ):

@@ -1,16 +1,19 @@
 """Scores of a classifier on labelled images.
 
 A score that these images leave undefined is None: no score is made up by a
-convention for 0/0. The scores come from scikit-learn where it has them.
+convention for 0/0. Those that scikit-learn has are its own (a test).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn import metrics
 
-from dpjax.metrics import calibration, predictions, titles
+from dpjax.metrics import calibration, predictions, score_table
+
+# What is scored during training.
+VALIDATED = ('accuracy', 'balanced_accuracy', 'balanced_accuracy_0_2',
+             'macro_f1', 'auroc_any_lesion')  # fmt: skip
 
 
 def scores(
@@ -80,7 +83,7 @@ def scores(
         `temperature`.
 
   Raises:
-    UserError: if an argument has a wrong shape or an impossible value.
+    ValueError: if an argument has a wrong shape or an impossible value.
 
   Source: macro F1 as the mean of the classes' F1, Opitz and Burst (2019),
   arXiv 1911.03347, Eq. 1; balanced accuracy, Brodersen et al. (2010); kappa,
@@ -89,105 +92,114 @@ def scores(
   labels, probabilities = predictions.check(labels, probabilities)
   num_classes = probabilities.shape[1]
   class_names = predictions.check_names(class_names, num_classes)
-  predicted = probabilities.argmax(axis=1)
-  support = np.bincount(labels, minlength=num_classes)  # (C,)
-  present = np.flatnonzero(support)
-
-  def mean_recall(classes: np.ndarray) -> float | None:
-    # Not balanced_accuracy_score: it warns of predictions outside `labels`.
-    if not classes.size:
-      return None
-    return float(
-      metrics.recall_score(labels, predicted, labels=classes, average='macro')
-    )
-
-  def ranked(positive: np.ndarray, score: np.ndarray) -> list[float | None]:
-    if positive.all() or not positive.any():
-      return [None, None]
-    auroc = metrics.roc_auc_score(positive, score)
-    return [
-      float(auroc),
-      float(metrics.average_precision_score(positive, score)),
-    ]
-
-  flat = dict.fromkeys(titles.SUMMARY)
-  flat['accuracy'] = float(metrics.accuracy_score(labels, predicted))
-  flat['balanced_accuracy'] = mean_recall(present)
-  if num_classes > 3:
-    flat['balanced_accuracy_0_2'] = mean_recall(present[present <= 2])
-  flat['macro_f1'] = float(
-    metrics.f1_score(labels, predicted, labels=present, average='macro')
-  )
-  if any_lesion:
-    # -p_0 ranks as 1 - p_0 does, without the ties that rounding 1 - p_0 makes.
-    lesion = labels > 0
-    flat['auroc_any_lesion'], flat['average_precision_any_lesion'] = ranked(
-      lesion, -probabilities[:, 0]
-    )
-    if threshold is not None:
-      called = calibration.lesion_score(probabilities) >= threshold
-      flat['sensitivity_any_lesion'] = _share(called[lesion])
-      flat['specificity_any_lesion'] = _share(~called[~lesion])
-  constant = labels.max() == labels.min() == predicted.max() == predicted.min()
-  if ordinal and not constant:
-    flat['quadratic_kappa'] = float(
-      metrics.cohen_kappa_score(
-        labels, predicted, labels=np.arange(num_classes), weights='quadratic'
-      )
-    )
-  reliability = {'reliability': None, 'reliability_scaled': None}
-  for suffix, given in _variants(probabilities, temperature).items():
-    diagram = calibration.reliability(labels, given)
-    reliability[f'reliability{suffix}'] = diagram
-    flat[f'ece{suffix}'] = calibration.expected_error(diagram)
-    flat[f'brier{suffix}'] = float(
-      calibration.squared_error(labels, given).mean()
-    )
-    flat[f'nll{suffix}'] = float(calibration.log_loss(labels, given).mean())
-
-  precision, recall, f1, _ = metrics.precision_recall_fscore_support(
+  score = scorer(
     labels,
-    predicted,
-    labels=np.arange(num_classes),
-    zero_division=np.nan,
+    probabilities,
+    class_names,
+    any_lesion=any_lesion,
+    ordinal=ordinal,
+    threshold=threshold,
+    temperature=temperature,
   )
-  per_class = {}
-  for c, name in enumerate(class_names):
-    auroc, average_precision = ranked(labels == c, probabilities[:, c])
-    row = {
-      'precision': _number(precision[c]),
-      'recall': _number(recall[c]),
-      'specificity': _share(predicted[labels != c] != c),
-      'f1': _number(f1[c]),
-      'auroc': auroc,
-      'average_precision': average_precision,
-    }
-    flat |= {f'{key}/{name}': value for key, value in row.items()}
-    per_class[name] = {**row, 'support': int(support[c])}
+  flat = of_all(score, len(labels))
+  support = np.bincount(labels, minlength=num_classes)  # (C,)
+  confusion = np.zeros((num_classes, num_classes), int)
+  np.add.at(confusion, (labels, probabilities.argmax(axis=1)), 1)
   return {
     'num_images': len(labels),
     'scores': flat,
-    'per_class': per_class,
-    'confusion_matrix': metrics.confusion_matrix(
-      labels, predicted, labels=np.arange(num_classes)
-    ).tolist(),
+    'per_class': {
+      name: {
+        **{key: flat[f'{key}/{name}'] for key in score_table.PER_CLASS},
+        'support': int(support[c]),
+      }
+      for c, name in enumerate(class_names)
+    },
+    'confusion_matrix': confusion.tolist(),
     'majority_accuracy': float(support.max() / len(labels)),
-    **reliability,
+    'reliability': calibration.reliability(labels, probabilities),
+    'reliability_scaled': None
+    if temperature is None
+    else calibration.reliability(
+      labels, calibration.scale(probabilities, temperature)
+    ),
   }
 
 
-def _variants(probabilities, temperature):
-  """Suffix of the score -> the probabilities that it is of."""
-  if temperature is None:
-    return {'': probabilities}
-  scaled = calibration.scale(probabilities, temperature)
-  return {'': probabilities, '_scaled': scaled}
+def summary(
+  labels: np.ndarray, probabilities: np.ndarray, *, any_lesion: bool = True
+) -> dict[str, float | None]:
+  """Those of `scores` that validation during training takes.
+
+  Args:
+    labels: (N,) true classes, 0..C-1.
+    probabilities: (N, C), rows summing to 1.
+    any_lesion: whether class 0 means "no lesion".
+
+  Returns:
+    {name: float, or None where undefined} of VALIDATED.
+
+  Raises:
+    ValueError: if an argument has a wrong shape or an impossible value.
+  """
+  labels, probabilities = predictions.check(labels, probabilities)
+  score = scorer(labels, probabilities, None, any_lesion=any_lesion)
+  found = of_all(score, len(labels))
+  return {name: found[name] for name in VALIDATED}
 
 
-def _share(flags: np.ndarray) -> float | None:
-  """The share of flags that are set, None of none."""
-  return float(flags.mean()) if flags.size else None
+def scorer(
+  labels: np.ndarray,  # (N,)
+  probabilities: np.ndarray,  # (N, C)
+  class_names: Sequence[str] | None,
+  *,
+  any_lesion: bool,
+  ordinal: bool = False,
+  threshold: float | None = None,
+  temperature: float | None = None,
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+  """A function that scores many resamples of the images at once.
+
+  It takes counts (R, N), float64, how often each of R resamples holds an image,
+  and returns flat name -> (R,), NaN where undefined. The arguments here are
+  those of `scores`, checked; without names no class is scored.
+  """
+  if class_names is not None:
+    predictions.check_names(class_names, probabilities.shape[1])
+  images = score_table.Images(
+    labels, probabilities, threshold=threshold, temperature=temperature
+  )
+  facts = {
+    'any_lesion': any_lesion,
+    'ordinal': ordinal,
+    'four_classes': images.num_classes > 3,
+    'threshold': threshold is not None,
+    'temperature': temperature is not None,
+  }
+  given = {name for name, holds in facts.items() if holds}
+
+  def score(counts: np.ndarray) -> dict[str, np.ndarray]:
+    drawn = score_table.Drawn(images, counts)
+    undefined = np.full(len(counts), np.nan)
+    values = {
+      name: row.of(drawn) if row.needs <= given else undefined
+      for name, row in score_table.SUMMARY.items()
+    }
+    if class_names is not None:
+      columns = {k: row.of(drawn) for k, row in score_table.PER_CLASS.items()}
+      for c, name in enumerate(class_names):
+        values |= {f'{key}/{name}': of[:, c] for key, of in columns.items()}
+    return values
+
+  return score
 
 
-def _number(value: float) -> float | None:
-  return None if np.isnan(value) else float(value)
+def of_all(
+  score: Callable[[np.ndarray], dict[str, np.ndarray]], num_images: int
+) -> dict[str, float | None]:
+  """What a `scorer` gives all images, each once; None where undefined."""
+  values = score(np.ones((1, num_images)))
+  return {
+    name: None if np.isnan(value[0]) else float(value[0])
+    for name, value in values.items()
+  }

@@ -63,7 +63,7 @@ def subgroups(
     labels: (N,) true classes, 0..C-1.
     probabilities: (N, C), rows summing to 1.
     class_names: C distinct names.
-    resamples, seed, level, stratified: as in `bootstrap.bootstrap`.
+    resamples, seed, level, stratified: as in `resampling.bootstrap_intervals`.
     any_lesion, ordinal, threshold, temperature: as in `scores.scores`.
 
   Returns:
@@ -94,7 +94,7 @@ def subgroups(
     for name, rows in members.items():
       part = labels[rows], probabilities[rows]
       point = scores.scores(*part, class_names, **options)['scores']
-      intervals = resampling.bootstrap(
+      intervals = resampling.bootstrap_intervals(
         *part,
         None,
         resamples=resamples,

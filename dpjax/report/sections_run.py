@@ -13,7 +13,7 @@ import numpy as np
 from dpjax.benchmark import text
 from dpjax.config import fields as fields_lib
 from dpjax.config import record as record_lib
-from dpjax.metrics import titles
+from dpjax.metrics import score_table
 from dpjax.report import figures, page
 from dpjax.report.report_data import ReportData
 from dpjax.report.run_files import Run
@@ -29,8 +29,8 @@ QUANTITIES = {
   'loss/feat': ('Features (Eq. 5)', 'Loss'),
   'contrastive_accuracy': ('Contrastive accuracy', 'Share'),
   **{
-    name: (page.capital(title.long), 'Score')
-    for name, title in titles.SUMMARY.items()
+    name: (page.capital(score.long), 'Score')
+    for name, score in score_table.SUMMARY.items()
   },
   'gradient_norm': ('Norm of the gradient', 'Norm'),
 }

@@ -3,22 +3,22 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpjax.metrics import titles
+from dpjax.evaluation import localisation
+from dpjax.metrics import score_table
 from dpjax.report import page
 
 _STAR = '\u00a0*'  # lower is better; never on a line of its own
-_LOWER = ('ece', 'brier', 'nll')
 # What the page calls them, by the names of evaluation.json.
 SCORES = {
-  name: page.capital(title.long)
-  + (_STAR if name.removesuffix('_scaled') in _LOWER else '')
-  for name, title in titles.SUMMARY.items()
+  name: page.capital(score.long) + _STAR * score.lower_is_better
+  for name, score in score_table.SUMMARY.items()
 }
 PER_CLASS = {
-  name: page.capital(title.long) for name, title in titles.PER_CLASS.items()
+  name: page.capital(score.long)
+  for name, score in score_table.PER_CLASS.items()
 }
 LOCALISATION = {
-  name: page.capital(title.long) for name, title in titles.LOCALISATION.items()
+  name: page.capital(title.long) for name, title in localisation.SCORES.items()
 }
 LEGEND = (
   'In brackets: 95 % bootstrap intervals over images (Clopper-Pearson for the'

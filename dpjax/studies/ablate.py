@@ -13,7 +13,7 @@ import matplotlib.figure
 import numpy as np
 
 from dpjax import prepare
-from dpjax.metrics import titles
+from dpjax.metrics import score_table
 from dpjax.studies import runs, tables
 
 _WIDTH = 100  # columns of the printed table
@@ -241,7 +241,7 @@ def draw(
   """
   curves = {name: _curves(own) for name, own in by_row.items()}
   panels = {
-    score: titles.SUMMARY[score].long
+    score: score_table.SUMMARY[score].long
     for score in ('accuracy', 'balanced_accuracy', 'auroc_any_lesion')
     if any(score in own for own in curves.values())
   }

@@ -13,7 +13,7 @@ import matplotlib.figure
 
 from dpjax import prepare
 from dpjax.errors import UserError
-from dpjax.metrics import titles
+from dpjax.metrics import score_table
 from dpjax.studies import classical, runs, tables
 
 _WIDTH = 100  # columns of the printed table
@@ -231,7 +231,7 @@ def _gains(table):
   """Columns, and [(method, [recipe minus method, as text, a column])]."""
   shown = _columns(table)
   columns = {
-    score: titles.SUMMARY[score].long for score in _GAINS if score in shown
+    score: score_table.SUMMARY[score].long for score in _GAINS if score in shown
   }
   rows = []
   for row in table['rows']:
@@ -354,7 +354,7 @@ def draw(table: dict[str, Any]) -> matplotlib.figure.Figure | None:
   """
   rows = [row for row in table['rows'] if row['scores']]
   panels = {
-    score: titles.SUMMARY[score].long
+    score: score_table.SUMMARY[score].long
     for score in (
       'accuracy', 'balanced_accuracy', 'macro_f1', 'auroc_any_lesion',
     )

@@ -18,14 +18,20 @@ import numpy as np
 from dpjax import atomic
 from dpjax.data import vocabulary
 from dpjax.errors import UserError
-from dpjax.evaluation import files
-from dpjax.metrics import predictions, resampling, titles
+from dpjax.evaluation import files, localisation
+from dpjax.metrics import (
+  predictions,
+  resampling,
+  score_table,
+  significance,
+)
+from dpjax.metrics import scores as scores_lib
 from dpjax.studies import runs
 
 # The scores that are shown, and the heads of their columns; the JSON has all.
 MAIN = {
   **{
-    name: titles.SUMMARY[name].short
+    name: score_table.SUMMARY[name].short
     for name in (
       'accuracy',
       'balanced_accuracy',
@@ -34,7 +40,7 @@ MAIN = {
       'auroc_any_lesion',
     )
   },
-  'cam/energy_in_box': titles.LOCALISATION['energy_in_box'].short,
+  'cam/energy_in_box': localisation.SCORES['energy_in_box'].short,
 }
 _EXPLAINED = {
   'balanced_accuracy': 'balanced: mean recall of the classes.',
@@ -60,12 +66,12 @@ def over_seeds(of: Sequence[runs.Run]) -> dict[str, dict[str, Any]]:
   """Each score's mean over the finished runs, with its t interval.
 
   Returns:
-    {score: what bootstrap.over_seeds returns}; {} without a finished run.
+    {score: what significance.over_seeds returns}; {} without a finished run.
   """
   found = [values(run) for run in finished(of)]
   names = dict.fromkeys(name for scores in found for name in scores)
   return {
-    name: resampling.over_seeds([scores.get(name) for scores in found])
+    name: significance.over_seeds([scores.get(name) for scores in found])
     for name in names
   }
 
@@ -76,15 +82,15 @@ def differences(
   """Each score's mean difference a - b over the seeds that both finished.
 
   Returns:
-    {score: what bootstrap.paired_over_seeds returns, and 'image_interval' of
-    the same difference where the bootstrap over images has one}; {} without
+    {score: what significance.paired_over_seeds returns, and 'image_interval'
+    of the same difference where the bootstrap over images has one}; {} without
     such a seed.
   """
   pairs = common(a, b)
   scores = [(values(x), values(y)) for x, y in pairs]
   names = dict.fromkeys(name for x, y in scores for name in (*x, *y))
   found = {
-    name: resampling.paired_over_seeds(
+    name: significance.paired_over_seeds(
       [x.get(name) for x, _ in scores], [y.get(name) for _, y in scores]
     )
     for name in names
@@ -109,7 +115,8 @@ class Images:
 
   So a mean over runs, or a difference of means, can be taken within each
   resample. Every run is resampled once. Of one run, or one pair, the intervals
-  are those of `bootstrap.bootstrap` and `paired_bootstrap` with this seed.
+  are those of `resampling.bootstrap_intervals` and `paired_bootstrap` with this
+  seed.
   """
 
   def __init__(self, resamples: int, seed: int):
@@ -136,11 +143,11 @@ class Images:
     """
     drawn_a, drawn_b = ([self._resampled(run) for run in of] for of in (a, b))
     found = {}
-    for name in titles.SUMMARY:
+    for name in score_table.SUMMARY:
       value = np.mean([drawn[name] for drawn in drawn_a], axis=0)  # (R,)
       if drawn_b:
         value = value - np.mean([drawn[name] for drawn in drawn_b], axis=0)
-      found[name] = resampling.interval(value, _LEVEL)
+      found[name] = resampling.percentile_interval(value, _LEVEL)
     return found
 
   def _resampled(self, run):
@@ -159,7 +166,7 @@ class Images:
         f'{file} has other images or labels than the runs before it; a study'
         ' compares on the same ones'
       )
-    score = resampling.scorer(
+    score = scores_lib.scorer(
       labels,
       probabilities,
       None,

@@ -31,7 +31,8 @@ from dpjax.config import record as record_lib
 from dpjax.data import vocabulary
 from dpjax.distributed import parallel, processes
 from dpjax.errors import UserError
-from dpjax.metrics import resampling
+from dpjax.metrics import predictions
+from dpjax.metrics import scores as scores_lib
 from dpjax.training import build as build_lib
 from dpjax.training import checkpoint
 
@@ -357,7 +358,7 @@ def validate(
   """Scores the whole validation split; {} where the set has none.
 
   Stage I: the loss and accuracy among the views of each batch, by the running
-  statistics. Stage II: the loss and evaluation.bootstrap.summary.
+  statistics. Stage II: the loss and metrics.scores.summary.
 
   Args:
     run: an experiment.Experiment.
@@ -377,19 +378,12 @@ def validate(
     return {'loss': loss, 'contrastive_accuracy': accuracy}
   if not math.isfinite(loss):
     return {'loss': loss}  # Nothing else is defined, and the loop stops.
-  summary = resampling.summary(
+  summary = scores_lib.summary(
     split.labels,
-    probabilities(outputs['logits']),
+    predictions.softmax(outputs['logits']),
     any_lesion=vocabulary.is_normal(run.data.class_names[0]),
   )
   return {'loss': loss, **summary}
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-  """Softmax of logits (N, C), in float64."""
-  logits = np.asarray(logits, np.float64)
-  exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
-  return exp / exp.sum(axis=-1, keepdims=True)
 
 
 class Interval:

@@ -418,7 +418,7 @@ def test_an_evaluation_that_breaks_off_leaves_no_scores_of_another(
   def killed(*args, **kwargs):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(resampling, 'bootstrap', killed)
+  monkeypatch.setattr(resampling, 'bootstrap_intervals', killed)
   with pytest.raises(KeyboardInterrupt):
     evaluate.evaluate(make_config(evaluate__checkpoint='best'), workdir)
   assert not (workdir / 'evaluation.json').exists()

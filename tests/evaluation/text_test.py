@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dpjax.evaluation import text
-from dpjax.metrics import resampling, scores, subgroups, titles
+from dpjax.evaluation import localisation, text
+from dpjax.metrics import resampling, score_table, scores, subgroups
 from tests.metrics.predicted import NAMES, PAPER_SIZES, predict, random_set
 
 OPTIONS = {'ordinal': True, 'threshold': 0.6, 'temperature': 1.7}
@@ -17,7 +17,9 @@ def evaluation(labels, probabilities, names=NAMES, **options):
   age = [f'{20 + i % 60:03d}Y' for i in range(len(labels))]
   return {
     **scores.scores(labels, probabilities, names, **options),
-    'intervals': resampling.bootstrap(labels, probabilities, names, **draws),
+    'intervals': resampling.bootstrap_intervals(
+      labels, probabilities, names, **draws
+    ),
     'threshold': options.get('threshold'),
     'temperature': options.get('temperature'),
     'chosen_on': 'validation',
@@ -27,8 +29,8 @@ def evaluation(labels, probabilities, names=NAMES, **options):
     'localisation': {
       name: {
         'num_images': 40,
-        'scores': dict.fromkeys(titles.LOCALISATION, 0.25),
-        'intervals': {key: [0.125, 0.5] for key in titles.LOCALISATION},
+        'scores': dict.fromkeys(localisation.SCORES, 0.25),
+        'intervals': {key: [0.125, 0.5] for key in localisation.SCORES},
         'threshold': None,
       }
       for name in MAPS
@@ -42,7 +44,7 @@ def test_table_says_every_score_and_lines_up():
   result = evaluation(labels, probabilities, **OPTIONS)
   table = text.format_table(result, level=0.9)
   assert '90 % interval' in table
-  for name in titles.SUMMARY:
+  for name in score_table.SUMMARY:
     low, high = result['intervals'][name]
     line = f'  {result["scores"][name]:.3f}  {low:.3f} to {high:.3f}'
     assert line in table, name
@@ -53,7 +55,7 @@ def test_table_says_every_score_and_lines_up():
   assert len({len(line) for line in lines[start : start + 6]}) == 1
   for c, line in enumerate(lines[start + 1 : start + 6]):
     cells = [
-      f'{result["per_class"][NAMES[c]][k]:.3f}' for k in titles.PER_CLASS
+      f'{result["per_class"][NAMES[c]][k]:.3f}' for k in score_table.PER_CLASS
     ]
     assert line.split() == [str(c), NAMES[c], *cells, str(PAPER_SIZES[c])]
   start = next(i for i, line in enumerate(lines) if 'confusion' in line) + 2
@@ -103,7 +105,7 @@ def test_tables_stay_within_80_columns(num_classes):
       'b': 'other',
       'scores': dict.fromkeys(result['scores'], difference),
       'localisation': {
-        name: dict.fromkeys(titles.LOCALISATION, difference) for name in MAPS
+        name: dict.fromkeys(localisation.SCORES, difference) for name in MAPS
       },
     }
   )
@@ -161,7 +163,7 @@ def test_comparison_says_every_difference_and_stars_the_sure_ones():
   }
   said = text.format_comparison(given, level=0.9)
   assert said.startswith('a: runs/a\nb: runs/b\n')
-  for name in titles.SUMMARY:
+  for name in score_table.SUMMARY:
     value = found[name]
     if value['difference'] is None:
       assert name.endswith('_scaled')
@@ -174,7 +176,8 @@ def test_comparison_says_every_difference_and_stars_the_sure_ones():
   assert 'scaled' not in said
   (line,) = [t for t in said.splitlines() if t.startswith('3 three')]
   assert [cell.rstrip('*') for cell in line.split()[2:]] == [
-    f'{found[f"{key}/three"]["difference"]:+.3f}' for key in titles.PER_CLASS
+    f'{found[f"{key}/three"]["difference"]:+.3f}'
+    for key in score_table.PER_CLASS
   ]
   assert 'a alone has right: 31, b alone: 7; McNemar p = 0.000112' in said
   (line,) = [t for t in said.splitlines() if t.startswith('cam')]

@@ -5,6 +5,8 @@ from scipy import special
 from sklearn import metrics
 
 NAMES = ['normal', 'one', 'two', 'three', 'four']
+OPTIONS = {'threshold': 0.6, 'temperature': 1.7}
+KINDS = ['no ties', 'ties', 'a class of one image', 'exact 0 and 1']
 PAPER_SIZES = [1600, 213, 433, 21, 3]  # the competition's test split
 
 
@@ -21,6 +23,19 @@ def random_set(seed, n=300, num_classes=5, **kwargs):
   rng = np.random.default_rng(seed)
   labels = rng.integers(num_classes, size=n)
   return labels, predict(rng, labels, num_classes, **kwargs)
+
+
+def some_set(kind):
+  """Labels and probabilities of 120 images, of one of KINDS."""
+  rng = np.random.default_rng(3)
+  if kind == 'a class of one image':
+    labels = np.repeat(np.arange(5), [70, 30, 15, 4, 1])
+    return labels, predict(rng, labels, 5)
+  if kind == 'exact 0 and 1':
+    labels = rng.integers(5, size=120)
+    wrong = (labels + rng.integers(5, size=120)) % 5
+    return labels, one_hot(np.where(rng.random(120) < 0.6, labels, wrong), 5)
+  return random_set(3, n=120, tenths=kind == 'ties')
 
 
 def one_hot(predictions, num_classes):
@@ -119,6 +134,12 @@ def expected(labels, probabilities, names=NAMES, threshold=None, t=None):
     flat[f'auroc/{name}'] = auroc
     flat[f'average_precision/{name}'] = precision
   return flat
+
+
+def expected_of(labels, probabilities, count, names=NAMES):
+  """Of a resample, with the threshold and temperature of OPTIONS."""
+  drawn = np.repeat(np.arange(len(labels)), np.asarray(count, int))
+  return expected(labels[drawn], probabilities[drawn], names, 0.6, 1.7)
 
 
 def assert_same(found, wanted, atol=1e-12):

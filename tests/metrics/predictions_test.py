@@ -5,12 +5,15 @@ import os
 
 import numpy as np
 import pytest
+from scipy import special
 
+from dpjax.errors import UserError
 from dpjax.metrics import (
   calibration,
   predictions,
   resampling,
   scores,
+  significance,
   subgroups,
 )
 from tests.metrics import predicted
@@ -106,7 +109,7 @@ def test_a_broken_file_is_refused_by_row_and_reason(
 ):
   path = tmp_path / 'predictions.csv'
   path.write_text(text)
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(UserError) as error:
     predictions.read_predictions(path)
   line = str(error.value)
   assert str(path) in line and place in line and reason in line
@@ -115,10 +118,10 @@ def test_a_broken_file_is_refused_by_row_and_reason(
 
 def test_a_missing_or_binary_file_is_refused_by_name(tmp_path):
   path = tmp_path / 'predictions.csv'
-  with pytest.raises(ValueError, match=r'predictions\.csv: No such file'):
+  with pytest.raises(UserError, match=r'predictions\.csv: No such file'):
     predictions.read_predictions(path)
   path.write_bytes(b'\xff\xd8\xff\xe0')
-  with pytest.raises(ValueError, match=r'predictions\.csv: not a CSV file'):
+  with pytest.raises(UserError, match=r'predictions\.csv: not a CSV file'):
     predictions.read_predictions(path)
 
 
@@ -158,12 +161,12 @@ def test_impossible_predictions_are_refused_in_one_line_by_all_that_score(
   for call in (
     lambda: predictions.check(labels, probabilities),
     lambda: scores.scores(labels, probabilities, ['a', 'b']),
-    lambda: resampling.summary(labels, probabilities),
-    lambda: resampling.bootstrap(labels, probabilities, None, seed=0),
+    lambda: scores.summary(labels, probabilities),
+    lambda: resampling.bootstrap_intervals(labels, probabilities, None, seed=0),
     lambda: resampling.paired_bootstrap(
       labels, probabilities, good, None, seed=0
     ),
-    lambda: resampling.mcnemar(labels, probabilities, good),
+    lambda: significance.mcnemar(labels, probabilities, good),
     lambda: calibration.fit_temperature(labels, probabilities),
     lambda: calibration.choose_threshold(labels, probabilities),
     lambda: calibration.reliability(labels, probabilities),
@@ -174,6 +177,17 @@ def test_impossible_predictions_are_refused_in_one_line_by_all_that_score(
     with pytest.raises(ValueError, match=reason) as error:
       call()
     assert '\n' not in str(error.value)
+    # No user calls these: it is a bug of ours, and is told as one.
+    assert not isinstance(error.value, UserError)
+
+
+def test_softmax_takes_logits_of_any_size():
+  logits = np.array(
+    [[1.0, 2.0, -3.0], [1e4, 0.0, 1e4], [-900.0, -901.0, -902.0]]
+  )
+  found = predictions.softmax(logits.astype(np.float32))
+  assert found.dtype == np.float64
+  np.testing.assert_allclose(found, special.softmax(logits, axis=1), rtol=1e-14)
 
 
 def test_rows_in_half_precision_pass():

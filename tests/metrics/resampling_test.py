@@ -1,96 +1,34 @@
-"""Resampled scores against scikit-learn, intervals against theory."""
+"""Intervals over images against scikit-learn on each resample, and theory."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from dpjax.metrics import resampling, scores, titles
+from dpjax.metrics import resampling, score_table, scores
 from tests.metrics.predicted import (
+  KINDS,
   NAMES,
+  OPTIONS,
   PAPER_SIZES,
-  assert_same,
   expected,
+  expected_of,
   one_hot,
   predict,
   random_set,
+  some_set,
 )
 
-OPTIONS = {'threshold': 0.6, 'temperature': 1.7}
-
-
-def every_score(labels, probabilities, counts, names=NAMES):
-  score = resampling.scorer(
-    labels, probabilities, names, any_lesion=True, ordinal=True, **OPTIONS
-  )
-  values = score(np.asarray(counts, np.float64))
-  return [
-    {name: value[r] for name, value in values.items()}
-    for r in range(len(counts))
-  ]
-
-
-def plain_scores(labels, probabilities, count, names=NAMES):
-  drawn = np.repeat(np.arange(len(labels)), np.asarray(count, int))
-  return expected(labels[drawn], probabilities[drawn], names, 0.6, 1.7)
-
-
-def some_set(kind):
-  """Labels and probabilities of 120 images."""
-  rng = np.random.default_rng(3)
-  if kind == 'a class of one image':
-    labels = np.repeat(np.arange(5), [70, 30, 15, 4, 1])
-    return labels, predict(rng, labels, 5)
-  if kind == 'exact 0 and 1':
-    labels = rng.integers(5, size=120)
-    wrong = (labels + rng.integers(5, size=120)) % 5
-    return labels, one_hot(np.where(rng.random(120) < 0.6, labels, wrong), 5)
-  return random_set(3, n=120, tenths=kind == 'ties')
-
-
-KINDS = ['no ties', 'ties', 'a class of one image', 'exact 0 and 1']
-
-
 # --- the bootstrap ----------------------------------------------------------
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_each_resample_scores_what_scikit_learn_scores_on_it(kind):
-  labels, probabilities = some_set(kind)
-  # Unstratified: some resamples lack the class of one image.
-  counts = np.random.default_rng(0).integers(0, 4, size=(12, len(labels)))
-  for count, found in zip(
-    counts, every_score(labels, probabilities, counts), strict=True
-  ):
-    assert_same(found, plain_scores(labels, probabilities, count))
-
-
-def test_resamples_that_leave_a_score_undefined_give_nan_and_no_warning():
-  labels = np.array([0, 0, 2, 2, 3])  # class 1 is never true
-  probabilities = one_hot([0, 1, 2, 1, 0], 4)  # class 3 never predicted
-  counts = [[1, 1, 1, 1, 1], [5, 0, 0, 0, 0], [0, 0, 5, 0, 0], [2, 3, 0, 0, 0]]
-  for count, found in zip(
-    counts, every_score(labels, probabilities, counts, NAMES[:4]), strict=True
-  ):
-    assert_same(found, plain_scores(labels, probabilities, count, NAMES[:4]))
-
-
-def test_a_resample_of_all_images_once_scores_as_scores_does():
-  labels, probabilities = random_set(4)
-  (found,) = every_score(labels, probabilities, np.ones((1, len(labels))))
-  result = scores.scores(labels, probabilities, NAMES, ordinal=True, **OPTIONS)
-  assert_same(found, result['scores'])
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_intervals_are_quantiles_of_scikit_learns_scores(kind):
   labels, probabilities = some_set(kind)
   (counts,) = resampling.draws(labels, 12, seed=7, stratified=True)
-  values = [plain_scores(labels, probabilities, row) for row in counts]
-  intervals = resampling.bootstrap(
+  values = [expected_of(labels, probabilities, row) for row in counts]
+  intervals = resampling.bootstrap_intervals(
     labels,
     probabilities,
     NAMES,
@@ -118,7 +56,7 @@ def test_the_recall_of_a_small_class_has_the_exact_interval(right, level):
   # Of each class so many; they are found by the second column.
   said = np.where(np.arange(19) < 10, np.arange(19) >= right,
                   np.arange(19) < 10 + right)  # fmt: skip
-  found = resampling.bootstrap(
+  found = resampling.bootstrap_intervals(
     labels, one_hot(said.astype(int), 2), ['no', 'yes'],
     resamples=200, seed=0, level=level,
   )  # fmt: skip
@@ -166,7 +104,7 @@ def test_unstratified_interval_of_accuracy_is_the_binomial_one():
   labels = rng.integers(2, size=n)
   right = np.arange(n) < accuracy * n
   probabilities = one_hot(np.where(right, labels, 1 - labels), 2)
-  low, high = resampling.bootstrap(
+  low, high = resampling.bootstrap_intervals(
     labels, probabilities, None, seed=1, stratified=False
   )['accuracy']
   half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / n)  # 0.0248
@@ -184,7 +122,7 @@ def test_95_percent_intervals_cover_the_truth_about_95_times_in_100():
   for _ in range(sets):
     right = rng.random(len(labels)) < recalls[labels]
     predictions = np.where(right, labels, (labels + 1) % 3)
-    low, high = resampling.bootstrap(
+    low, high = resampling.bootstrap_intervals(
       labels, one_hot(predictions, 3), None, resamples=200, seed=0
     )['balanced_accuracy']
     covered += low <= recalls.mean() <= high
@@ -196,7 +134,9 @@ def test_95_percent_intervals_cover_the_truth_about_95_times_in_100():
 def test_bootstrap_depends_on_the_seed_only():
   labels, probabilities = random_set(6)
   first, again, other = (
-    resampling.bootstrap(labels, probabilities, NAMES, resamples=50, seed=seed)
+    resampling.bootstrap_intervals(
+      labels, probabilities, NAMES, resamples=50, seed=seed
+    )
     for seed in (1, 1, 2)
   )
   assert first == again
@@ -206,17 +146,19 @@ def test_bootstrap_depends_on_the_seed_only():
 def test_without_names_the_summary_is_the_same_and_no_class_is_scored():
   labels, probabilities = random_set(6)
   with_names, without = (
-    resampling.bootstrap(labels, probabilities, names, resamples=20, seed=1)
+    resampling.bootstrap_intervals(
+      labels, probabilities, names, resamples=20, seed=1
+    )
     for names in (NAMES, None)
   )
-  assert tuple(without) == tuple(titles.SUMMARY)
+  assert tuple(without) == tuple(score_table.SUMMARY)
   assert without == {name: with_names[name] for name in without}
 
 
 def test_unstratified_resamples_without_a_lesion_are_left_out_of_its_auroc():
   labels = np.array([0, 0, 0, 1])  # a third of the resamples misses image 3
   probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.5, 0.5]])
-  intervals = resampling.bootstrap(
+  intervals = resampling.bootstrap_intervals(
     labels, probabilities, None, resamples=200, seed=0, stratified=False
   )
   low, high = intervals['auroc_any_lesion']
@@ -230,7 +172,7 @@ def test_bootstrap_of_the_papers_test_split_is_vectorised():
   probabilities = predict(rng, labels, 5)
   options = {'ordinal': True, **OPTIONS}
   result = scores.scores(labels, probabilities, NAMES, **options)['scores']
-  intervals = resampling.bootstrap(
+  intervals = resampling.bootstrap_intervals(
     labels, probabilities, NAMES, resamples=500, seed=0, **options
   )
   for name, (low, high) in intervals.items():
@@ -247,7 +189,7 @@ def test_impossible_settings_are_refused():
 
   def draw(**changes):
     settings = {'resamples': 5, 'seed': 0, **changes}
-    resampling.bootstrap(labels, probabilities, NAMES, **settings)
+    resampling.bootstrap_intervals(labels, probabilities, NAMES, **settings)
 
   with pytest.raises(ValueError, match='resamples must be at least 1'):
     draw(resamples=0)
@@ -255,38 +197,6 @@ def test_impossible_settings_are_refused():
     draw(level=95)
   with pytest.raises(ValueError, match='temperature must be above 0, not 0'):
     draw(temperature=0)
-
-
-# --- validation -------------------------------------------------------------
-
-
-def test_the_summary_is_that_of_scores():
-  labels, probabilities = random_set(3)
-  full = scores.scores(labels, probabilities, NAMES)['scores']
-  found = resampling.summary(labels, probabilities)
-  assert list(found) == [
-    'accuracy',
-    'balanced_accuracy',
-    'balanced_accuracy_0_2',
-    'macro_f1',
-    'auroc_any_lesion',
-  ]
-  for name, value in found.items():
-    assert value == pytest.approx(full[name], abs=1e-12)
-  without = resampling.summary(labels, probabilities, any_lesion=False)
-  assert without == {**found, 'auroc_any_lesion': None}
-
-
-def test_the_summary_of_training_needs_neither_scikit_learn_nor_scipy():
-  program = (
-    'import sys; from dpjax.metrics import resampling;'
-    'resampling.summary([0, 1], [[0.5, 0.5], [0.1, 0.9]]);'
-    "print({'sklearn', 'scipy', 'matplotlib'} & set(sys.modules))"
-  )
-  done = subprocess.run(
-    [sys.executable, '-c', program], capture_output=True, text=True, check=True
-  )
-  assert done.stdout == 'set()\n'
 
 
 # --- pairs ------------------------------------------------------------------
@@ -346,7 +256,9 @@ def test_paired_differences_are_of_the_same_resamples():
 def test_pairing_makes_the_interval_of_similar_models_shorter():
   labels, a = random_set(12, n=400)
   b = 0.95 * a + 0.05 * predict(np.random.default_rng(13), labels, 5)
-  single = resampling.bootstrap(labels, a, None, resamples=300, seed=0)
+  single = resampling.bootstrap_intervals(
+    labels, a, None, resamples=300, seed=0
+  )
   paired = resampling.paired_bootstrap(
     labels, a, b, None, resamples=300, seed=0
   )
@@ -374,102 +286,3 @@ def test_models_that_are_no_pair_are_refused():
     resampling.paired_bootstrap(labels % 4, a, four, None, seed=0)
   with pytest.raises(ValueError, match=r'^model b: 10 labels for 9 rows'):
     resampling.paired_bootstrap(labels, a, a[1:], None, seed=0)
-  with pytest.raises(ValueError, match=r'^model b: image 0'):
-    resampling.mcnemar(labels, a, a + 1)
-
-
-def test_mcnemar_is_the_exact_binomial_test_of_the_images_one_has_right():
-  labels = np.zeros(20, int)
-  a, b = np.zeros(20, int), np.zeros(20, int)
-  a[:2] = 1  # b alone is right on 2 images
-  b[2:11] = 1  # a alone on 9
-  a[15] = b[15] = 1
-  found = resampling.mcnemar(labels, one_hot(a, 2), one_hot(b, 2))
-  # 2 of 11 or fewer heads of a fair coin, on either side.
-  p_value = 2 * (1 + 11 + 55) / 2**11
-  assert found == {
-    'only_a_right': 9,
-    'only_b_right': 2,
-    'p_value': pytest.approx(p_value),
-  }
-  turned = resampling.mcnemar(labels, one_hot(b, 2), one_hot(a, 2))
-  assert turned['p_value'] == found['p_value']
-
-
-def test_mcnemar_of_models_that_are_right_together_is_one():
-  labels, a = random_set(1, n=20)
-  assert resampling.mcnemar(labels, a, a) == {
-    'only_a_right': 0,
-    'only_b_right': 0,
-    'p_value': 1.0,
-  }
-
-
-# --- seeds ------------------------------------------------------------------
-
-
-def test_the_interval_over_seeds_is_students():
-  values = [0.61, 0.64, 0.58, 0.66]
-  found = resampling.over_seeds(values, level=0.9)
-  interval = stats.ttest_1samp(values, 0).confidence_interval(0.9)
-  assert found == {
-    'mean': pytest.approx(np.mean(values)),
-    'interval': pytest.approx(list(interval)),
-    'num_runs': 4,
-  }
-  assert json.loads(json.dumps(found)) == found
-
-
-def test_t_intervals_of_three_seeds_cover_the_mean_95_times_in_100():
-  rng = np.random.default_rng(0)
-  covered = 0
-  for values in rng.normal(0.6, 0.02, size=(1000, 3)):
-    low, high = resampling.over_seeds(values.tolist())['interval']
-    covered += low <= 0.6 <= high
-  assert 0.93 <= covered / 1000 <= 0.97  # a standard error is 0.007
-
-
-def test_one_seed_has_a_mean_and_no_interval():
-  found = resampling.over_seeds([0.5])
-  assert found == {'mean': 0.5, 'interval': None, 'num_runs': 1}
-  paired = resampling.paired_over_seeds([0.5], [0.25])
-  assert paired == {
-    'mean': 0.25,
-    'interval': None,
-    'num_runs': 1,
-    'p_value': None,
-  }
-
-
-def test_a_run_without_the_score_leaves_the_mean_undefined():
-  nothing = {'mean': None, 'interval': None}
-  assert resampling.over_seeds([0.5, None]) == {**nothing, 'num_runs': 2}
-  assert resampling.over_seeds([]) == {**nothing, 'num_runs': 0}
-  paired = resampling.paired_over_seeds([0.5, 0.4], [0.3, None])
-  assert paired == {**nothing, 'num_runs': 2, 'p_value': None}
-
-
-def test_paired_seeds_give_the_paired_t_test():
-  a, b = [0.61, 0.64, 0.58, 0.66], [0.60, 0.61, 0.57, 0.62]
-  found = resampling.paired_over_seeds(a, b)
-  test = stats.ttest_rel(a, b)
-  assert found == {
-    'mean': pytest.approx(np.mean(a) - np.mean(b)),
-    'interval': pytest.approx(list(test.confidence_interval(0.95))),
-    'num_runs': 4,
-    'p_value': pytest.approx(test.pvalue),
-  }
-
-
-def test_differences_without_a_spread_have_no_p_value():
-  for a, b in (([0.5, 0.5], [0.5, 0.5]), ([0.3, 0.4, 0.9], [0.2, 0.3, 0.8])):
-    found = resampling.paired_over_seeds(a, b)
-    assert found['p_value'] is None
-    assert found['interval'] == pytest.approx([found['mean']] * 2, abs=1e-12)
-
-
-def test_seeds_that_are_no_pairs_are_refused():
-  with pytest.raises(ValueError, match='2 runs of a and 1 of b'):
-    resampling.paired_over_seeds([1, 2], [1])
-  with pytest.raises(ValueError, match='level must lie between 0 and 1'):
-    resampling.over_seeds([1, 2], level=95)

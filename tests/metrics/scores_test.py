@@ -1,12 +1,14 @@
 """Scores against scikit-learn and hand counts."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from dpjax.evaluation import text
-from dpjax.metrics import resampling, scores, titles
+from dpjax.metrics import resampling, score_table, scores
 from tests.metrics.predicted import (
   NAMES,
   assert_same,
@@ -29,7 +31,7 @@ def test_scores_are_those_of_scikit_learn(tenths):
     support = row.pop('support')
     assert support == (labels == NAMES.index(name)).sum()
     assert row == {
-      key: result['scores'][f'{key}/{name}'] for key in titles.PER_CLASS
+      key: result['scores'][f'{key}/{name}'] for key in score_table.PER_CLASS
     }
 
 
@@ -148,7 +150,7 @@ def test_images_of_a_single_class_leave_rankings_undefined(n, label):
   assert (flat['sensitivity_any_lesion'] is None) == (label == 0)
   assert (flat['specificity_any_lesion'] is None) == (label == 4)
 
-  intervals = resampling.bootstrap(
+  intervals = resampling.bootstrap_intervals(
     labels, probabilities, NAMES, resamples=5, seed=0, **OPTIONS
   )
   for name, interval in intervals.items():
@@ -166,7 +168,7 @@ def test_scores_that_do_not_apply_are_none():
   result = scores.scores(
     labels, probabilities, NAMES[:3], any_lesion=False, threshold=0.5
   )
-  intervals = resampling.bootstrap(
+  intervals = resampling.bootstrap_intervals(
     labels,
     probabilities,
     NAMES[:3],
@@ -204,3 +206,35 @@ def test_a_score_upon_the_threshold_is_a_lesion():
   )
   assert result['scores']['sensitivity_any_lesion'] == 1.0
   assert result['scores']['specificity_any_lesion'] == 1.0
+
+
+# --- validation ---------------------------------------------------------------
+
+
+def test_the_summary_is_that_of_scores():
+  labels, probabilities = random_set(3)
+  full = scores.scores(labels, probabilities, NAMES)['scores']
+  found = scores.summary(labels, probabilities)
+  assert list(found) == [
+    'accuracy',
+    'balanced_accuracy',
+    'balanced_accuracy_0_2',
+    'macro_f1',
+    'auroc_any_lesion',
+  ]
+  for name, value in found.items():
+    assert value == pytest.approx(full[name], abs=1e-12)
+  without = scores.summary(labels, probabilities, any_lesion=False)
+  assert without == {**found, 'auroc_any_lesion': None}
+
+
+def test_the_summary_of_training_needs_neither_scikit_learn_nor_scipy():
+  program = (
+    'import sys; from dpjax.metrics import scores;'
+    'scores.summary([0, 1], [[0.5, 0.5], [0.1, 0.9]]);'
+    "print({'sklearn', 'scipy', 'matplotlib'} & set(sys.modules))"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True, check=True
+  )
+  assert done.stdout == 'set()\n'

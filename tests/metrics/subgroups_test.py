@@ -29,7 +29,7 @@ def test_a_group_scores_as_its_images_alone_do():
   for name, value in (('F', 'F'), ('M', 'M'), ('unknown', '')):
     rows = sex == value
     point = scores.scores(labels[rows], probabilities[rows], NAMES, **OPTIONS)
-    intervals = resampling.bootstrap(
+    intervals = resampling.bootstrap_intervals(
       labels[rows],
       probabilities[rows],
       NAMES,

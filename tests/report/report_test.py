@@ -18,7 +18,7 @@ import pytest
 
 from dpjax import prepare
 from dpjax.errors import UserError
-from dpjax.metrics import predictions, titles
+from dpjax.metrics import predictions, score_table
 from dpjax.report import figures, overlay, report
 from tests import fakes
 from tests.report import workdirs
@@ -231,7 +231,7 @@ def test_the_accuracy_stands_beside_that_of_the_commonest_class(both):
 
 def test_scores_are_called_as_in_the_printed_table(both):
   text = ' '.join(Page(both[1]).texts)
-  for name, title in titles.SUMMARY.items():
+  for name, title in score_table.SUMMARY.items():
     if name != 'balanced_accuracy_0_2':  # undefined for three classes
       assert f'{title.long[0].upper()}{title.long[1:]}' in text
   assert 'NLL' not in text

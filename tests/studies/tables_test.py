@@ -136,7 +136,7 @@ def test_intervals_over_images_of_one_run_and_of_a_pair_are_the_bootstraps(
   a, b = models[1][0], models[0][0]
   images = tables.Images(60, 5)
   labels, p_a, threshold_a, temperature_a = given(a)
-  one = resampling.bootstrap(
+  one = resampling.bootstrap_intervals(
     labels, p_a, None, resamples=60, seed=5, ordinal=True,
     threshold=threshold_a, temperature=temperature_a,
   )  # fmt: skip
