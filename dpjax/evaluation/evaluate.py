@@ -27,6 +27,9 @@ from dpjax.metrics import (
 from dpjax.training import build as build_lib
 from dpjax.training import checkpoint, steps
 
+# What evaluation.json says of maps where there are none.
+NO_MAPS = {'cam_target': None, 'cam_stage': None, 'localisation': {}}
+
 
 @dataclasses.dataclass(frozen=True)
 class Images:
@@ -45,7 +48,7 @@ class Images:
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class RestoredRun:
   """A trained run, and what it is to be scored on.
 
   Attributes:
@@ -80,34 +83,35 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
     What evaluation.json holds: what was scored, by which 'settings' (the
     section evaluate of the config), 'scores' and their 'intervals',
     'per_class', 'confusion_matrix', 'reliability', 'subgroups', 'localisation',
-    'seconds'.
+    'cam_target' and 'cam_stage' (those used), 'seconds'.
 
   Raises:
     UserError: one line: no run there, a split without labels, other classes,
-      another set, or one with an image that the run was trained on.
+      another set, one with an image that the run was trained on, or a network
+      whose answers are not finite.
   """
   workdir = files.workdir_of(workdir)
-  opened = open_run(config, workdir)
-  run = opened.run
+  restored = open_run(config, workdir)
+  run = restored.run
   eval_step = run.compile_evaluation()
-  result = judge(
+  result = score_classifier(
     workdir,
     run.config.evaluate,
     run.data.class_names,
-    opened.images,
-    functools.partial(_predict, opened, eval_step, config.train.progress),
+    restored.images,
+    functools.partial(_predict, restored, eval_step, config.train.progress),
   )
   result = {
     **result,
-    'step': opened.step,
+    'step': restored.step,
     'device': jax.devices()[0].device_kind,
-    'localisation': _localise(opened, workdir),
+    **_localise(restored, workdir),
   }
   write(workdir, result)
   return result
 
 
-def judge(
+def score_classifier(
   workdir: pathlib.Path,
   settings: Any,
   class_names: Sequence[str],
@@ -125,7 +129,7 @@ def judge(
       'images_per_second': float or None}.
 
   Returns:
-    evaluation.json without 'step', 'device' and 'localisation'.
+    evaluation.json without 'step', 'device' and what is found of maps.
   """
   split, validation = images.split, images.validation
   probabilities, seconds = predict(split)
@@ -222,7 +226,7 @@ def images_to_score(settings: Any, data: store.Store) -> Images:
   return Images(scored.path, split, validation)
 
 
-def open_run(config: Any, workdir: pathlib.Path) -> Opened:
+def open_run(config: Any, workdir: pathlib.Path) -> RestoredRun:
   """Restores a run of stage II, and finds what it is to be scored on.
 
   Args:
@@ -268,12 +272,16 @@ def open_run(config: Any, workdir: pathlib.Path) -> Opened:
       step, build_lib.initial_state(run, optimizer)
     )
   run.check_trained_on(record)
-  return Opened(run, state, step, images)
+  return RestoredRun(run, state, step, images)
 
 
-def _predict(opened, eval_step, progress, split):
-  """Probabilities (N, C) of a split, and how fast they came (judge)."""
-  run = opened.run
+def _predict(restored, eval_step, progress, split):
+  """What score_classifier calls: probabilities (N, C), and how fast they came.
+
+  Raises:
+    UserError: one line: they are not finite.
+  """
+  run = restored.run
   logits, clock = [], [time.perf_counter()]
   with tqdm.tqdm(
     total=len(split),
@@ -283,31 +291,45 @@ def _predict(opened, eval_step, progress, split):
     dynamic_ncols=True,
   ) as bar:
     for rows, outputs in run.infer(
-      eval_step, opened.state, split, run.config.evaluate.batch_size
+      eval_step, restored.state, split, run.config.evaluate.batch_size
     ):
       logits.append(outputs['logits'])
       clock.append(time.perf_counter())
       bar.update(rows)
   # The first batch waits for the compiler, so it is left out of the rate.
   later = sum(map(len, logits[1:]))
-  return predictions.softmax(np.concatenate(logits)), {
+  logits = np.concatenate(logits)
+  if not np.isfinite(logits).all():
+    raise UserError(
+      f'config.evaluate.checkpoint: the answers of step {restored.step} are not'
+      ' finite; has the run diverged?'
+    )
+  return predictions.softmax(logits), {
     'inference': clock[-1] - clock[0],
     'images_per_second': later / (clock[-1] - clock[1]) if later else None,
   }
 
 
-def _localise(opened, workdir):
-  """evaluation.json's 'localisation'; writes maps.npz and localisation.csv."""
+def _localise(restored, workdir):
+  """What evaluation.json says of maps; writes maps.npz and localisation.csv.
+
+  'cam_target' and 'cam_stage' are those used, which the settings may leave to
+  the classes and to the network.
+  """
   for name in (files.MAPS, files.LOCALISATION):
     (workdir / name).unlink(missing_ok=True)
-  split, validation = opened.images.split, opened.images.validation
+  split, validation = restored.images.split, restored.images.validation
   if not split.num_boxes.any():
-    return {}
-  settings = opened.run.config.evaluate
-  step = explain.compile_maps(opened.run)
+    return NO_MAPS
+  settings = restored.run.config.evaluate
+  target = explain.cam_target(
+    restored.run.config, restored.run.data.class_names
+  )
+  stage = explain.cam_stage(restored.run.config)
+  step = explain.compile_maps(restored.run, target, stage)
 
   def find_maps(rows):
-    return opened.run.collect(step, opened.state, rows, settings.batch_size)
+    return restored.run.collect(step, restored.state, rows, settings.batch_size)
 
   shown = explain.to_explain(split, settings.seed)
   maps = find_maps(shown)
@@ -327,9 +349,9 @@ def _localise(opened, workdir):
     rows = explain.Rows(validation, np.flatnonzero(validation.num_boxes))
     chosen_on = rows, find_maps(rows)
   ids, per_image, result = explain.localise(
-    shown, maps, chosen_on, opened.run.data.split('train'),
-    size=opened.run.config.data.image_size, resamples=settings.resamples,
+    shown, maps, chosen_on, restored.run.data.split('train'),
+    size=restored.run.config.data.image_size, resamples=settings.resamples,
     seed=settings.seed,
   )  # fmt: skip
   localisation.write_scores(workdir / files.LOCALISATION, ids, per_image)
-  return result
+  return {'cam_target': target, 'cam_stage': stage, 'localisation': result}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -109,25 +109,35 @@ def to_explain(split: Any, seed: int) -> Rows:
   )
 
 
-def cam_target(config: Any, class_names: tuple[str, ...]) -> str:
-  """evaluate.cam_target; 'label' where no class means that nothing is there."""
+def cam_target(config: Any, class_names: Sequence[str]) -> str:
+  """The target that evaluate.cam_target comes to.
+
+  'lesion' is 'label' where no class says that nothing is there.
+  """
   target = config.evaluate.cam_target
   if target == 'lesion' and not vocabulary.is_normal(class_names[0]):
     return 'label'
   return target
 
 
-def compile_maps(run: Any) -> Callable[[Any, Any], Any]:
-  """`explain_step` as the config of a run of stage II asks for it, compiled.
+def compile_maps(
+  run: Any, target: str, stage: str
+) -> Callable[[Any, Any], Any]:
+  """`explain_step` of a run of stage II, compiled.
 
   `run.collect` with it gives {map: (N, h, w)} of every row of a split.
+
+  Args:
+    run: of stage II.
+    target: of `cam_target`.
+    stage: of `cam_stage`.
   """
   return run.compile(
     functools.partial(
       explain_step,
       stage=run.model,
-      target=cam_target(run.config, run.data.class_names),
-      cam_stage=cam_stage(run.config),
+      target=target,
+      cam_stage=stage,
     ),
     gather=True,
   )

@@ -25,7 +25,34 @@ import jax.numpy as jnp
 
 from dpjax.models import resnet
 
-TARGETS = ('lesion', 'label', 'prediction')
+
+def _lesion(logits, labels):
+  """Minus 1 for class 0, the softmax over the classes c > 0 for these."""
+  del labels
+  if logits.shape[1] < 2:
+    raise ValueError(
+      f'Grad-CAM of a lesion needs 2 classes, got {logits.shape[1]}'
+    )
+  lesion = jax.nn.softmax(logits[:, 1:], axis=-1)
+  return jnp.concatenate([-jnp.ones_like(logits[:, :1]), lesion], axis=-1)
+
+
+def _label(logits, labels):
+  """One for the true class; zeros where it is negative (unlabelled)."""
+  if labels is None:
+    raise ValueError("Grad-CAM of target 'label' needs labels")
+  return jax.nn.one_hot(labels, logits.shape[1], dtype=jnp.float32)
+
+
+def _prediction(logits, labels):
+  """One for the most probable class."""
+  del labels
+  return jax.nn.one_hot(logits.argmax(-1), logits.shape[1], dtype=jnp.float32)
+
+
+# Target -> (logits (B, C) float32, labels (B,)) -> the gradient of the score
+# with respect to the logits, (B, C).
+TARGETS = {'lesion': _lesion, 'label': _label, 'prediction': _prediction}
 
 
 def target_weights(
@@ -33,13 +60,9 @@ def target_weights(
 ) -> jax.Array:
   """The gradient of the score with respect to the logits.
 
-  Of 'lesion' it is the softmax over the classes c > 0, and -1 for class 0; of
-  a class, one for it and zero for the others.
-
   Args:
     logits: (B, C).
-    labels: (B,) int, for target 'label' only; a negative one (unlabelled)
-      gives zeros.
+    labels: (B,) int, for target 'label' only.
     target: one of TARGETS.
 
   Returns:
@@ -49,22 +72,11 @@ def target_weights(
     ValueError: an unknown target, 'label' without labels, or 'lesion' of one
       class.
   """
-  logits = logits.astype(jnp.float32)
-  classes = logits.shape[1]
-  if target == 'lesion':
-    if classes < 2:
-      raise ValueError(f'Grad-CAM of a lesion needs 2 classes, got {classes}')
-    lesion = jax.nn.softmax(logits[:, 1:], axis=-1)
-    return jnp.concatenate([-jnp.ones_like(logits[:, :1]), lesion], axis=-1)
-  if target == 'prediction':
-    return jax.nn.one_hot(logits.argmax(-1), classes, dtype=jnp.float32)
-  if target == 'label':
-    if labels is None:
-      raise ValueError("Grad-CAM of target 'label' needs labels")
-    return jax.nn.one_hot(labels, classes, dtype=jnp.float32)
-  raise ValueError(
-    f'Grad-CAM: target must be one of {", ".join(TARGETS)}, got {target!r}'
-  )
+  if target not in TARGETS:
+    raise ValueError(
+      f'Grad-CAM: target must be one of {", ".join(TARGETS)}, got {target!r}'
+    )
+  return TARGETS[target](logits.astype(jnp.float32), labels)
 
 
 def closed_form(

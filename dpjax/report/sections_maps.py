@@ -48,6 +48,11 @@ def localisation(section: page.Section, report_data: ReportData) -> None:
       ],
       f'Localisation: {run.name}',
     )
+    target = words.CAM_TARGETS.get(run.evaluation.get('cam_target'))
+    if target is not None:  # An earlier version did not record it.
+      section.say(
+        f'Grad-CAM of {target}, at {run.evaluation["cam_stage"]}.', 'note'
+      )
     section.numbers[run.name] = maps
   charts = {}
   for score, title in words.LOCALISATION.items():

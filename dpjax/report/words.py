@@ -20,6 +20,12 @@ PER_CLASS = {
 LOCALISATION = {
   name: page.capital(title.long) for name, title in localisation.SCORES.items()
 }
+# Of Grad-CAM, by the names in evaluation.json.
+CAM_TARGETS = {
+  'lesion': 'the log-odds of any lesion',
+  'label': 'the logit of the true class',
+  'prediction': 'the logit of the predicted class',
+}
 LEGEND = (
   'In brackets: 95 % bootstrap intervals over images (Clopper-Pearson for the'
   ' recall of a class with fewer than 10 images). Bootstrap intervals of a'

@@ -230,14 +230,14 @@ def train(
       'images_per_second': len(part) / seconds,
     }
 
-  result = evaluate.judge(
+  result = evaluate.score_classifier(
     task.workdir, settings, data.class_names, images, probabilities_of
   )
   result |= {
     'checkpoint': None,
     'step': None,
     'device': jax.devices('cpu')[0].device_kind,
-    'localisation': {},
+    **evaluate.NO_MAPS,
   }
   result['seconds'] |= {
     'pretraining': pretraining,

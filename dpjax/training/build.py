@@ -460,8 +460,12 @@ def class_counts(split: Any, num_classes: int) -> np.ndarray:
   """Radiographs of each class (C,).
 
   Raises:
-    UserError: one is unlabelled.
+    UserError: one is unlabelled, or there is one class only.
   """
+  if num_classes < 2:
+    raise UserError(
+      f'config.data.path: the set has {num_classes} class; stage II needs 2'
+    )
   if (split.labels < 0).any():
     row = int(np.argmax(split.labels < 0))
     raise UserError(

@@ -12,6 +12,7 @@ import pytest
 from dpjax import leakage, prepare
 from dpjax.config import record as record_lib
 from dpjax.data import store as store_lib
+from dpjax.errors import UserError
 from dpjax.evaluation import evaluate
 from dpjax.metrics import resampling
 from dpjax.training import build as build_lib
@@ -186,28 +187,68 @@ def test_maps_are_kept_of_every_image_with_a_box_and_scored_there(workdir):
       np.testing.assert_allclose(mean, np.mean(column), rtol=1e-4)
 
 
-def test_the_cam_is_that_of_the_log_odds_of_any_lesion(workdir, states, run):
-  evaluate.evaluate(make_config(), workdir)
-  maps = np.load(workdir / 'maps.npz')
-  split = STORE.split('test')
+def features_of(state, run, split):
+  """Logits, features of the only stage, and the kernel of the classifier."""
   grey = split.pixels[..., None].astype(np.float32)
   backbone = {
-    'params': states[6].params['backbone'],
-    'batch_stats': states[6].batch_stats['backbone'],
+    'params': state.params['backbone'],
+    'batch_stats': state.batch_stats['backbone'],
   }
   logits, features = run.model.backbone.apply(
     backbone, (grey / 255.0 - 0.5) / 0.25
   )
   kernel = np.asarray(backbone['params']['fc']['kernel'])
-  lesion = np.asarray(
-    jax.nn.softmax(logits[:, 1:])
-  )  # of log(sum_{c > 0} exp z_c)
-  alpha = lesion @ kernel[:, 1:].T - kernel[:, 0]
-  cam = np.einsum('nhwk,nk->nhw', features['stage1'], alpha) / 144
+  return logits, features['stage1'], kernel
+
+
+def assert_cam_is(workdir, split, features, alpha):
+  maps = np.load(workdir / 'maps.npz')
+  cam = np.einsum('nhwk,nk->nhw', features, alpha) / 144
   order = [list(split.ids).index(name) for name in maps['ids']]
   want = np.maximum(cam, 0)[order]
   np.testing.assert_allclose(maps['cam'], want, rtol=2e-2, atol=1e-3)
   assert want.max() > 0.01
+
+
+def test_the_cam_is_that_of_the_log_odds_of_any_lesion(workdir, states, run):
+  result = evaluate.evaluate(make_config(), workdir)
+  assert (result['cam_target'], result['cam_stage']) == ('lesion', 'stage1')
+  split = STORE.split('test')
+  logits, features, kernel = features_of(states[6], run, split)
+  lesion = np.asarray(
+    jax.nn.softmax(logits[:, 1:])
+  )  # of log(sum_{c > 0} exp z_c)
+  alpha = lesion @ kernel[:, 1:].T - kernel[:, 0]
+  assert_cam_is(workdir, split, features, alpha)
+
+
+def test_where_no_class_is_normal_the_cam_is_of_the_label_and_recorded_so(
+  workdir, states, run, monkeypatch
+):
+  names = ('mass', 'nodule', 'oedema')
+  monkeypatch.setattr(fakes.Store, 'class_names', names)
+  result = evaluate.evaluate(make_config(), workdir)
+  split = STORE.split('test')
+  _, features, kernel = features_of(states[6], run, split)
+  assert_cam_is(workdir, split, features, kernel.T[split.labels])
+  written = json.loads((workdir / 'evaluation.json').read_text())
+  for found in result, written:
+    # What was used, beside what was asked for.
+    assert (found['cam_target'], found['cam_stage']) == ('label', 'stage1')
+    assert found['settings']['cam_target'] == 'lesion'
+    assert found['settings']['cam_stage'] == 'last'
+
+
+def test_a_network_that_answers_with_nan_is_refused(workdir, states):
+  params = {**states[6].params, 'backbone': {**states[6].params['backbone']}}
+  classifier = params['backbone']['fc']
+  params['backbone']['fc'] = {**classifier, 'bias': classifier['bias'] * np.nan}
+  shutil.rmtree(workdir / 'checkpoints')
+  saved = checkpoint.Checkpoints(workdir)
+  broken = states[6].replace(params=params)
+  saved.save(6, broken, {}, {'training': 1.0, 'wall': 2.0})
+  saved.close()
+  assert 'answers of step 6 are not finite' in refused(workdir)
 
 
 def test_every_column_of_metadata_is_a_grouping(workdir, monkeypatch):
@@ -234,7 +275,9 @@ def test_a_set_without_boxes_is_scored_without_maps(workdir, monkeypatch):
   for name in ('validation', 'test'):
     other.splits[name].num_boxes[:] = 0
   monkeypatch.setattr(prepare, 'open_prepared', lambda config: other)
-  assert evaluate.evaluate(make_config(), workdir)['localisation'] == {}
+  result = evaluate.evaluate(make_config(), workdir)
+  assert result['localisation'] == {}
+  assert result['cam_target'] is result['cam_stage'] is None
   assert not (workdir / 'maps.npz').exists()
   assert not (workdir / 'localisation.csv').exists()
 
@@ -269,7 +312,7 @@ def test_a_set_that_was_moved_is_found_where_the_config_says(
   workdir, tmp_path, monkeypatch
 ):
   def opened(config):
-    raise ValueError(config.data.path)
+    raise UserError(config.data.path)
 
   monkeypatch.setattr(prepare, 'open_prepared', opened)
   moved = tmp_path / 'moved'
@@ -280,7 +323,7 @@ def test_a_set_that_was_moved_is_found_where_the_config_says(
 
 def refused(workdir, **changes):
   """The one line that evaluate refuses with; nothing is written."""
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(UserError) as error:
     evaluate.evaluate(make_config(**changes), workdir)
   assert not (workdir / 'evaluation.json').exists()
   assert not (workdir / 'predictions.csv').exists()
@@ -301,7 +344,7 @@ def test_a_folder_without_a_run_is_refused_and_stays_as_it_is(there, tmp_path):
 def test_a_stage_that_the_run_lacks_is_refused(workdir):
   config = make_config()
   config.evaluate.cam_stage = 'stage2'  # as of a wider config's flags
-  with pytest.raises(ValueError, match='stages of this run are stage1'):
+  with pytest.raises(UserError, match='stages of this run are stage1'):
     evaluate.evaluate(config, workdir)
   assert not (workdir / 'predictions.csv').exists()
 

@@ -238,6 +238,18 @@ def test_scores_are_called_as_in_the_printed_table(both):
   assert 'prior: mean lesion mask of training' in text
 
 
+def test_grad_cam_is_said_to_be_of_what_was_used(both, made, tmp_path, only):
+  text = ' '.join(Page(both[1]).texts)
+  assert 'Grad-CAM of the logit of the true class, at stage2.' in text
+  only('localisation')
+  file = shutil.copytree(made, tmp_path / 'runs') / 'mine/retrain'
+  result = json.loads((file / 'evaluation.json').read_text())
+  del result['cam_target'], result['cam_stage']  # as of an earlier version
+  (file / 'evaluation.json').write_text(json.dumps(result))
+  text = report.write([tmp_path / 'runs/mine'], CONFIG).read_text()
+  assert 'id="localisation"' in text and 'Grad-CAM of' not in text
+
+
 def test_a_damaged_image_costs_its_section_alone(folders, monkeypatch, only):
   only('classes', 'masks', 'scores', 'localisation')
 

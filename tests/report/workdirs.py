@@ -181,7 +181,8 @@ def _evaluation(rng, folder, split, probabilities, names, path):
     'confusion_matrix': matrix.tolist(), 'majority_accuracy': 0.4,
     'chosen_on': 'validation', 'threshold': 0.41, 'temperature': 1.7,
     'reliability': bins, 'reliability_scaled': bins, 'subgroups': groups,
-    'localisation': localisation, 'seconds': {'inference': 1.5},
+    'localisation': localisation, 'cam_target': 'label',
+    'cam_stage': 'stage2', 'seconds': {'inference': 1.5},
     'images_per_second': 200.0,
   }  # fmt: skip
 

@@ -10,6 +10,7 @@ import pytest
 from dpjax.data import store as store_lib
 from dpjax.data.feed import pipeline
 from dpjax.distributed import parallel
+from dpjax.errors import UserError
 from dpjax.training import build as build_lib
 from tests import fakes
 
@@ -120,6 +121,14 @@ def test_class_counts_are_of_every_class_and_of_this_split_alone():
   split = fakes.make_split(10, 8, seed=0)  # labels 0, 1, 2, 0, 1, ...
   counts = build_lib.class_counts(split, num_classes=5)
   np.testing.assert_array_equal(counts, [4, 3, 3, 0, 0])
+
+
+def test_a_set_of_one_class_is_refused_in_stage_two():
+  split = dataclasses.replace(
+    fakes.make_split(10, 8, seed=0), labels=np.zeros(10, np.int32)
+  )
+  with pytest.raises(UserError, match=r'data\.path: the set has 1 class;'):
+    build_lib.class_counts(split, num_classes=1)
 
 
 def test_an_unlabelled_training_image_is_refused_by_name_in_stage_two():
