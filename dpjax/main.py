@@ -227,13 +227,13 @@ def _report(config, workdir):
 def _ablate(resolve, workdir):
   from dpjax.studies import ablate
 
-  return _study(ablate.ablate, resolve, workdir)
+  return _study(ablate.run_ablation, resolve, workdir)
 
 
 def _compare(resolve, workdir):
   from dpjax.studies import compare
 
-  return _study(compare.compare, resolve, workdir)
+  return _study(compare.run_comparison, resolve, workdir)
 
 
 def _benchmark(config, workdir):
@@ -241,7 +241,7 @@ def _benchmark(config, workdir):
   from dpjax.training import loop
 
   try:
-    print(benchmark.benchmark(config, workdir, _PEER.value))
+    print(benchmark.run_benchmark(config, workdir, _PEER.value))
   except (loop.Stopped, KeyboardInterrupt):
     print('stopped; the same command measures all anew', file=sys.stderr)
     return 130  # 128 + SIGINT

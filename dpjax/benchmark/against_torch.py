@@ -62,13 +62,15 @@ def check(config: Any) -> dict[str, Any]:
   }
 
 
-def compare(bench: Any, part: str, variants: Sequence[str]) -> dict[str, Any]:
+def measure_both(
+  bench: Any, part: str, variants: Sequence[str]
+) -> dict[str, Any]:
   """Rates of ours and of each variant of the peer, and their ratios.
 
   Args:
     bench: a programs.Bench.
     part: 'pretrain', 'retrain' or 'inference'.
-    variants: of peer.variants.
+    variants: of torch_baseline.variants.
 
   Returns:
     {'unit', 'check', 'sizes': [one a batch size]}. 'check', in float32: the
@@ -91,7 +93,7 @@ def compare(bench: Any, part: str, variants: Sequence[str]) -> dict[str, Any]:
   if 'error' not in found['check']:
     for size in sizes:
       bench.say(f'{part}, against PyTorch, batch {size}')
-      found['sizes'].append(_measured(_compare, bench, part, size, variants))
+      found['sizes'].append(_measured(_in_turns, bench, part, size, variants))
   return found
 
 
@@ -139,7 +141,7 @@ def _check(bench, part, size, variants):
   return found
 
 
-def _compare(bench, part, size, variants):
+def _in_turns(bench, part, size, variants):
   """Both in the config's own type, in turns."""
   run = _run(bench, part, size)
   stage = run.stage

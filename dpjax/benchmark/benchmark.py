@@ -67,7 +67,7 @@ _NOTES = {
 }
 
 
-def benchmark(
+def run_benchmark(
   config: Any, workdir: str | pathlib.Path, peer: str | None = None
 ) -> str:
   """Measures what benchmark.parts names.
@@ -97,12 +97,58 @@ def benchmark(
     # Before anything is prepared: a peer that is missing or cannot do this.
     found['peer'] = against_torch.check(config)
   bench = programs.Bench(config, prepare.open_prepared(config))
-  stages = [stage for stage in STAGES if stage in wanted]
   for part in wanted:
     if part != 'input':
       bench.check(programs.stage_of(part))
   workdir.mkdir(parents=True, exist_ok=True)
-  load, cpus = found['host']['load_at_start'], os.cpu_count() or 1
+  _warn_of_load(found['host']['load_at_start'])
+  others = timing.Others()
+  for _ in _measure_parts(bench, found):
+    found['host']['cores_busy_with_others'] = others.cores()
+    found['seconds'] = time.perf_counter() - began
+    page = _write(workdir, found)
+  return page
+
+
+def _measure_parts(bench, found):
+  """Puts the parts into `found`; yields after each, so that it can be kept."""
+  wanted = bench.config.benchmark.parts
+  stages = [stage for stage in STAGES if stage in wanted]
+  peaks = None
+  if set(wanted) - {'input'}:
+    bench.say('what the device does at best')
+    peaks = timing.device_peaks(bench.config.model.dtype, *bench.repeats)
+    found['peaks'] = peaks
+  for stage in stages:
+    found[stage] = _stage(bench, stage, peaks)
+    yield
+  if 'inference' in wanted:
+    found['inference'] = _inference(bench, peaks)
+    yield
+  if 'input' in wanted:
+    found['input'] = {stage: _input(bench, stage) for stage in stages or STAGES}
+    yield
+  if peer := found.get('peer'):
+    from dpjax.benchmark import against_torch
+
+    for part in (*stages, 'inference'):
+      if part in wanted:
+        peer[part] = against_torch.measure_both(bench, part, peer['variants'])
+        yield
+  found['finished'] = True
+  yield
+
+
+def _write(workdir, found):
+  """Writes benchmark.json, and benchmark.md, which it returns."""
+  atomic.write_json(workdir / 'benchmark.json', found)
+  page = text.format_text(found)
+  atomic.write_text(workdir / 'benchmark.md', page + '\n')
+  return page
+
+
+def _warn_of_load(load):
+  cpus = os.cpu_count() or 1
   if load > cpus / 2:
     print(
       f'warning: others are at work here (load {load:.1f} on {cpus} cores), so'
@@ -110,39 +156,6 @@ def benchmark(
       file=sys.stderr,
       flush=True,
     )
-
-  others = timing.Others()
-
-  def keep():
-    found['host']['cores_busy_with_others'] = others.cores()
-    found['seconds'] = time.perf_counter() - began
-    atomic.write_json(workdir / 'benchmark.json', found)
-    page = text.format_text(found)
-    atomic.write_text(workdir / 'benchmark.md', page + '\n')
-    return page
-
-  peaks = None
-  if set(wanted) - {'input'}:
-    bench.say('what the device does at best')
-    peaks = timing.device_peaks(config.model.dtype, *bench.repeats)
-    found['peaks'] = peaks
-  for stage in stages:
-    found[stage] = _stage(bench, stage, peaks)
-    keep()
-  if 'inference' in wanted:
-    found['inference'] = _inference(bench, peaks)
-    keep()
-  if 'input' in wanted:
-    found['input'] = {stage: _input(bench, stage) for stage in stages or STAGES}
-    keep()
-  if peer:
-    variants = found['peer']['variants']
-    for part in (*stages, 'inference'):
-      if part in wanted:
-        found['peer'][part] = against_torch.compare(bench, part, variants)
-        keep()
-  found['finished'] = True
-  return keep()
 
 
 def _circumstances(config, peer):

@@ -49,7 +49,8 @@ def variants() -> tuple[tuple[str, ...], dict[str, str]]:
   graphs = 'cuda_graphs'
   try:
     torch.compile(lambda x: x + 1)(torch.ones(8, device=_device()))
-  except Exception as error:  # Each missing tool has an error of its own.
+  # torch's own are RuntimeErrors, whatever the backend compiler raised.
+  except (RuntimeError, ImportError, OSError) as error:
     # Its first paragraph: the line after the first says what is missing.
     reason = ' '.join(str(error).split('\n\n')[0].split())
     reason = reason or type(error).__name__
@@ -108,15 +109,16 @@ def make_step(
     exact: without TensorFloat-32: to compare what is computed, and not to time.
 
   Raises:
-    UserError: PyTorch is not installed, or has no such variant.
+    UserError: PyTorch is not installed.
+    ValueError: a variant that is none of `variants`.
   """
   torch = _torch()
   if variant not in ('eager', 'compile', 'cuda_graphs'):
-    raise UserError(
+    raise ValueError(
       f'peer variant {variant!r}: must be eager, compile or cuda_graphs'
     )
   if variant == 'cuda_graphs' and _device().type != 'cuda':
-    raise UserError('peer variant cuda_graphs: it needs a CUDA device')
+    raise ValueError('peer variant cuda_graphs: it needs a CUDA device')
   torch.backends.cudnn.benchmark = True
   torch.backends.cudnn.allow_tf32 = not exact
   torch.set_float32_matmul_precision('highest' if exact else 'high')
@@ -170,14 +172,14 @@ class Step:
     return _torch().compile(function, dynamic=False, fullgraph=True)
 
   def place(self, batch: Mapping[str, Any]) -> Tensors:
-    """A batch rendered on the host (data.pipeline), put on the device.
+    """A batch rendered on the host (data.feed.pipeline), put on the device.
 
     Raises:
-      UserError: it is to be rendered by the step.
+      ValueError: it is to be rendered by the step.
     """
     torch = _torch()
     if 'views' not in batch:
-      raise UserError(
+      raise ValueError(
         'the peer takes batches rendered on the host (config.data.render=host)'
       )
     arrays = {'views': batch['views']}

@@ -26,7 +26,7 @@ _COLOURS = ('#000000', '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00',
 _MARKERS = 'os^Dv<>'
 
 
-def ablate(
+def run_ablation(
   config: Any, workdir: str | pathlib.Path, resolve: Callable[[Any], Any]
 ) -> str:
   """Trains and scores what is missing of the study, and tells the differences.
@@ -259,19 +259,8 @@ def draw(
   grid = figure.subplots(1, len(panels), squeeze=False)[0]
   for axes, (score, title) in zip(grid, panels.items(), strict=True):
     for i, (row, own) in enumerate(curves.items()):
-      if score not in own:
-        continue
-      time, found = own[score]  # (points,), (runs, points)
-      style = {'color': _COLOURS[i % len(_COLOURS)]}
-      axes.plot(
-        time / unit, found.mean(axis=0), label=row, linewidth=1.5,
-        marker=_MARKERS[i % len(_MARKERS)], markersize=4, **style,
-      )  # fmt: skip
-      if len(found) > 1:
-        low, high = found.min(axis=0), found.max(axis=0)
-        axes.fill_between(
-          time / unit, low, high, alpha=0.15, linewidth=0, **style
-        )
+      if score in own:
+        _draw_row(axes, row, i, unit, *own[score])
     axes.set_title(title, fontsize=10, loc='left')
     axes.set_xlabel(f'training time, stage I included ({name})')
     axes.set_xlim(left=0)
@@ -295,6 +284,20 @@ def draw(
   )  # fmt: skip
   figure.tight_layout(rect=(0, 0.02 + 0.055 * rows, 1, 1))
   return figure
+
+
+def _draw_row(axes, row, i, unit, time, found):
+  """A line and its band: of time (points,) and scores (runs, points)."""
+  colour = _COLOURS[i % len(_COLOURS)]
+  axes.plot(
+    time / unit, found.mean(axis=0), label=row, linewidth=1.5, color=colour,
+    marker=_MARKERS[i % len(_MARKERS)], markersize=4,
+  )  # fmt: skip
+  if len(found) > 1:
+    low, high = found.min(axis=0), found.max(axis=0)
+    axes.fill_between(
+      time / unit, low, high, alpha=0.15, linewidth=0, color=colour
+    )
 
 
 def _curves(own):

@@ -48,7 +48,7 @@ _KINDS = {
 }
 
 
-def compare(
+def run_comparison(
   config: Any, workdir: str | pathlib.Path, resolve: Callable[[Any], Any]
 ) -> str:
   """Trains and scores the methods of config.compare that are missing.
@@ -117,11 +117,22 @@ def _tasks(method, config, workdir, data, kept):
 
   `kept` holds the inputs that methods share.
   """
-  if method not in classical.METHODS:
-    title = 'recipe' if method == 'recipe' else network_title(config.model)
-    kind = 'recipe' if method == 'recipe' else 'network from scratch'
-    yield title, kind, runs.network(config, workdir, title), None
-    return
+  tasks_of = {
+    **dict.fromkeys(classical.METHODS, _classical_tasks),
+    **dict.fromkeys(_NETWORKS, _network_tasks),
+  }
+  return tasks_of[method](method, config, workdir, data, kept)
+
+
+def _network_tasks(method, config, workdir, data, kept):
+  del data, kept  # A network reads the set by itself.
+  title = kind = 'recipe'
+  if method != 'recipe':
+    title, kind = network_title(config.model), 'network from scratch'
+  yield title, kind, runs.network(config, workdir, title), None
+
+
+def _classical_tasks(method, config, workdir, data, kept):
   name, _ = classical.METHODS[method]
   side = config.compare.pixels
   # The size is in the name, and so in the folder: another size, another run.
@@ -132,14 +143,10 @@ def _tasks(method, config, workdir, data, kept):
     title = f'{name}, {what}'
     task = runs.make_task(config, workdir, title, 'classical', backbone)
     key = what, task.config.init.backbone
-    yield (
-      title,
-      kind,
-      task,
-      functools.partial(
-        _train_classical, method=method, data=data, kept=kept, key=key
-      ),
+    work = functools.partial(
+      _train_classical, method=method, data=data, kept=kept, key=key
     )
+    yield title, kind, task, work
 
 
 def _train_classical(task, *, method, data, kept, key):

@@ -124,7 +124,7 @@ def _parsed(name, text, kind):
 
 
 def _wrong_type(name, text, kind):
-  return ValueError(f'config.{name} is {text!r}; it must be a {kind.__name__}')
+  return UserError(f'config.{name} is {text!r}; it must be a {kind.__name__}')
 
 
 def resolved(
@@ -145,7 +145,7 @@ def resolved(
   """
   try:
     return resolve(apply_overrides(config, [*overrides, f'seed={seed}']))
-  except ValueError as error:
+  except UserError as error:
     raise UserError(f'{name!r}: {error}') from error
 
 

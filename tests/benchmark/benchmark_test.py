@@ -69,7 +69,7 @@ def measured(tmp_path_factory):
   with pytest.MonkeyPatch.context() as monkeypatch:
     patch(monkeypatch)
     monkeypatch.setattr(loop, 'train', counted)
-    page = benchmark.benchmark(
+    page = benchmark.run_benchmark(
       make_config(
         pretrain__batch_size=8,
         benchmark__batch_sizes=(BATCH, 64),
@@ -216,7 +216,7 @@ def test_several_devices_are_measured_too(tmp_path):
     benchmark__parts=('retrain', 'inference'), parallel__devices=2,
     benchmark__batch_sizes=(7, BATCH),
   )  # fmt: skip
-  benchmark.benchmark(config, tmp_path)
+  benchmark.run_benchmark(config, tmp_path)
   found = json.loads((tmp_path / 'benchmark.json').read_text())
   assert found['device']['mode'] == 'pmap' and found['device']['used'] == 2
   for part in ('retrain', 'inference'):
@@ -241,7 +241,7 @@ def test_a_size_without_enough_memory_is_said_and_the_sweep_goes_on(
   config = make_config(
     benchmark__parts=('inference',), benchmark__batch_sizes=(8, BATCH)
   )
-  page = benchmark.benchmark(config, tmp_path)
+  page = benchmark.run_benchmark(config, tmp_path)
   found = json.loads((tmp_path / 'benchmark.json').read_text())
   small, large = found['inference']['step']
   assert small['error'] == 'out of device memory'
@@ -256,7 +256,7 @@ def test_another_error_is_no_lack_of_memory(tmp_path, monkeypatch):
   monkeypatch.setattr(timing, 'compile_ahead', compile_ahead)
   config = make_config(benchmark__parts=('inference',))
   with pytest.raises(jax.errors.JaxRuntimeError, match='broken'):
-    benchmark.benchmark(config, tmp_path)
+    benchmark.run_benchmark(config, tmp_path)
 
 
 def test_a_training_that_diverges_end_to_end_is_said_and_the_rest_goes_on(
@@ -267,7 +267,7 @@ def test_a_training_that_diverges_end_to_end_is_said_and_the_rest_goes_on(
 
   monkeypatch.setattr(loop, 'train', diverge)
   config = make_config(benchmark__parts=('retrain', 'inference'))
-  page = benchmark.benchmark(config, tmp_path)
+  page = benchmark.run_benchmark(config, tmp_path)
   found = json.loads((tmp_path / 'benchmark.json').read_text())
   check_rates(found['retrain']['step'][0]['per_second'])
   check_rates(found['inference']['step'][0]['per_second'])
@@ -281,7 +281,7 @@ def test_a_batch_above_the_set_is_refused_before_anything_is_measured(
   with pytest.raises(
     ValueError, match=r'config\.retrain\.batch_size is 64: there are 48'
   ):
-    benchmark.benchmark(config, tmp_path / 'none')
+    benchmark.run_benchmark(config, tmp_path / 'none')
   assert not (tmp_path / 'none').exists()
 
 
@@ -297,7 +297,7 @@ def test_a_missing_peer_is_one_line_before_anything_is_prepared(
   monkeypatch.setattr(torch_baseline, '_torch', missing)
   monkeypatch.setattr(prepare, 'open_prepared', prepared)
   with pytest.raises(ValueError, match=r'^benchmark --peer=torch needs'):
-    benchmark.benchmark(make_config(), tmp_path / 'none', 'torch')
+    benchmark.run_benchmark(make_config(), tmp_path / 'none', 'torch')
   assert not (tmp_path / 'none').exists()
 
 
@@ -387,7 +387,7 @@ def test_a_peer_that_computes_something_else_is_not_timed(
   # In bfloat16 the losses of some of these would pass for the same.
   bench = programs.Bench(make_config(model__dtype='bfloat16'), STORE)
   for part in parts:
-    found = against_torch.compare(bench, part, ('eager',))
+    found = against_torch.measure_both(bench, part, ('eager',))
     assert 'in float32 the ' in found['check']['error'], part
     assert found['sizes'] == []
 
@@ -402,7 +402,7 @@ def test_a_peer_that_fails_in_the_type_of_the_config_is_not_timed(
 
   monkeypatch.setattr(torch_baseline.Step, 'infer', infer)
   bench = programs.Bench(make_config(model__dtype='bfloat16'), STORE)
-  found = against_torch.compare(bench, 'inference', ('eager',))
+  found = against_torch.measure_both(bench, 'inference', ('eager',))
   (one,) = found['sizes']
   assert 'error' not in found['check']
   assert 'the logits of eager differs by' in one['error']
@@ -416,7 +416,7 @@ def test_pytorch_computes_the_same_and_is_compared(
   config = make_config(
     benchmark__parts=('pretrain', 'retrain', 'inference'), data__render='device'
   )
-  page = benchmark.benchmark(config, tmp_path, 'torch')
+  page = benchmark.run_benchmark(config, tmp_path, 'torch')
   found = json.loads((tmp_path / 'benchmark.json').read_text())['peer']
   for part in ('pretrain', 'retrain', 'inference'):
     assert found[part]['check']['differences']['eager'] < 1e-4
@@ -453,7 +453,7 @@ def test_several_steps_a_dispatch_are_compared_too_and_count_as_so_many(
   config = make_config(
     benchmark__parts=('retrain',), train__steps_per_dispatch=2
   )
-  page = benchmark.benchmark(config, tmp_path, 'torch')
+  page = benchmark.run_benchmark(config, tmp_path, 'torch')
   found = json.loads((tmp_path / 'benchmark.json').read_text())['peer']
   (one,) = found['retrain']['sizes']
   medians = {name: of['median'] for name, of in one['per_second'].items()}
@@ -488,7 +488,7 @@ def test_what_is_stopped_leaves_a_table_of_its_own(tmp_path, monkeypatch):
   monkeypatch.setattr(benchmark, '_input', stop)
   config = make_config(benchmark__parts=('inference', 'input'))
   with pytest.raises(KeyboardInterrupt):
-    benchmark.benchmark(config, tmp_path)
+    benchmark.run_benchmark(config, tmp_path)
   found = json.loads((tmp_path / 'benchmark.json').read_text())
   page = (tmp_path / 'benchmark.md').read_text()
   assert page == text.format_text(found) + '\n'

@@ -20,7 +20,7 @@ def fake(tmp_path, monkeypatch):
 
 def run(workdir, **changes):
   config = fake_runs.make_config(**changes)
-  text = ablate.ablate(config, workdir, fake_runs.resolve)
+  text = ablate.run_ablation(config, workdir, fake_runs.resolve)
   return text, json.loads((workdir / 'ablation.json').read_text())
 
 

@@ -42,7 +42,7 @@ def run(workdir, **changes):
   config = fake_runs.make_config(
     **{'compare__methods': METHODS, 'data__image_size': 48, **changes}
   )
-  text = compare.compare(config, workdir, fake_runs.resolve)
+  text = compare.run_comparison(config, workdir, fake_runs.resolve)
   return text, json.loads((workdir / 'comparison.json').read_text())
 
 

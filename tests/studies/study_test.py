@@ -36,7 +36,7 @@ def make_config():
 @pytest.mark.slow
 def test_both_studies_train_share_and_resume_for_real(tmp_path, stages):
   config = make_config()
-  ablate.ablate(config, tmp_path, fake_runs.resolve)
+  ablate.run_ablation(config, tmp_path, fake_runs.resolve)
   assert stages == ['pretrain', 'retrain', 'retrain']
   table = json.loads((tmp_path / 'ablation.json').read_text())
   for row in table['rows']:
@@ -48,8 +48,8 @@ def test_both_studies_train_share_and_resume_for_real(tmp_path, stages):
   assert (tmp_path / 'fig7.png').stat().st_size
 
   # A comparison in the same workdir takes the stage I that is there.
-  compare.compare(config, tmp_path, fake_runs.resolve)
+  compare.run_comparison(config, tmp_path, fake_runs.resolve)
   assert stages == ['pretrain', 'retrain', 'retrain', 'retrain']
-  ablate.ablate(config, tmp_path, fake_runs.resolve)
-  compare.compare(config, tmp_path, fake_runs.resolve)
+  ablate.run_ablation(config, tmp_path, fake_runs.resolve)
+  compare.run_comparison(config, tmp_path, fake_runs.resolve)
   assert len(stages) == 4
