@@ -27,7 +27,7 @@ from dpjax.models import sides
 
 def without_opacities(split, rows, info):
   """The stored squares (N, S, S) of rows of a split, recomputed without any."""
-  size = max(256, split.size)  # as data/prepare.py computes them
+  size = max(256, split.size)  # as dpjax/prepare.py computes them
   records = {
     record.id: record
     for record in phantom.read(

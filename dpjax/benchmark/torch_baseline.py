@@ -524,7 +524,7 @@ def _class_weights(model):
 
 
 def _classification(loss, logits, labels, weights):
-  """The mean of an experiment.classification_loss over the batch."""
+  """The mean of a build.classification_loss over the batch."""
   torch = _torch()
   functional = torch.nn.functional
   # A bare function is cross entropy, a partial one focal or class-balanced.

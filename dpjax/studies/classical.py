@@ -184,7 +184,7 @@ class Inputs:
 def train(
   task: runs.Task, method: str, data: store.Store, inputs: Inputs
 ) -> None:
-  """Fits a method and evaluates it; leaves what evaluation.evaluate does.
+  """Fits a method and evaluates it; leaves what evaluate.evaluate does.
 
   Writes config.json, predictions.csv, predictions_validation.csv and
   evaluation.json, whose 'seconds' has 'pretraining' and 'training' too.

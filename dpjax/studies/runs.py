@@ -232,7 +232,7 @@ def pretrain(task: Task) -> None:
   """Runs the stage I that a task needs, unless it is there.
 
   Raises:
-    What train.train raises. A divergence is recorded, and raised again without
+    What loop.train raises. A divergence is recorded, and raised again without
     training.
   """
   folder = task.pretraining
@@ -242,7 +242,7 @@ def pretrain(task: Task) -> None:
   record = None
   if (folder / 'config.json').is_file():
     record = record_lib.load(folder / 'config.json')
-  # On a set elsewhere train.train tells whether it is the same one.
+  # On a set elsewhere loop.train tells whether it is the same one.
   if (folder / 'finished').exists() and (
     record is None or _same_path(record.data.path, config.data.path)
   ):
@@ -283,7 +283,7 @@ def _failure(folder):
 
 def check(task: Task) -> None:
   """Raises UserError where the task was done with another config."""
-  # A run that has left nothing may be begun anew (train.train).
+  # A run that has left nothing may be begun anew (loop.train).
   kept = (task.workdir / 'evaluation.json').exists() or (
     checkpoint.has_checkpoint(task.workdir)
   )
@@ -326,7 +326,7 @@ def _result(task):
     record.evaluate.to_dict() == given == wanted.to_dict()
     and result['split'] == wanted.split
     and result['checkpoint'] in (wanted.checkpoint, None)
-    # data.path may change in a run, the set may not: train.train tells.
+    # data.path may change in a run, the set may not: loop.train tells.
     and _same_path(record.data.path, task.config.data.path)
     and _same_path(result['data'], wanted.path or task.config.data.path)
   )
@@ -348,7 +348,7 @@ def run(task: Task, work: Callable[[Task], None] | None = None) -> Run:
 
   Raises:
     UserError: one line: the task was done with another config; and what
-      train.train and evaluation.evaluate raise.
+      loop.train and evaluate.evaluate raise.
     Stopped: after a signal, with everything saved.
   """
   check(task)

@@ -45,7 +45,7 @@ def make_config(**changes):
 
 
 class Fake:
-  """train.train and evaluation.evaluate, as far as a study sees them.
+  """loop.train and evaluate.evaluate, as far as a study sees them.
 
   Attributes:
     calls: (what, folder under the study's workdir), in order.

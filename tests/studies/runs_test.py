@@ -137,7 +137,7 @@ def test_what_was_trained_and_not_evaluated_is_evaluated(tmp_path, fake):
   assert runs.look(task).state == 'missing'
   fake.calls.clear()
   assert runs.run(task).state == 'finished'
-  # train.train finds nothing left to do there.
+  # loop.train finds nothing left to do there.
   assert fake.calls == [('retrain', 'seed0/row'), ('evaluate', 'seed0/row')]
 
 
@@ -189,7 +189,7 @@ def test_runs_on_a_set_elsewhere_ask_training_whether_it_is_the_same(
   fake.calls.clear()
   moved = make_task(tmp_path, data__path='elsewhere')
   assert runs.look(moved).state == 'missing'
-  # train.train refuses another set (tests/training/loop_test.py).
+  # loop.train refuses another set (tests/training/loop_test.py).
   fake.fails['seed0/pretrain'] = ValueError('not the set')
   with pytest.raises(ValueError, match='not the set'):
     runs.run(moved)
