@@ -206,7 +206,7 @@ def _evaluate(config, workdir):
   written = pathlib.Path(result['workdir'])
   files = ['evaluation.json', 'predictions.csv']
   if _AGAINST.value:
-    found = against.compare(
+    found = against.compare_runs(
       written, _AGAINST.value, resamples=config.evaluate.resamples,
       seed=config.evaluate.seed,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from dpjax.evaluation import files, localisation
 from dpjax.metrics import predictions, resampling, significance
 
 
-def compare(
+def compare_runs(
   workdir_a: str | pathlib.Path,
   workdir_b: str | pathlib.Path,
   *,
@@ -45,8 +45,8 @@ def compare(
       f' {", ".join(result_b["class_names"])} and those of {a} are'
       f' {", ".join(names)}'
     )
-  ids_a, labels, p_a = _sorted(a)
-  ids_b, labels_b, p_b = _sorted(b)
+  ids_a, labels, p_a = _sorted(a, len(names))
+  ids_b, labels_b, p_b = _sorted(b, len(names))
   if ids_a != ids_b:
     apart = len(set(ids_a) ^ set(ids_b))
     raise UserError(
@@ -85,15 +85,21 @@ def compare(
 
 
 def write(found: dict[str, Any]) -> pathlib.Path:
-  """Writes what `compare` found as against.json into a's workdir."""
+  """Writes what `compare_runs` found as against.json into a's workdir."""
   file = pathlib.Path(found['a']) / files.AGAINST
   atomic.write_json(file, found)
   return file
 
 
-def _sorted(workdir):
+def _sorted(workdir, num_classes):
   """predictions.csv in the order of the ids: equal draws for equal images."""
-  ids, labels, found = predictions.read_predictions(workdir / files.PREDICTIONS)
+  file = workdir / files.PREDICTIONS
+  ids, labels, found = predictions.read_predictions(file)
+  if found.shape[1] != num_classes:
+    raise UserError(
+      f'{file}: {found.shape[1]} classes, where {files.EVALUATION} beside it'
+      f' names {num_classes}; run evaluate there again'
+    )
   order = np.argsort(ids)
   return [ids[i] for i in order], labels[order], found[order]
 

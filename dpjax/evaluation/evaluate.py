@@ -329,12 +329,13 @@ def _localise(restored, workdir):
   step = explain.compile_maps(restored.run, target, stage)
 
   def find_maps(rows):
-    return restored.run.collect(step, restored.state, rows, settings.batch_size)
+    maps = restored.run.collect(step, restored.state, rows, settings.batch_size)
+    if not all(np.isfinite(value).all() for value in maps.values()):
+      raise UserError(f'{workdir}: its maps are not finite; has it diverged?')
+    return maps
 
   shown = explain.to_explain(split, settings.seed)
   maps = find_maps(shown)
-  if not all(np.isfinite(value).all() for value in maps.values()):
-    raise UserError(f'{workdir}: its maps are not finite; has it diverged?')
   with (
     atomic.replacing(workdir / files.MAPS) as temporary,
     open(temporary, 'wb') as file,

@@ -20,6 +20,7 @@ import numpy as np
 
 from dpjax import atomic
 from dpjax.errors import UserError
+from dpjax.metrics import resampling
 
 
 class Title(NamedTuple):
@@ -215,7 +216,12 @@ def summarise(
       name: None if means[name] is None else float(np.mean(value))
       for name, value in scores.items()
     },
-    {name: _interval(value, level) for name, value in means.items()},
+    {
+      name: None
+      if value is None
+      else resampling.percentile_interval(value, level)
+      for name, value in means.items()
+    },
   )
 
 
@@ -377,10 +383,8 @@ def _resampled_means(
   scores: Mapping[str, np.ndarray], resamples, seed, level
 ) -> dict[str, np.ndarray | None]:
   """{score: (R,) means of resamples, or None}: the same ones of each score."""
-  if resamples < 1:
-    raise ValueError(f'resamples is {resamples}: it must be 1 or more')
-  if not 0 < level < 1:
-    raise ValueError(f'level is {level}: it must lie between 0 and 1')
+  resampling.check_resamples(resamples)
+  resampling.check_level(level)
   defined = {
     name: np.asarray(value, np.float64)
     for name, value in scores.items()
@@ -398,10 +402,3 @@ def _resampled_means(
     rows = rng.integers(count, size=(min(step, resamples - start), count))
     drawn.append(table[rows].mean(axis=1))
   return means | dict(zip(defined, np.concatenate(drawn).T, strict=True))
-
-
-def _interval(values, level):
-  if values is None:
-    return None
-  low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-  return [float(low), float(high)]

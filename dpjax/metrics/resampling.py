@@ -77,7 +77,8 @@ def bootstrap_intervals(
   Clopper and Pearson (1934), Biometrika 26, 404-413.
   """
   labels, probabilities = predictions.check(labels, probabilities)
-  _check_resampling(resamples, level)
+  check_resamples(resamples)
+  check_level(level)
   score = scores.scorer(
     labels,
     probabilities,
@@ -145,7 +146,8 @@ def paired_bootstrap(
   checked_labels, *models = checked_pair(
     labels, probabilities_a, probabilities_b
   )
-  _check_resampling(resamples, level)
+  check_resamples(resamples)
+  check_level(level)
   scorers = [
     scores.scorer(
       checked_labels,
@@ -175,7 +177,10 @@ def paired_bootstrap(
   }
 
 
-def checked_pair(labels, probabilities_a, probabilities_b):
+def checked_pair(
+  labels: np.ndarray, probabilities_a: np.ndarray, probabilities_b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """predictions.check of two models on the same images; their classes, too."""
   models = []
   for name, probabilities in ('a', probabilities_a), ('b', probabilities_b):
     try:
@@ -191,13 +196,14 @@ def checked_pair(labels, probabilities_a, probabilities_b):
   return checked, *models
 
 
-def _check_resampling(resamples: int, level: float) -> None:
+def check_resamples(resamples: int) -> None:
+  """Raises ValueError if there is none."""
   if resamples < 1:
     raise ValueError(f'resamples must be at least 1, not {resamples}')
-  check_level(level)
 
 
 def check_level(level: float) -> None:
+  """Raises ValueError if it is no share."""
   if not 0 < level < 1:
     raise ValueError(f'level must lie between 0 and 1, not {level}')
 

@@ -291,7 +291,7 @@ def subgroups(section: page.Section, report_data: ReportData) -> None:
 def comparison(section: page.Section, report_data: ReportData) -> None:
   """Paired differences: the first run minus each other one."""
   first, *others = report_data.runs
-  found, said = [], []  # (title, other, against.compare's); why none
+  found, said = [], []  # (title, other, against.compare_runs's); why none
   for other in others:
     result = _compare(first, other, report_data)
     if isinstance(result, str):
@@ -355,12 +355,12 @@ def _compared(result):
 
 
 def _compare(run, other, report_data):
-  """against.compare of run minus other; or why not, a line."""
+  """against.compare_runs of run minus other; or why not, a line."""
   for one in (run, other):
     if one.probabilities is None or one.evaluation is None:
       return f'{one.name} has no whole evaluation'
   try:
-    return against.compare(
+    return against.compare_runs(
       run.workdir,
       other.workdir,
       resamples=report_data.resamples,

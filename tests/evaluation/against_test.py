@@ -2,10 +2,12 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+from dpjax.errors import UserError
 from dpjax.evaluation import against, files, text
 from dpjax.metrics import predictions, scores
 
@@ -37,7 +39,7 @@ def write_run(workdir, seed, *, ids=None, labels=None, names=NAMES, maps=True):
 
 
 def compare(a, b):
-  return against.compare(a, b, resamples=200, seed=0)
+  return against.compare_runs(a, b, resamples=200, seed=0)
 
 
 def test_the_difference_is_that_of_the_two_whatever_the_order_of_rows(tmp_path):
@@ -100,7 +102,7 @@ def test_runs_on_other_images_labels_or_classes_are_refused(
 ):
   a, _ = write_run(tmp_path / 'a', 1)
   b, _ = write_run(tmp_path / 'b', 0, **changes)
-  with pytest.raises(ValueError, match=words) as error:
+  with pytest.raises(UserError, match=words) as error:
     compare(a, b)
   assert '\n' not in str(error.value)
 
@@ -112,15 +114,25 @@ def test_a_run_that_is_not_evaluated_is_refused(content, tmp_path):
   (b / files.EVALUATION).unlink()
   if content:
     (b / files.EVALUATION).write_text(content)
-  with pytest.raises(ValueError, match='run evaluate there first'):
+  with pytest.raises(UserError, match='run evaluate there first'):
     compare(a, b)
+
+
+def test_predictions_of_another_evaluation_are_refused(tmp_path):
+  a, _ = write_run(tmp_path / 'a', 1)
+  b, _ = write_run(tmp_path / 'b', 0)
+  c, _ = write_run(tmp_path / 'c', 0, names=['0', '1', '2', '3'])
+  shutil.copy(c / files.PREDICTIONS, b)
+  with pytest.raises(UserError, match=r'csv: 4 classes, .* names 3; run') as e:
+    compare(a, b)
+  assert str(b / files.PREDICTIONS) in str(e.value)
 
 
 def test_a_run_of_an_earlier_version_is_told_so(tmp_path):
   a, _ = write_run(tmp_path / 'a', 1)
   b, _ = write_run(tmp_path / 'b', 0)
   (b / files.EVALUATION).write_text(json.dumps({'scores': {}}))
-  with pytest.raises(ValueError, match='no class_names: it is of another'):
+  with pytest.raises(UserError, match='no class_names: it is of another'):
     compare(a, b)
 
 
@@ -129,5 +141,5 @@ def test_maps_of_other_images_are_no_pairs(tmp_path):
   b, _ = write_run(tmp_path / 'b', 0)
   file = b / files.LOCALISATION
   file.write_text(file.read_text().replace('image-0,', 'image-60,'))
-  with pytest.raises(ValueError, match='2 images have boxes either'):
+  with pytest.raises(UserError, match='2 images have boxes either'):
     compare(a, b)

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
+from dpjax.errors import UserError
 from dpjax.evaluation import localisation
 
 SIZE = 24
@@ -351,9 +352,9 @@ def test_pairs_of_other_lengths_and_impossible_resamples_are_refused():
   a, b = {'iou': np.ones(3)}, {'iou': np.ones(4)}
   with pytest.raises(ValueError, match='iou of 3 images against 4'):
     localisation.paired(a, b, resamples=10, seed=0)
-  with pytest.raises(ValueError, match='resamples is 0'):
+  with pytest.raises(ValueError, match='resamples must be at least 1, not 0'):
     localisation.summarise(a, resamples=0, seed=0)
-  with pytest.raises(ValueError, match='level is 95'):
+  with pytest.raises(ValueError, match='level must lie between 0 and 1'):
     localisation.summarise(a, resamples=10, seed=0, level=95)
 
 
@@ -381,6 +382,6 @@ def test_scores_come_back_from_their_file_in_the_order_of_the_ids(tmp_path):
 def test_a_broken_file_of_scores_is_one_line(content, tmp_path):
   file = tmp_path / 'localisation.csv'
   file.write_bytes(content)
-  with pytest.raises(ValueError, match='no readable scores of maps') as caught:
+  with pytest.raises(UserError, match='no readable scores of maps') as caught:
     localisation.read_scores(file)
   assert str(file) in str(caught.value) and '\n' not in str(caught.value)
