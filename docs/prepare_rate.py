@@ -18,8 +18,7 @@ import time
 from PIL import Image
 
 from dpjax import machine
-from dpjax.data import radiograph
-from dpjax.data.decode import raster
+from dpjax.data.decode import image_file
 from dpjax.data.prepare import build
 from dpjax.data.sources import phantom
 
@@ -67,17 +66,17 @@ def write_files(folder):
 
 def decode(files):
   """Images/s of decoding alone, on one core."""
-  raster.read(str(files[0]))
+  image_file.read(str(files[0]))
   began = time.perf_counter()
   for file in files * 4:
-    raster.read(str(file))
+    image_file.read(str(file))
   return 4 * len(files) / (time.perf_counter() - began)
 
 
 def prepare(files, count, path, cores):
   """Images/s of a whole prepare."""
   records = [
-    radiograph.from_file(
+    files.record(
       files[i % len(files)], id=str(i), label=i % 5, group=str(i % len(files))
     )
     for i in range(count)

@@ -1,17 +1,12 @@
 """The one record that every reader yields."""
 
 import dataclasses
-import functools
-import os
-import pathlib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
-from dpjax.data.decode import raster
-from dpjax.errors import UserError
+from dpjax.errors import SourceFault
 
 Box = tuple[float, float, float, float]
 
@@ -71,7 +66,7 @@ class Radiograph:
       boxes (K, 4) float32, and how many of them stuck out.
 
     Raises:
-      UserError: nothing of a box lies in the frame, or it is not finite.
+      SourceFault: nothing of a box lies in the frame, or it is not finite.
     """
     if not self.boxes:
       return np.zeros((0, 4), np.float32), 0
@@ -82,35 +77,12 @@ class Radiograph:
     good = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
     if not good.all():
       box = self.boxes[int(np.argmin(good))]
-      raise UserError(
+      raise SourceFault(
         f'nothing of box {box} lies in the frame of {frame[0]:g} x {frame[1]:g}'
       )
     # Rounding of the csv's decimals is not sticking out.
     out = (np.abs(clipped - boxes) > 1e-4).any(axis=1).sum()
     return clipped, int(out)
-
-
-def from_file(file: pathlib.Path, id: str, **fields: Any) -> Radiograph:
-  """A record of an image file; boxes in its pixels unless `frame` is given.
-
-  Args:
-    file: the image.
-    id: of the record.
-    **fields: the record's other fields.
-  """
-  status = os.stat(file)
-  fields.setdefault('frame', None)
-  return Radiograph(
-    id=id,
-    pixels=functools.partial(raster.read, str(file)),
-    # Only a DICOM file says more than its pixels.
-    header=None
-    if raster.SUFFIXES.get(file.suffix.lower(), 'DICOM') != 'DICOM'
-    else functools.partial(raster.header, str(file)),
-    stamp=f'{status.st_size} {status.st_mtime_ns}',
-    file=str(file),
-    **fields,
-  )
 
 
 def age(text: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dpjax.data import radiograph
+from dpjax.data.sources import files
 
 
 def noise(*shape):
@@ -89,21 +90,21 @@ def test_a_record_of_a_file_travels_and_reads_its_pixels(tmp_path):
   pixels = noise(20, 30)
   file = tmp_path / 'älter 1.png'
   cv2.imwrite(str(file), pixels)
-  made = radiograph.from_file(
+  made = files.record(
     file, 'train/1', boxes=((1, 2, 3, 4),), split='test', group='patient 7'
   )
   assert (made.id, made.group, made.split) == ('train/1', 'patient 7', 'test')
   assert made.frame is None and made.file == str(file)
   read = pickle.loads(pickle.dumps(made))
   np.testing.assert_array_equal(read.pixels(), pixels)
-  of_1024 = radiograph.from_file(file, 'x', frame=(1024, 1024))
+  of_1024 = files.record(file, 'x', frame=(1024, 1024))
   assert of_1024.frame == (1024, 1024)
 
 
 def test_only_of_a_file_that_may_be_dicom_is_a_header_read(tmp_path):
   def header(name):
     (tmp_path / name).write_bytes(b'')
-    made = radiograph.from_file(tmp_path / name, 'x')
+    made = files.record(tmp_path / name, 'x')
     return pickle.loads(pickle.dumps(made)).header
 
   assert header('a.PNG') is None and header('a.jpeg') is None
@@ -115,7 +116,7 @@ def test_only_of_a_file_that_may_be_dicom_is_a_header_read(tmp_path):
 
 def test_the_stamp_changes_with_the_file_and_not_with_its_place(tmp_path):
   def stamp(file):
-    return radiograph.from_file(file, 'x').stamp
+    return files.record(file, 'x').stamp
 
   file = tmp_path / 'a.png'
   cv2.imwrite(str(file), noise(20, 30))

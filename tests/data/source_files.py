@@ -8,10 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from dpjax.data import radiograph
-from dpjax.data.decode import raster
+from dpjax.data.decode import image_file
 from dpjax.data.prepare import build
-from dpjax.data.sources import tables
+from dpjax.data.sources import files, tables
 from dpjax.errors import SourceFault
 
 SIZE = 32
@@ -32,7 +31,7 @@ def make_records(folder, count=60):
     cv2.imwrite(str(file), pixels)
     boxes = ((1.0, 2.0, 11.0, 17.0), (12.0, 3.0, 19.0, 20.0))[: i % 3]
     records.append(
-      radiograph.from_file(
+      files.record(
         file, f'exam {i}', boxes=boxes, group=f'p{i // 2}', label=i % 3
       )
     )
@@ -68,7 +67,7 @@ def refusal(read, *arguments, **options):
 def image_refusal(path):
   """The one line of a fault that reading an image file ends in."""
   with pytest.raises(ValueError) as caught:
-    raster.read(str(path))
+    image_file.read(str(path))
   line = str(caught.value)
   assert isinstance(caught.value, SourceFault)
   assert line.startswith(f'{path}: ') and '\n' not in line and len(line) < 400

@@ -1,52 +1,23 @@
-"""An image file as 8-bit grey levels: PNG, JPEG, TIFF, BMP or DICOM.
-
-Pillow and pydicom are imported when the first file is read: training reads
-prepared sets and needs neither.
-"""
+"""PNG, JPEG, TIFF and BMP files, decoded by Pillow."""
 
 import contextlib
-import logging
-import os
-import re
-import stat
-import threading
+import dataclasses
+import struct
 import warnings
-from collections.abc import Iterator
+import zlib
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from dpjax.errors import SourceFault, printable
+from dpjax.data.decode import formats
+from dpjax.errors import SourceFault
 
-# Checked before anything is decoded. The largest films are about 30 million.
-MAX_PIXELS = 100_000_000
-
-_BEGINNINGS = {
-  b'\x89PNG\r\n\x1a\n': 'PNG',
-  b'\xff\xd8\xff': 'JPEG',
-  b'II*\0': 'TIFF',
-  b'MM\0*': 'TIFF',
-  b'II+\0': 'TIFF',  # of more than 4 GiB
-  b'MM\0+': 'TIFF',
-  b'BM': 'BMP',
-}
-# What names say of the content. The last three formats are not read, but a set
-# that has them must not lose them in silence.
-SUFFIXES = {
-  '.png': 'PNG',
-  '.jpg': 'JPEG',
-  '.jpeg': 'JPEG',
-  '.jpe': 'JPEG',
-  '.jfif': 'JPEG',
-  '.tif': 'TIFF',
-  '.tiff': 'TIFF',
-  '.bmp': 'BMP',
-  '.dcm': 'DICOM',
-  '.dicom': 'DICOM',
-  '.dic': 'DICOM',
-  '.gif': 'GIF',
-  '.webp': 'WebP',
-  '.jp2': 'JPEG 2000',
-}
+# What Pillow raises of broken files: its plugins check little of what they
+# read, so a field that lies becomes an index, a key or a unit that is none.
+_ERRORS = (EOFError, IndexError, KeyError, OSError, OverflowError, SyntaxError,
+           TypeError, ValueError, Warning, ZeroDivisionError, struct.error,
+           zlib.error)  # fmt: skip
+_pillow = formats.broken(*_ERRORS)
 
 _ORIENTATION, _PHOTOMETRIC = 0x112, 0x106  # tags of EXIF and TIFF
 _UPRIGHT = {
@@ -59,173 +30,62 @@ _UPRIGHT = {
   8: lambda stored: stored[:, ::-1].T,
 }
 
-_STDERR = threading.Lock()  # held while it leads nowhere
+
+@dataclasses.dataclass(frozen=True)
+class _Decoded:
+  """What Pillow makes of a file.
+
+  Attributes:
+    levels: (H, W), of any type.
+    alpha: (H, W) uint8, or None: opaque.
+    turn: the EXIF orientation that is still to be obeyed, or None.
+    white_is_0: the smallest level is white.
+  """
+
+  levels: np.ndarray
+  alpha: np.ndarray | None
+  turn: int | None
+  white_is_0: bool
 
 
-def read(path: str) -> np.ndarray:
-  """The grey levels of an image file, turned upright.
+def read(path: str, format: str) -> np.ndarray:
+  """The grey levels of a file, turned upright.
 
-  What a file is, its content says. 8 bits stay as they are. Of 16 bits those
-  are kept that matter: all levels are shifted right by what brings the largest
-  from 10, 12, 14 or 16 bits to 8, as many files hold 12 bits in 16. Floating
-  point is scaled by its own range. Colours become their luma (ITU-R BT.601)
-  and transparent parts black, as air is. An EXIF orientation is obeyed, unless
-  its block is broken.
+  8 bits stay as they are. Of 16 bits those are kept that matter: all levels are
+  shifted right by what brings the largest from 10, 12, 14 or 16 bits to 8, as
+  many files hold 12 bits in 16. Floating point is scaled by its own range.
+  Colours become their luma (ITU-R BT.601) and transparent parts black, as air
+  is. An EXIF orientation is obeyed, unless its block is broken.
 
   Args:
     path: the file.
+    format: its content's: 'PNG', 'JPEG', 'TIFF' or 'BMP'.
 
   Returns:
     (H, W) uint8, 0 black.
 
   Raises:
-    SourceFault: it is no whole image of these formats, has another format's
-      suffix, several frames or more than `MAX_PIXELS`: one line.
-    ImportError: it is a DICOM file, and what that takes is not installed.
+    SourceFault: it is no whole image of one frame of at most
+      `formats.MAX_PIXELS`: the reason.
   """
-  with one_line(path):
-    format = _checked_kind(path)
-    if format != 'DICOM':
-      return _decoded(path, format)
-  from dpjax.data.decode import dicom
-
-  return dicom.read(path)
-
-
-def header(path: str) -> dict[str, str]:
-  """What a file says of its patient: `dicom.header`; {} if it is no DICOM.
-
-  Raises:
-    SourceFault, ImportError: as in `read`.
-  """
-  with one_line(path):
-    if _checked_kind(path) != 'DICOM':
-      return {}
-  from dpjax.data.decode import dicom
-
-  return dicom.header(path)
+  with formats.opened(path) as file:
+    image = _opened(file, format)
+    formats.check_size(*image.size)
+    frames = _frames(image)
+    if frames != 1:
+      raise SourceFault(f'{frames} frames; wanted one')
+    if _is_deep_colour(image):
+      raise SourceFault('16 bits a channel in colour or with alpha; wanted 8')
+    decoded = _decoded(image, format)
+  grey = _grey(decoded)
+  if decoded.turn in _UPRIGHT:
+    grey = np.ascontiguousarray(_UPRIGHT[decoded.turn](grey))
+  return grey
 
 
-def kind(path: str | os.PathLike) -> str | None:
-  """The format that a file begins like, whatever its name is.
-
-  Args:
-    path: the file.
-
-  Returns:
-    'PNG', 'JPEG', 'TIFF', 'BMP', 'DICOM', or None: none of them, or no file
-    that can be read.
-  """
-  try:
-    return _format(_start(path))
-  except (OSError, ValueError):
-    return None
-
-
-def check_size(width: int, height: int) -> None:
-  """Refuses an image that is too large to decode, or empty.
-
-  Raises:
-    SourceFault: it is.
-  """
-  if width < 1 or height < 1:
-    raise SourceFault(f'{width} x {height} pixels; wanted at least one')
-  if width * height > MAX_PIXELS:
-    raise SourceFault(
-      f'{width} x {height} pixels; wanted at most {MAX_PIXELS:,} in all'
-    )
-
-
-@contextlib.contextmanager
-def one_line(path: str) -> Iterator[None]:
-  """Turns what the block raises or warns of into one line; mutes its logging.
-
-  Raises:
-    SourceFault: '{path}: {reason}'.
-    ImportError: as the block raises it: no fault of the file.
-  """
-  loggers = [logging.getLogger(n) for n in ('PIL', 'pydicom', 'pylibjpeg')]
-  levels = [logger.level for logger in loggers]
-  try:
-    for logger in loggers:
-      logger.setLevel(logging.CRITICAL + 1)
-    with warnings.catch_warnings():
-      warnings.simplefilter('error')
-      yield
-  except ImportError:
-    raise
-  except Exception as error:
-    # Names of files, texts in them and libraries may say anything.
-    line = printable(f'{path}: {_reason(error)}')
-    raise SourceFault(line) from error
-  finally:
-    for logger, level in zip(loggers, levels, strict=True):
-      logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-  """Keeps C libraries from the standard error of the process for a block.
-
-  What is more than a warning an exception says again.
-  """
-  # A second thread would take the first one's nowhere for what is to be kept.
-  with _STDERR:
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-      os.dup2(nowhere, 2)
-      yield
-    finally:
-      os.dup2(kept, 2)
-      os.close(nowhere)
-      os.close(kept)
-
-
-def _reason(error):
-  if isinstance(error, MemoryError):
-    return 'takes more memory than there is'
-  if isinstance(error, OSError) and error.strerror:
-    return f'cannot be read: {error.strerror}'
-  said = ' '.join(str(error).split())[:200] or type(error).__name__
-  if isinstance(error, SourceFault):
-    return said
-  cut = re.search('truncated|less than expected', said, re.IGNORECASE)
-  return f'{"cut short" if cut else "broken"} ({said})'
-
-
-def _start(path):
-  """The bytes that tell the format of a file."""
-  mode = os.stat(path).st_mode
-  if stat.S_ISDIR(mode):
-    raise SourceFault('a folder; wanted an image file')
-  if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
-    raise SourceFault('no regular file')
-  with open(path, 'rb') as file:
-    return file.read(132)
-
-
-def _format(start):
-  if start[128:] == b'DICM':  # first: what comes before is free, even a TIFF
-    return 'DICOM'
-  formats = (f for begin, f in _BEGINNINGS.items() if start.startswith(begin))
-  return next(formats, None)
-
-
-def _checked_kind(path):
-  """The format of a file by its content, which its suffix must not deny."""
-  start = _start(path)
-  if not start:
-    raise SourceFault('empty')
-  format = _format(start)
-  if format is None:
-    raise SourceFault('no PNG, JPEG, TIFF, BMP or DICOM file')
-  suffix = os.path.splitext(path)[1]
-  if SUFFIXES.get(suffix.lower(), format) != format:
-    raise SourceFault(f'holds a {format} but is named {suffix}; rename it')
-  return format
-
-
-def _decoded(path, format):
+@_pillow
+def _opened(file: BinaryIO, format: str) -> Any:
+  """The Pillow image of a file; its pixels are not decoded yet."""
   from PIL import Image
   from PIL.BmpImagePlugin import BmpImageFile
   from PIL.JpegImagePlugin import JpegImageFile
@@ -247,47 +107,56 @@ def _decoded(path, format):
     # broken block would take a whole image with it.
     def getexif(self):
       exif = Image.Exif()
-      with contextlib.suppress(Exception), warnings.catch_warnings():
+      with contextlib.suppress(*_ERRORS), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         exif[_ORIENTATION] = super().getexif().get(_ORIENTATION)
       return exif
 
   # Of a path Pillow would map the file: a TIFF on its side comes out garbled.
-  with open(path, 'rb') as file, Decoder(file) as opened:
-    check_size(*opened.size)
-    if getattr(opened, 'is_animated', False):
-      raise SourceFault(f'{opened.n_frames} frames; wanted one')
-    deep_colour = ';16' in str(opened.tile) and opened.mode[0] != 'I'
-    if deep_colour:  # Pillow drops the lower 8 bits, which may be all there is
-      raise SourceFault('16 bits a channel in colour or with alpha; wanted 8')
-    white_is_0 = format == 'TIFF' and opened.tag_v2.get(_PHOTOMETRIC) == 0
-    with silent() if format == 'TIFF' else contextlib.nullcontext():
-      opened.load()
-    # Pillow turns a TIFF by itself, and the others not.
-    turn = 1 if format == 'TIFF' else opened.getexif().get(_ORIENTATION)
-    grey = _grey(opened, white_is_0)
-  if turn in _UPRIGHT:
-    grey = np.ascontiguousarray(_UPRIGHT[turn](grey))
-  return grey
+  return Decoder(file)
 
 
-def _grey(opened, white_is_0):
-  """(H, W) uint8 of a Pillow image of any mode."""
-  if opened.mode in ('I', 'I;16', 'I;16B'):
-    deep = np.asarray(opened)
-    if 'transparency' in opened.info:
-      deep = np.where(deep == opened.info['transparency'], 0, deep)
-    grey = _eight_bits(deep)
-    # Pillow sees to it in 1 and 8 bits only.
-    return 255 - grey if white_is_0 else grey
-  if opened.mode == 'F':
-    return _stretched(np.asarray(opened))
-  if opened.has_transparency_data:
-    opened = opened.convert('RGBA')
-    grey = np.asarray(opened.convert('L')).astype(np.uint16)
-    alpha = np.asarray(opened.getchannel('A'))
-    return ((grey * alpha + 127) // 255).astype(np.uint8)
-  return np.asarray(opened if opened.mode == 'L' else opened.convert('L'))
+@_pillow
+def _frames(image):
+  return image.n_frames if getattr(image, 'is_animated', False) else 1
+
+
+@_pillow
+def _is_deep_colour(image):
+  """Whether Pillow drops the lower 8 bits, which may be all there is."""
+  return ';16' in str(image.tile) and image.mode[0] != 'I'
+
+
+@_pillow
+def _decoded(image, format):
+  white_is_0 = format == 'TIFF' and image.tag_v2.get(_PHOTOMETRIC) == 0
+  with formats.silent() if format == 'TIFF' else contextlib.nullcontext():
+    image.load()
+  # Pillow turns a TIFF by itself, and the others not.
+  turn = None if format == 'TIFF' else image.getexif().get(_ORIENTATION)
+  alpha = None
+  if image.mode in ('I', 'I;16', 'I;16B', 'F'):
+    levels = np.asarray(image)
+    if 'transparency' in image.info and image.mode != 'F':
+      levels = np.where(levels == image.info['transparency'], 0, levels)
+  else:
+    if image.has_transparency_data:
+      image = image.convert('RGBA')
+      alpha = np.asarray(image.getchannel('A'))
+    levels = np.asarray(image if image.mode == 'L' else image.convert('L'))
+    white_is_0 = False  # Pillow sees to it in 1 and 8 bits.
+  return _Decoded(levels, alpha, turn, white_is_0)
+
+
+def _grey(decoded):
+  """(H, W) uint8 of levels of any type."""
+  levels = decoded.levels
+  if np.issubdtype(levels.dtype, np.floating):
+    return _stretched(levels)
+  grey = levels if levels.dtype == np.uint8 else _eight_bits(levels)
+  if decoded.alpha is not None:
+    grey = (grey.astype(np.uint16) * decoded.alpha + 127) // 255
+  return 255 - grey if decoded.white_is_0 else grey.astype(np.uint8, copy=False)
 
 
 def _eight_bits(deep):

@@ -262,12 +262,13 @@ def _locked(partial):
   partial.mkdir(parents=True, exist_ok=True)
   folder = os.open(partial, os.O_RDONLY)
   try:
-    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+      fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(
+        f'another prepare is at work in {partial}; wait for it, or end it'
+      ) from error
     yield
-  except BlockingIOError as error:
-    raise UserError(
-      f'another prepare is at work in {partial}; wait for it, or end it'
-    ) from error
   finally:
     os.close(folder)
 

@@ -122,6 +122,7 @@ def _mark(task):
 def _run_beam(work, tasks, runner, options):
   try:
     import apache_beam as beam
+    import grpc
     from apache_beam.options import pipeline_options
   except ImportError as error:
     raise UserError(
@@ -137,7 +138,13 @@ def _run_beam(work, tasks, runner, options):
         | beam.Reshuffle()
         | beam.Map(_attempt, work)
       )
-  except (Exception, SystemExit) as error:  # Of Beam: no such runner, option.
+  except (
+    # Of Beam: no such runner or option, or the runner gives up.
+    AttributeError, ImportError, OSError, RuntimeError, SystemExit, ValueError,
+    beam.error.BeamError, grpc.RpcError,
+  ) as error:  # fmt: skip
+    if any(_bug_file(task).is_file() for task in tasks):
+      raise
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise UserError(
       f'--beam_runner={runner} --beam_options={",".join(options)}: {line}'
@@ -151,15 +158,24 @@ def _run_beam(work, tasks, runner, options):
 def _attempt(task, work):
   """Does one task; what is wrong with it goes into a file.
 
-  Beam would try again, and hand the error on with its own around it.
+  Beam would try again, and hand the error on with its own around it. So it does
+  with a bug of ours, whose mark says that it is none of Beam's errors.
   """
-  fault = _fault_file(task)
-  fault.unlink(missing_ok=True)
+  fault, bug = _fault_file(task), _bug_file(task)
+  for file in (fault, bug):
+    file.unlink(missing_ok=True)
   try:
     work(*task)
-  except (ValueError, OSError, ImportError) as error:
+  except (UserError, OSError, ImportError) as error:
     fault.write_text(str(error))
+  except BaseException:
+    bug.touch()
+    raise
 
 
 def _fault_file(task):
   return pathlib.Path(f'{task[1]}.fault')
+
+
+def _bug_file(task):
+  return pathlib.Path(f'{task[1]}.bug')

@@ -76,9 +76,9 @@ def decode_block(
           pixels = record.pixels()
           header = dict(record.header() if record.header else {})
           found, out = record.unit_boxes(*pixels.shape)
-        except ValueError as error:
-          reason = str(error).removeprefix(f'{place}: ')
-          raise SourceFault(reason) from error
+        except SourceFault as fault:
+          reason = str(fault).removeprefix(f'{place}: ')
+          raise SourceFault(reason) from fault
         squared, found = square(pixels, found, size, fit)
         stream.write(squared.tobytes())
         kept.append(i)

@@ -181,7 +181,7 @@ def _read_images(file, items, faults, files, patient):
           raise SourceFault('two images have this id')
         if image in owner:
           raise SourceFault(f'two images are of {_name(item)}')
-        images[id] = radiograph.from_file(
+        images[id] = files_lib.record(
           image,
           _name(item),
           group=patient[image],

@@ -88,7 +88,7 @@ def _read_part(source, part, split, faults):
           ' the label counts them'
         )
       records.append(
-        radiograph.from_file(
+        files.record(
           file,
           id,
           boxes=found,

@@ -2,13 +2,16 @@
 
 import collections
 import contextlib
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
-from dpjax.data.decode import raster
+from dpjax.data import radiograph
+from dpjax.data.decode import formats, image_file
 from dpjax.data.sources import tables
-from dpjax.errors import SourceFault, UserError
+from dpjax.errors import SourceFault, UserError, printable
 
 
 class Files:
@@ -123,13 +126,37 @@ class Files:
         faults.add(file, f'no row of {table} names it')
 
 
+def record(file: pathlib.Path, id: str, **fields: Any) -> radiograph.Radiograph:
+  """A record of an image file; boxes in its pixels unless `frame` is given.
+
+  Args:
+    file: the image.
+    id: of the record.
+    **fields: the record's other fields.
+  """
+  status = os.stat(file)
+  fields.setdefault('frame', None)
+  # Only a DICOM file says more than its pixels.
+  may_be_dicom = formats.SUFFIXES.get(file.suffix.lower(), 'DICOM') == 'DICOM'
+  return radiograph.Radiograph(
+    id=id,
+    pixels=functools.partial(image_file.read, str(file)),
+    header=functools.partial(image_file.header, str(file))
+    if may_be_dicom
+    else None,
+    stamp=f'{status.st_size} {status.st_mtime_ns}',
+    file=str(file),
+    **fields,
+  )
+
+
 def _known(file):
-  return file.suffix.lower() in raster.SUFFIXES
+  return file.suffix.lower() in formats.SUFFIXES
 
 
 def _is_image(file):
   # A text may well begin with the two letters of a BMP.
-  return _known(file) or raster.kind(file) not in (None, 'BMP')
+  return _known(file) or formats.kind(file) not in (None, 'BMP')
 
 
 def _walk(start):
@@ -147,5 +174,6 @@ def _walk(start):
         if not hidden and file.is_file() and _is_image(file):
           yield file
   except OSError as error:  # its images would be missing in silence
-    with raster.one_line(error.filename):
-      raise
+    raise SourceFault(
+      printable(f'{error.filename}: cannot be read: {error.strerror}')
+    ) from error

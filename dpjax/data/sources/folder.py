@@ -67,7 +67,7 @@ def read(
       if not id.isprintable():
         raise SourceFault('its name has signs that cannot be printed')
       name = place[-2]
-      records[file] = radiograph.from_file(
+      records[file] = files_lib.record(
         files.checked(file),
         id,
         classes=(name,),

@@ -84,7 +84,7 @@ def read(
 
   boxes = _read_boxes(source / 'BBox_List_2017.csv', table, entries, faults)
   records = [
-    radiograph.from_file(
+    files.record(
       file,
       id,
       boxes=tuple(box for _, box in boxes.get(id, ())),

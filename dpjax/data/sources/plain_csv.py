@@ -92,7 +92,7 @@ def read(
         continue
       row.check()
       classes = _classes(row[label] if label else '')
-      records[file] = radiograph.from_file(
+      records[file] = files_lib.record(
         file,
         row[image],
         classes=classes,

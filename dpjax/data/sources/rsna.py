@@ -69,7 +69,7 @@ def read(
       if classes is not None and id not in classes:
         raise SourceFault(f'stage_2_detailed_class_info.csv has no row of {id}')
       records.append(
-        radiograph.from_file(
+        files.record(
           file,
           id,
           boxes=tuple(boxes),

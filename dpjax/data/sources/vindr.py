@@ -126,7 +126,7 @@ def _record(id, scan, split, readers):
     readings = {r: seen for r, seen in readings.items() if r == readers}
   lesions, labels = _agreed(readings, quorum)
   findings = tuple(dict.fromkeys([name for name, _ in lesions] + labels))
-  return radiograph.from_file(
+  return files.record(
     scan.file,
     id,
     boxes=tuple(box for _, box in lesions),

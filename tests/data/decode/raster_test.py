@@ -16,7 +16,7 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from dpjax.data.decode import raster
+from dpjax.data.decode import formats, image_file
 from tests.data.source_files import image_refusal as refusal
 
 
@@ -46,10 +46,10 @@ def test_eight_bits_are_read_as_stored(tmp_path, name, shape):
   levels = noise(*shape)
   kind = None if '.' in name else 'PNG'  # without a suffix, the content says
   path = written(tmp_path / name, Image.fromarray(levels), format=kind)
-  read = raster.read(path)
+  read = image_file.read(path)
   np.testing.assert_array_equal(read, levels)
   assert read.dtype == np.uint8
-  assert raster.header(path) == {}
+  assert image_file.header(path) == {}
 
 
 @pytest.mark.parametrize('options', [{}, {'progressive': True}])
@@ -59,7 +59,7 @@ def test_a_jpeg_is_read_to_within_its_rounding(tmp_path, options):
     tmp_path / 'a.JPG', Image.fromarray(levels), quality=100, **options
   )
   # Quality 100 rounds cosine coefficients and pixels: two grey levels at most.
-  assert np.abs(raster.read(path).astype(int) - levels).max() <= 2
+  assert np.abs(image_file.read(path).astype(int) - levels).max() <= 2
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'LA', 'P', 'CMYK'])
@@ -71,7 +71,7 @@ def test_grey_saved_as_colours_is_exactly_that_grey(tmp_path, mode):
     picture = Image.merge('CMYK', [none] * 3 + [Image.fromarray(255 - levels)])
   name = 'a.tif' if mode == 'CMYK' else 'a.png'
   path = written(tmp_path / name, picture.convert(mode))
-  np.testing.assert_array_equal(raster.read(path), levels)
+  np.testing.assert_array_equal(image_file.read(path), levels)
 
 
 @pytest.mark.parametrize('name', ['a.png', 'a.bmp', 'a.tif'])
@@ -79,7 +79,7 @@ def test_colours_become_their_luma(tmp_path, name):
   channels = noise(40, 30, 3)
   path = written(tmp_path / name, Image.fromarray(channels))
   luma = channels @ np.array([0.299, 0.587, 0.114])
-  assert np.abs(raster.read(path) - luma).max() <= 0.51
+  assert np.abs(image_file.read(path) - luma).max() <= 0.51
 
 
 def test_of_a_jpeg_in_ycbcr_the_luma_is_taken(tmp_path):
@@ -89,14 +89,14 @@ def test_of_a_jpeg_in_ycbcr_the_luma_is_taken(tmp_path):
     'YCbCr', [Image.fromarray(levels)] + 2 * [Image.fromarray(flat)]
   )
   path = written(tmp_path / 'a.jpg', picture, quality=100)
-  assert np.abs(raster.read(path).astype(int) - levels).max() <= 2
+  assert np.abs(image_file.read(path).astype(int) - levels).max() <= 2
 
 
 def test_one_bit_is_black_and_white(tmp_path):
   bits = noise(20, 30) > 127
   for name in ('a.png', 'a.tif', 'a.bmp'):
     path = written(tmp_path / name, Image.fromarray(bits))
-    np.testing.assert_array_equal(raster.read(path), bits * np.uint8(255))
+    np.testing.assert_array_equal(image_file.read(path), bits * np.uint8(255))
 
 
 def test_a_palette_is_looked_up(tmp_path):
@@ -106,7 +106,7 @@ def test_a_palette_is_looked_up(tmp_path):
   table = np.uint8([0, 9, 76, 255])  # 0.299 * 255 = 76.2
   for name in ('a.png', 'a.bmp', 'a.tif'):
     path = written(tmp_path / name, picture)
-    np.testing.assert_array_equal(raster.read(path), table[index])
+    np.testing.assert_array_equal(image_file.read(path), table[index])
 
 
 def test_what_is_transparent_is_black_as_air_is(tmp_path):
@@ -114,7 +114,7 @@ def test_what_is_transparent_is_black_as_air_is(tmp_path):
   picture = Image.merge('LA', [Image.fromarray(levels), Image.fromarray(alpha)])
   wanted = np.rint(levels.astype(float) * alpha / 255)
   for name, mode in (('a.png', 'LA'), ('b.png', 'RGBA'), ('a.tif', 'RGBA')):
-    read = raster.read(written(tmp_path / name, picture.convert(mode)))
+    read = image_file.read(written(tmp_path / name, picture.convert(mode)))
     np.testing.assert_array_equal(read, wanted)
   # A palette with an alpha of its own, and one colour that is transparent.
   index = noise(20, 30, top=3)
@@ -122,11 +122,11 @@ def test_what_is_transparent_is_black_as_air_is(tmp_path):
   picture.putpalette([200, 200, 200, 100, 100, 100, 50, 50, 50])
   path = written(tmp_path / 'p.png', picture, transparency=bytes([255, 51, 0]))
   np.testing.assert_array_equal(
-    raster.read(path), np.uint8([200, 20, 0])[index]
+    image_file.read(path), np.uint8([200, 20, 0])[index]
   )
   path = written(tmp_path / 'l.png', Image.fromarray(levels), transparency=255)
   np.testing.assert_array_equal(
-    raster.read(path), np.where(levels == 255, 0, levels)
+    image_file.read(path), np.where(levels == 255, 0, levels)
   )
 
 
@@ -140,14 +140,14 @@ def test_of_deep_levels_the_bits_in_use_are_kept(tmp_path, name, bits):
   # A container is 8, 10, 12, 14 or 16 bits deep; 9 bits lie in one of 10.
   container = {9: 10}.get(bits, bits)
   wanted = np.floor(levels / 2.0 ** (container - 8))
-  np.testing.assert_array_equal(raster.read(path), wanted)
+  np.testing.assert_array_equal(image_file.read(path), wanted)
 
 
 def test_whole_numbers_of_32_bits_are_read_up_to_16(tmp_path):
   levels = noise(20, 30, top=4096, dtype=np.int32)
   levels[0, 0] = 4095
   path = written(tmp_path / 'a.tif', Image.fromarray(levels))
-  np.testing.assert_array_equal(raster.read(path), levels // 16)
+  np.testing.assert_array_equal(image_file.read(path), levels // 16)
   for wrong in (-1, 65_536):
     levels[3, 4] = wrong
     written(tmp_path / 'a.tif', Image.fromarray(levels))
@@ -158,9 +158,9 @@ def test_floating_point_is_scaled_by_its_range(tmp_path):
   levels = np.linspace(-3, 5, 600).reshape(20, 30).astype(np.float32)
   path = written(tmp_path / 'a.tif', Image.fromarray(levels))
   wanted = (levels.astype(float) + 3) / 8 * 255
-  assert np.abs(raster.read(path) - wanted).max() <= 0.51
+  assert np.abs(image_file.read(path) - wanted).max() <= 0.51
   written(tmp_path / 'a.tif', Image.fromarray(np.full_like(levels, 7)))
-  assert not raster.read(path).any()
+  assert not image_file.read(path).any()
   for wrong in (np.nan, np.inf, -np.inf):
     levels[3, 4] = wrong
     written(tmp_path / 'a.tif', Image.fromarray(levels))
@@ -171,16 +171,16 @@ def test_the_content_tells_the_format_whatever_the_name(tmp_path):
   picture = Image.fromarray(noise(4, 4))
   for format in ('PNG', 'JPEG', 'TIFF', 'BMP'):
     (tmp_path / 'a.txt').write_bytes(encoded(picture, format))
-    assert raster.kind(tmp_path / 'a.txt') == format
+    assert formats.kind(tmp_path / 'a.txt') == format
   # The 128 bytes before it are free.
   (tmp_path / 'a.txt').write_bytes(b'II*\0' + bytes(124) + b'DICM')
-  assert raster.kind(tmp_path / 'a.txt') == 'DICOM'
+  assert formats.kind(tmp_path / 'a.txt') == 'DICOM'
   for content in (b'', b'text', encoded(picture, 'GIF')):
     (tmp_path / 'a.txt').write_bytes(content)
-    assert raster.kind(tmp_path / 'a.txt') is None
+    assert formats.kind(tmp_path / 'a.txt') is None
   os.mkfifo(tmp_path / 'pipe')
   for path in (tmp_path, tmp_path / 'gone', tmp_path / 'pipe', 'a\0'):
-    assert raster.kind(path) is None
+    assert formats.kind(path) is None
 
 
 def tiff(levels, **tags):
@@ -206,7 +206,7 @@ def test_where_white_is_0_a_tiff_is_turned_over(tmp_path, dtype):
   path = tmp_path / 'a.tif'
   for photometric, wanted in ((1, levels), (0, 255 - levels)):
     path.write_bytes(tiff(deep, t262=photometric))
-    np.testing.assert_array_equal(raster.read(str(path)), wanted)
+    np.testing.assert_array_equal(image_file.read(str(path)), wanted)
 
 
 @pytest.mark.parametrize(
@@ -230,11 +230,11 @@ def test_an_orientation_is_obeyed(tmp_path, orientation, upright):
   for name in ('a.png', 'a.jpg'):
     stored = Image.fromarray(smooth(20, 30))
     path = written(tmp_path / name, stored, exif=exif)
-    plain = raster.read(written(tmp_path / f'plain {name}', stored))
-    np.testing.assert_array_equal(raster.read(path), upright(plain))
+    plain = image_file.read(written(tmp_path / f'plain {name}', stored))
+    np.testing.assert_array_equal(image_file.read(path), upright(plain))
   for deep in (levels, levels.astype(np.uint16)):
     (tmp_path / 'a.tif').write_bytes(tiff(deep, t274=orientation))
-    read = raster.read(str(tmp_path / 'a.tif'))
+    read = image_file.read(str(tmp_path / 'a.tif'))
     np.testing.assert_array_equal(read, upright(levels))
 
 
@@ -284,7 +284,9 @@ BOMBS = {
 def test_a_huge_image_is_refused_at_once_and_without_its_memory(tmp_path, name):
   file = tmp_path / name
   file.write_bytes(BOMBS[name])
-  raster.read(written(tmp_path / f'warm {name}', Image.fromarray(noise(4, 4))))
+  image_file.read(
+    written(tmp_path / f'warm {name}', Image.fromarray(noise(4, 4)))
+  )
   memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   start = time.perf_counter()
   line = refusal(file)
@@ -304,10 +306,10 @@ def test_a_text_that_inflates_without_end_is_refused(tmp_path):
 def test_there_is_one_limit_of_size_for_all_formats(tmp_path, monkeypatch):
   # Pillow warns from a limit of its own on.
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)
-  monkeypatch.setattr(raster, 'MAX_PIXELS', 600)
+  monkeypatch.setattr(formats, 'MAX_PIXELS', 600)
   for name in ('a.png', 'a.jpg', 'a.tif', 'a.bmp'):
     path = written(tmp_path / name, Image.fromarray(smooth(20, 30)))
-    assert raster.read(path).shape == (20, 30)
+    assert image_file.read(path).shape == (20, 30)
     written(tmp_path / name, Image.fromarray(smooth(20, 31)))
     assert '31 x 20 pixels' in refusal(path)
 
@@ -347,7 +349,7 @@ def test_a_png_under_another_formats_name_is_refused(tmp_path, name):
   path.write_bytes(png(3, 3, data=bytes(12)))
   assert 'holds a PNG but is named' in refusal(path)
   with pytest.raises(ValueError, match='rename it'):
-    raster.header(str(path))
+    image_file.header(str(path))
 
 
 def test_what_is_no_readable_file_is_refused(tmp_path):
@@ -377,7 +379,7 @@ def test_a_line_stays_one_whatever_the_name(tmp_path):
   for name in ('a\nb.png', 'a\x1b[31m.png', os.fsdecode(b'\xff.png')):
     (tmp_path / name).write_bytes(b'text')
     with pytest.raises(ValueError) as caught:
-      raster.read(str(tmp_path / name))
+      image_file.read(str(tmp_path / name))
     assert str(caught.value).isprintable()
 
 
@@ -407,7 +409,7 @@ def test_a_broken_exif_block_says_nothing_of_a_whole_image(
   content = encoded(Image.fromarray(levels), format, exif=exif, **quality)
   path.write_bytes(content)
   assert exif.removeprefix(b'Exif\0\0') in content
-  read = raster.read(str(path))
+  read = image_file.read(str(path))
   assert read.shape == levels.shape
   assert np.abs(read.astype(int) - levels).max() <= 1
   # The pixels are not forgiven.
@@ -434,7 +436,9 @@ def test_a_broken_exif_block_of_a_tiff_says_nothing_either(
   entry = struct.pack('<HHII', tag, 4, 1, block)
   (tmp_path / 'a.tif').write_bytes(content[:at] + entry + content[at + 12 :])
   wanted = np.rot90(levels, -1) if turn == 6 else levels  # its own directory's
-  np.testing.assert_array_equal(raster.read(str(tmp_path / 'a.tif')), wanted)
+  np.testing.assert_array_equal(
+    image_file.read(str(tmp_path / 'a.tif')), wanted
+  )
 
 
 def test_threads_that_silence_at_once_leave_standard_error_as_it_was():
@@ -444,7 +448,7 @@ def test_threads_that_silence_at_once_leave_standard_error_as_it_was():
   def silence():
     start.wait()
     for _ in range(50):
-      with raster.silent():
+      with formats.silent():
         time.sleep(1e-5)
 
   threads = [threading.Thread(target=silence) for _ in range(8)]
@@ -457,7 +461,7 @@ def test_threads_that_silence_at_once_leave_standard_error_as_it_was():
 
 def test_what_is_not_installed_is_no_fault_of_the_file():
   with pytest.raises(ImportError, match=r'^nothing of that name$'):
-    with raster.one_line('a.png'):
+    with formats.one_line('a.png'):
       raise ImportError('nothing of that name')
 
 
@@ -494,14 +498,14 @@ SAMPLES = samples()
 def test_a_file_cut_anywhere_is_refused_or_whole(tmp_path, name, capfd):
   content, file = SAMPLES[name], tmp_path / name
   file.write_bytes(content)
-  whole = raster.read(str(file))
+  whole = image_file.read(str(file))
   refused = 0
   cuts = {*range(0, len(content), 37), *range(len(content) - 20, len(content))}
   for cut in cuts:
     file.write_bytes(content[:cut])
     try:
       # The last bytes may hold nothing of the image.
-      np.testing.assert_array_equal(raster.read(str(file)), whole)
+      np.testing.assert_array_equal(image_file.read(str(file)), whole)
     except ValueError as error:
       assert str(error).startswith(f'{file}: ')
       refused += 1
@@ -550,7 +554,7 @@ def test_broken_files_raise_one_line_and_nothing_else(
   file = tmp_path / name
   file.write_bytes(content)
   try:
-    read = raster.read(str(file))
+    read = image_file.read(str(file))
   except ValueError as error:
     assert str(error).startswith(f'{file}: ') and str(error).isprintable()
   else:
@@ -560,7 +564,7 @@ def test_broken_files_raise_one_line_and_nothing_else(
 def test_reading_takes_no_jax_and_importing_takes_no_decoder():
   code = """
 import sys
-from dpjax.data.decode import raster
+from dpjax.data.decode import image_file
 heavy = {'PIL', 'pydicom', 'gdcm', 'jax', 'cv2'}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import functools
 import os
 import pathlib
@@ -9,15 +10,18 @@ import pickle
 import signal
 import subprocess
 import sys
+import traceback
 
 import cv2
 import numpy as np
 import pytest
 
 from dpjax.data import radiograph, store
+from dpjax.data.decode import image_file
 from dpjax.data.prepare import build, shards
 from dpjax.data.prepare import summary as summary_lib
 from dpjax.data.sources import phantom, tables
+from dpjax.errors import SourceFault, UserError
 from tests.data.source_files import (
   SHARD,
   SIZE,
@@ -607,7 +611,7 @@ def test_what_was_mended_is_read_again(tmp_path):
   wanted = contents(tmp_path / 'undisturbed')
 
   def missing(file):
-    raise ValueError(f'{file}: no decoder')
+    raise SourceFault(f'{file}: no decoder')
 
   # A fault of the environment: the file itself does not change.
   faulty = list(records)
@@ -626,7 +630,7 @@ def test_shards_without_an_image_that_was_mended_are_written_again(tmp_path):
   records = make_records(tmp_path / 'raw', 30)
 
   def missing():
-    raise ValueError('no decoder')
+    raise SourceFault('no decoder')
 
   def stop(*_):
     raise KeyboardInterrupt
@@ -674,6 +678,72 @@ def test_two_at_once_are_one_too_many(tmp_path):
     prepare(records, tmp_path / 'set')
   assert 'another prepare is at work' in second[0]
   assert store.verify(tmp_path / 'set') == 12
+
+
+def test_another_prepare_is_only_told_of_where_the_folder_is_locked(tmp_path):
+  records = make_records(tmp_path / 'raw', 12)
+
+  def busy(*_):
+    raise BlockingIOError(errno.EAGAIN, 'Resource temporarily unavailable')
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(shards, 'decode_block', busy)  # as a process that cannot fork
+    with pytest.raises(BlockingIOError, match='temporarily unavailable'):
+      prepare(records, tmp_path / 'set')
+
+
+def misread(name, error, path):
+  """Reads a file by a decoder with a bug in it."""
+  module, function = name.split('.')
+
+  def bug(*_):
+    raise error
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(f'dpjax.data.decode.{module}.{function}', bug)
+    return image_file.read(path)
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+@pytest.mark.parametrize(
+  'suffix, name',
+  [('png', 'raster._grey'), ('png', 'formats._format'),
+   ('dcm', 'dicom._grey_scale'), ('dcm', 'dicom_code._syntax')],
+)  # fmt: skip
+@pytest.mark.parametrize(
+  'error', [NameError('ours'), AttributeError('ours'), ValueError('ours')],
+  ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_a_bug_of_a_decoder_is_no_fault_of_an_image(
+  tmp_path, workers, suffix, name, error
+):
+  records = make_records(tmp_path / 'raw', 12)
+  file = tmp_path / f'odd.{suffix}'
+  if suffix == 'dcm':
+    pydicom = pytest.importorskip('pydicom')
+    file.write_bytes(
+      pathlib.Path(
+        pydicom.__file__, '../data/test_files/MR_small.dcm'
+      ).resolve().read_bytes()
+    )  # fmt: skip
+  else:
+    cv2.imwrite(str(file), np.zeros((SIZE, SIZE), np.uint8))
+  records[5] = dataclasses.replace(
+    records[5],
+    file=str(file),
+    pixels=functools.partial(misread, name, error, str(file)),
+  )
+  with pytest.raises(type(error), match=r'^ours$') as caught:
+    prepare(
+      records,
+      tmp_path / 'set',
+      workers=workers,
+      faults=tables.Faults('skip'),
+    )
+  assert type(caught.value) is type(error)
+  where = ''.join(traceback.format_exception(caught.value))
+  assert f'in {"read" if "_format" not in name else "checked_kind"}' in where
+  assert not (tmp_path / 'set').exists()
 
 
 def test_metadata_may_not_hide_a_column_of_the_manifest(tmp_path):
@@ -788,7 +858,7 @@ def test_beam_makes_the_same_bytes_as_the_pool(tmp_path):
 def test_a_fault_or_a_runner_that_is_none_is_one_line_with_beam_too(tmp_path):
   pytest.importorskip('apache_beam')
   records = make_records(tmp_path / 'raw', 20)
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     prepare(records, tmp_path / 'set', beam=('NoRunner', []))
   assert '--beam_runner=NoRunner' in one_line(caught)
   broken(records, 7)
@@ -796,3 +866,18 @@ def test_a_fault_or_a_runner_that_is_none_is_one_line_with_beam_too(tmp_path):
     prepare(records, tmp_path / 'set', beam=('DirectRunner', []))
   assert records[7].file in one_line(caught)
   assert not (tmp_path / 'set').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')  # Beam's own
+def test_a_bug_of_ours_is_none_of_beams_errors(tmp_path):
+  pytest.importorskip('apache_beam')
+  records = make_records(tmp_path / 'raw', 4)
+  records[2] = dataclasses.replace(
+    records[2],
+    pixels=functools.partial(
+      misread, 'raster._grey', AttributeError('ours'), records[2].file
+    ),
+  )
+  with pytest.raises(AttributeError, match='ours'):
+    prepare(records, tmp_path / 'set', beam=('DirectRunner', []))

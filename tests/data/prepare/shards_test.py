@@ -7,6 +7,7 @@ import pytest
 
 from dpjax.data import radiograph, store
 from dpjax.data.prepare import shards
+from dpjax.errors import SourceFault
 
 SIZE = 32
 
@@ -119,7 +120,7 @@ def test_the_digest_of_an_image_knows_its_shape():
 
 def test_a_block_holds_what_could_be_read_and_names_the_rest(tmp_path):
   def broken():
-    raise ValueError('b.png: cut short')
+    raise SourceFault('b.png: cut short')
 
   good = np.full((SIZE, SIZE), 7, np.uint8)
   rows = [

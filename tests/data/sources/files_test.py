@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from dpjax.data.decode import raster
+from dpjax.data.decode import formats, image_file
 from dpjax.data.sources import files, tables
 from dpjax.errors import SourceFault
 
@@ -76,7 +76,7 @@ def test_images_of_formats_that_are_not_read_are_not_lost_in_silence(tmp_path):
   assert names(images) == foreign
   assert images.find('a') == images.root / 'a.gif'
   with pytest.raises(SourceFault, match='no PNG, JPEG'):
-    raster.read(str(images.find('c')))
+    image_file.read(str(images.find('c')))
 
 
 def test_only_files_of_unknown_suffix_are_opened(tmp_path, monkeypatch):
@@ -86,7 +86,7 @@ def test_only_files_of_unknown_suffix_are_opened(tmp_path, monkeypatch):
   def spy(file):
     opened.append(pathlib.Path(file).name)
 
-  monkeypatch.setattr(raster, 'kind', spy)
+  monkeypatch.setattr(formats, 'kind', spy)
   files.Files(tmp_path)
   assert sorted(opened) == ['e.txt', 'f']
 
