@@ -114,7 +114,7 @@ class Bench:
     if size > len(run.training_records):
       return f'there are {len(run.training_records)} training radiographs'
     if size % self.config.parallel.devices:
-      return f'no multiple of the {self.config.parallel.devices} devices'
+      return f'not a multiple of the {self.config.parallel.devices} devices'
     return None
 
 

@@ -87,7 +87,7 @@ def about(found: dict[str, Any]) -> list[str]:
       ' cores busy meanwhile; rates are too low, and ratios may be far off'
     )
   if not found['finished']:
-    lines.append('It was stopped before its end: this is not all of it')
+    lines.append('It was stopped before its end: this is only a part of it')
   return lines
 
 

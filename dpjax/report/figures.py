@@ -323,7 +323,7 @@ def reliability(bins: Sequence[Mapping[str, float]], *, title: str) -> Figure:
     [one['accuracy'] for one in filled],
     'o', markersize=4.5, color=_colour(0), label='bin',
   )  # fmt: skip
-  top.set(xlim=(-0.015, 1.015), ylim=(-0.03, 1.03), ylabel='Share right')
+  top.set(xlim=(-0.015, 1.015), ylim=(-0.03, 1.03), ylabel='Share correct')
   counts = np.array([one['count'] for one in bins])
   low = np.array([one['low'] for one in bins])
   wide = np.array([one['high'] for one in bins]) - low

@@ -151,7 +151,7 @@ def _check_evaluation(result):
   """
   names = result['class_names']
   if not isinstance(names, list) or len(names) < 2:
-    raise UserError('class_names is no list of two or more')
+    raise UserError('class_names is not a list of two or more')
   _check_scores(result)
   if np.shape(result['confusion_matrix']) != (len(names), len(names)):
     raise UserError('confusion_matrix is not (classes, classes)')
@@ -189,14 +189,14 @@ def _check_scores(group):
 
 def _object(value):
   if not isinstance(value, dict):
-    raise TypeError(f'{value!r} is no object'[:80])
+    raise TypeError(f'{value!r} is not an object'[:80])
   return value
 
 
 def _number(value, undefined=False):
   if isinstance(value, (int, float)) or (undefined and value is None):
     return
-  raise TypeError(f'{value!r} is no number'[:80])
+  raise TypeError(f'{value!r} is not a number'[:80])
 
 
 def _logs(path, config, notes):

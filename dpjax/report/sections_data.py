@@ -41,14 +41,14 @@ def classes(section: page.Section, report_data: ReportData) -> None:
     )
     chosen[str(name)] = {'id': str(split.ids[row]), 'split': split_name}
   if not tiles:
-    raise page.Missing('the prepared set has no labelled image')
+    raise page.Missing('the prepared set has no labelled images')
   section.say(
     'A radiograph of each class, drawn at random'
     f' (seed {report_data.seed}), with the boxes of its lesions.'
   )
   section.tiles(tiles)
   if none:
-    section.say(f'No image of class {", ".join(none)} is there.', 'note')
+    section.say(f'There is no image of class {", ".join(none)}.', 'note')
   section.numbers['chosen'] = chosen
 
 
@@ -64,7 +64,7 @@ def counts(section: page.Section, report_data: ReportData) -> None:
     if (split.labels >= 0).any()
   }
   if not table:
-    raise page.Missing('the prepared set has no labelled image')
+    raise page.Missing('the prepared set has no labelled images')
   total = np.sum(list(table.values()), axis=0)
   shown = ', '.join(
     f'{name} {n:,}' for name, n in zip(names, total.tolist(), strict=True)
@@ -117,7 +117,7 @@ def masks(section: page.Section, report_data: ReportData) -> None:
     (n for n, split in data.splits.items() if (split.num_boxes > 0).any()), None
   )
   if split_name is None:
-    raise page.Missing('the prepared set has no box')
+    raise page.Missing('the prepared set has no boxes')
   split = data.splits[split_name]
   rng = np.random.default_rng(report_data.seed)
   row = int(rng.choice(np.flatnonzero(split.num_boxes)))

@@ -20,12 +20,12 @@ def localisation(section: page.Section, report_data: ReportData) -> None:
   ]
   if not runs:
     raise page.Missing(
-      'no scored image has a box, or the evaluation looked at no map'
+      'no scored image has a box, or the evaluation made no maps'
     )
   section.say(
     'Do the maps lie in the boxes of the lesions? Pointing game: whether the'
-    " map's maximum lies in a box. Energy: the share of the map that does. IoU:"
-    ' of the boxes and the map, cut at a threshold that was chosen on'
+    " map's maximum lies in a box. Energy: the share of the map inside the"
+    ' boxes. IoU: of the boxes and the map, cut at a threshold chosen on'
     ' validation. Pixel AP: the average precision of the pixels. Means over the'
     ' images with boxes. The baselines random, centre and prior have not seen'
     ' the image.'

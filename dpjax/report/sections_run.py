@@ -147,7 +147,7 @@ def training(section: page.Section, report_data: ReportData) -> None:
   for title, key, logs in stages:
     section.heading(title)
     if not any(log for _, log in logs):
-      section.say('No log of it is there.', 'note')
+      section.say('There is no log.', 'note')
       continue
     panels, numbers = _panels(logs)
     section.charts(
@@ -168,9 +168,9 @@ def training(section: page.Section, report_data: ReportData) -> None:
     section.numbers[key] = numbers
     without = [name for name, log in logs if not log]
     if without:
-      section.say(f'No log of it for {", ".join(without)}.', 'note')
+      section.say(f'No log for {", ".join(without)}.', 'note')
   section.say(
-    f'Of a log of more than {MOST_POINTS} lines, neighbours are averaged.',
+    f'Of a log with more than {MOST_POINTS} lines, neighbours are averaged.',
     'note',
   )
 
@@ -295,8 +295,7 @@ def _benchmark(section, run):
     tables = text.tables(run.benchmark)
   except (KeyError, TypeError, AttributeError):
     section.say(
-      f'{run.name}: benchmark.json is none of this version; run benchmark'
-      ' again.',
+      f'{run.name}: benchmark.json is of another version; run benchmark again.',
       'note',
     )
     return

@@ -21,11 +21,11 @@ def decisions(section: page.Section, report_data: ReportData) -> None:
   """Confusion matrix, ROC and precision-recall curves."""
   runs = report_data.evaluated
   section.say(
-    'Confusion: images, and the share of their true class. A curve stands for'
-    ' one class against all others; "any lesion" is 1 minus the probability of'
-    ' the class without one. The confusion counts the most probable class:'
-    ' sensitivity and specificity of any lesion, under Scores, have a threshold'
-    ' of their own, the dot on the ROC.'
+    'Confusion matrix: numbers of images, and their share of the true class. A'
+    ' curve sets one class against all others; "any lesion" is scored by 1'
+    ' minus the probability of the class without one. The matrix counts the'
+    ' most probable class; the sensitivity and specificity for any lesion,'
+    ' under Scores, use a threshold of their own, the dot on the ROC curve.'
   )
   for number, run in enumerate(runs):
     if len(runs) > 1:
@@ -144,8 +144,8 @@ def calibration(section: page.Section, report_data: ReportData) -> None:
   if not runs:
     raise page.Missing('evaluation.json has no reliability; evaluate again')
   section.say(
-    'Of the images whose predicted class got a certain probability, how many'
-    ' were right? On the dashed line the answer is that probability. The'
+    'Of the images that were predicted with a given probability, what share was'
+    ' predicted correctly? On the dashed line it is that probability. The'
     ' temperature was fitted to the validation split.'
   )
   for number, run in enumerate(runs):
@@ -183,8 +183,8 @@ def scores(section: page.Section, report_data: ReportData) -> None:
     (str(run.evaluation['data']), run.evaluation['split']) for run in runs
   }
   if len(sets) > 1:
-    section.say('These runs were scored on different images: their scores do'
-                ' not compare.')  # fmt: skip
+    section.say('These runs were scored on different images: their scores'
+                ' cannot be compared.')  # fmt: skip
   section.say(words.LEGEND, 'note')
   rows = []
   for name, title in words.SCORES.items():
@@ -302,10 +302,10 @@ def comparison(section: page.Section, report_data: ReportData) -> None:
     reason = '; '.join(said) or 'it takes two workdirs (--workdir=A,B)'
     raise page.Missing(reason)
   section.say(
-    'Two runs were scored on the same images, so that each resample of the'
+    'Both runs were scored on the same images, and each resample of the'
     ' bootstrap is the same for both. An interval without 0 is a difference'
     ' that these images show; the noise of training, which another seed would'
-    ' show, is not in it.'
+    ' show, is not part of it.'
   )
   section.say(words.LEGEND, 'note')
   for line in said:

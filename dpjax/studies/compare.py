@@ -262,9 +262,9 @@ def _note(table):
     else 't interval over the seeds (one run: bootstrap over the images)'
   )
   return (
-    f'Intervals: 95 %, {what}.\nPx: pixels of the image, made so small.'
+    f'Intervals: 95 %, {what}.\nPx: pixels of the image, shrunk to that side.'
     " Features: of the recipe's stage I.\ntrain s: all training, stage I and"
-    ' the making of inputs in it. ms: inference, an image.'
+    ' the making of inputs in it. ms: inference per image.'
   )
 
 

@@ -93,7 +93,9 @@ def apply_overrides(config: Any, overrides: Sequence[str]) -> Any:
     name, equals, value = text.partition('=')
     name = name.strip().removeprefix('config.')
     if not equals:
-      raise UserError(f'{text!r} is no override; wanted section.field=value')
+      raise UserError(
+        f'{text!r} is not an override; wanted section.field=value'
+      )
     flags_lib.check_field(config, name)
     section = config
     *sections, field = name.split('.')
@@ -157,7 +159,9 @@ def slug(name: str) -> str:
   """
   found = re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
   if not found:
-    raise UserError(f'{name!r} needs a letter or digit: a folder is named so')
+    raise UserError(
+      f'{name!r} needs a letter or digit: a folder is named after it'
+    )
   return found
 
 

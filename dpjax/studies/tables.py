@@ -164,7 +164,7 @@ class Images:
     if ids != self._ids or not np.array_equal(labels, self._labels):
       raise UserError(
         f'{file} has other images or labels than the runs before it; a study'
-        ' compares on the same ones'
+        ' needs the same ones'
       )
     score = scores_lib.scorer(
       labels,

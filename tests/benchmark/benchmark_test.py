@@ -222,7 +222,7 @@ def test_several_devices_are_measured_too(tmp_path):
   for part in ('retrain', 'inference'):
     check_rates(found[part]['step'][0]['per_second'])
     assert found[part]['left_out'] == [
-      {'batch_size': 7, 'why': 'no multiple of the 2 devices'}
+      {'batch_size': 7, 'why': 'not a multiple of the 2 devices'}
     ]
   assert 'input' not in found and 'pretrain' not in found
 

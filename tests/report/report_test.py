@@ -538,7 +538,7 @@ def test_a_benchmark_of_another_shape_is_said(folders, only):
   only('speed')
   (folders[0] / 'retrain/benchmark.json').write_text('{"cases": [1]}')
   text = report.write(folders[:1], CONFIG).read_text()
-  assert 'mine: benchmark.json is none of this version' in text
+  assert 'mine: benchmark.json is of another version' in text
   assert read(folders[0])['speed']['benchmark'] == {'mine': {'cases': [1]}}
 
 
