@@ -142,13 +142,15 @@ def start(
   progress = Progress(outputs[0], folder / WORKDIR)
   began = time.monotonic()
   job = _launch(folder, outputs)
+  pids = tuple(process.pid for process in job)
   try:
     seen, hit = _watch(job, progress, blow, spans)
     hangs = any(process.poll() is None for process in job)
-  finally:
-    for process in job:
-      process.kill()  # nothing, where it has ended
-      process.wait()
+  except BaseException:  # We are stopped ourselves.
+    _end(job)
+    end_what_is_left(pids)
+    raise
+  _end(job)
   took = time.monotonic() - began
   statuses = [process.returncode for process in job]
   texts = [output.read_text(errors='replace') for output in outputs]
@@ -169,8 +171,14 @@ def start(
     statuses=tuple(statuses),
     fault=fault,
     spans={name: last - first for name, (first, last) in seen.items()},
-    pids=tuple(process.pid for process in job),
+    pids=pids,
   )
+
+
+def _end(job):
+  for process in job:
+    process.kill()  # nothing, where it has ended
+    process.wait()
 
 
 def _watch(job, progress, blow, spans):
