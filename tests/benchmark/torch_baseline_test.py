@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -313,3 +314,27 @@ def test_unknown_variants_and_unrendered_batches_are_refused(torch):
   step = torch_baseline.make_step(run, state, TOTAL, 'eager')
   with pytest.raises(ValueError, match=r'config\.data\.render=host'):
     step.place({'images': batch['views'][:, 0]})
+
+
+@pytest.mark.parametrize(
+  'error, told', [(RuntimeError('no g++'), True), (NameError('ours'), False)]
+)
+def test_only_what_torch_raises_is_told_as_a_missing_compiler(
+  monkeypatch, error, told
+):
+  def compile_(function):
+    raise error
+
+  fake = types.SimpleNamespace(
+    compile=compile_,
+    ones=lambda *shape, device: None,
+    device=lambda name: types.SimpleNamespace(type=name),
+    cuda=types.SimpleNamespace(is_available=lambda: False),
+  )
+  monkeypatch.setitem(sys.modules, 'torch', fake)
+  if told:
+    names, missing = torch_baseline.variants()
+    assert names == ('eager',) and missing['compile'] == 'no g++'
+  else:
+    with pytest.raises(NameError, match='ours'):
+      torch_baseline.variants()
