@@ -1,12 +1,12 @@
 """The prepare command: a raw set, or the phantom, becomes a prepared set."""
 
+import copy
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from dpjax.config import fields as fields_lib
-from dpjax.config import resolve as resolve_lib
 from dpjax.data import store
 from dpjax.data.prepare import labels, summary
 from dpjax.data.sources import (
@@ -104,7 +104,7 @@ def _read(config, faults):
   provenance = {
     name: list(value) if isinstance(value, tuple) else value
     for name, value in fields_lib.flatten(config).items()
-    if name.startswith(resolve_lib.READING)
+    if name in fields_lib.marked('source')
   }
   if data.layout == 'phantom':
     count, seed = data.phantom.count, data.phantom.seed
@@ -162,17 +162,19 @@ def as_made(config: Any) -> Any:
   Args:
     config: as resolved; stays as it is.
   """
-  config = config.copy_and_resolve_references()
+  config = copy.deepcopy(config)
   if not (pathlib.Path(config.data.path) / 'summary.json').is_file():
     return config
   made = store.read_summary(config.data.path)
   changes = {
     name: tuple(value) if isinstance(value, list) else value
     for name, value in made['provenance'].items()
-    if name.startswith(resolve_lib.READING)
+    if name in fields_lib.marked('source')
   }
   changes |= {'data.store_size': made['size'], 'data.fit': made['fit']}
   for field in ('unit', 'seed', 'given', 'test', 'validation', 'near'):
     changes[f'split.{field}'] = made[field]
+  # What a reader of tables took 'auto' for; earlier versions did not say.
+  changes |= made.get('columns', {})
   config.update_from_flattened_dict(changes)
   return config

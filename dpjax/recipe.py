@@ -32,6 +32,8 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
   workdir = pathlib.Path(workdir)
   config = prepare.as_made(config)  # a copy: the caller's stays as it is
   if config.stage == 'pretrain':
+    if config.init.backbone == 'auto':
+      config.init.backbone = None  # Stage I starts from nothing.
     loop.train(config, 'pretrain', workdir)
     return
   if config.stage == 'retrain':
@@ -57,8 +59,8 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
     return result
 
   if config.init.backbone == 'auto':
-    copy = config.copy_and_resolve_references()
-    timed('pretrain', loop.train, copy, 'pretrain', workdir / 'pretrain')
+    config.init.backbone = None
+    timed('pretrain', loop.train, config, 'pretrain', workdir / 'pretrain')
     config.init.backbone = str(workdir / 'pretrain')
   timed('retrain', loop.train, config, 'retrain', workdir / 'retrain')
 

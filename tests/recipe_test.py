@@ -44,13 +44,13 @@ def checkpointed(workdir, backbone=None):
 
 def test_pretraining_is_one_stage(calls):
   recipe.run(make_config('pretrain'), 'here')
-  assert calls == [('pretrain', 'here', 'auto')]
+  assert calls == [('pretrain', 'here', None)]
 
 
 def test_the_recipe_pretrains_retrains_from_that_and_evaluates(calls, capsys):
   recipe.run(make_config('recipe'), 'here')
   assert calls == [
-    ('pretrain', 'here/pretrain', 'auto'),
+    ('pretrain', 'here/pretrain', None),
     ('retrain', 'here/retrain', 'here/pretrain'),
     ('evaluate', 'here/retrain'),
   ]

@@ -246,9 +246,8 @@ def open_run(config: Any, workdir: pathlib.Path) -> RestoredRun:
     raise UserError(
       f'--workdir={workdir} holds a run of {own.stage}; only retrain classifies'
     )
-  own.evaluate, own.parallel = config.evaluate, config.parallel
-  for field in ('render', 'threads', 'prefetch'):
-    own.data[field] = config.data[field]
+  own = record_lib.on_this_machine(own, config)
+  own.evaluate = config.evaluate
   here = pathlib.Path(config.data.path)
   if here.exists() and not pathlib.Path(own.data.path).exists():
     own.data.path = str(here)  # It was moved.

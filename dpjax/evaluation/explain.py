@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from dpjax.config import resolve as resolve_lib
 from dpjax.data import vocabulary
 from dpjax.errors import UserError
 from dpjax.evaluation import gradcam, localisation
+from dpjax.models import sides
 from dpjax.training import steps
 
 WITHOUT_BOXES = 32  # images without a box whose maps are kept, at most
@@ -149,7 +149,8 @@ def cam_stage(config: Any) -> str:
   Raises:
     UserError: the run's network has none of that name.
   """
-  stages = resolve_lib.stage_names(config.model)
+  model, size = config.model, config.data.image_size
+  stages = (*sides.stage_sides(model.network, size, model.stage_sizes),)
   wanted = config.evaluate.cam_stage
   if wanted not in ('last', *stages):
     raise UserError(

@@ -23,7 +23,6 @@ import xxhash
 
 from dpjax import atomic
 from dpjax.config import fields as fields_lib
-from dpjax.config import flags as flags_lib
 from dpjax.config import record as record_lib
 from dpjax.errors import UserError
 from dpjax.evaluation import evaluate
@@ -96,7 +95,7 @@ def apply_overrides(config: Any, overrides: Sequence[str]) -> Any:
       raise UserError(
         f'{text!r} is not an override; wanted section.field=value'
       )
-    flags_lib.check_field(config, name)
+    fields_lib.check_field(fields_lib.flatten(config), name)
     section = config
     *sections, field = name.split('.')
     for part in sections:

@@ -1,0 +1,123 @@
+"""config.json comes back as it was, and says what may change."""
+
+import json
+
+import pytest
+
+from dpjax.config import fields
+from dpjax.config import record as record_lib
+from dpjax.errors import UserError
+from tests.config import given
+
+
+def test_speed_may_change_in_a_resume_and_the_network_may_not():
+  old = given.resolve()
+  faster = given.resolve(
+    data__placement='stream', train__steps_per_dispatch=4,
+    model__stem='space_to_depth', benchmark__repeats=9,
+  )  # fmt: skip
+  assert record_lib.differences(old, faster) == []
+  assert record_lib.differences(old, given.resolve(model__width=8))
+
+
+def test_a_saved_config_comes_back_the_same(tmp_path):
+  config = given.resolve()
+  record_lib.save(config, tmp_path / 'config.json')
+  loaded = record_lib.load(tmp_path / 'config.json')
+  assert fields.flatten(loaded) == fields.flatten(config)
+  assert not record_lib.differences(loaded, config)
+
+
+def test_differences_name_fields_that_change_the_result_and_no_others():
+  old, new = given.resolve(), given.resolve()
+  new.data.threads, new.train.log_every = 7, 3
+  assert not record_lib.differences(old, new)
+  new.model.width = 32
+  assert record_lib.differences(old, new) == ['model.width: 64 -> 32']
+
+
+def test_what_is_recorded_as_null_takes_a_text_and_nothing_else(tmp_path):
+  record_lib.save(given.resolve(), tmp_path / 'config.json')
+  loaded = record_lib.load(tmp_path / 'config.json')
+  assert loaded.data.source is None
+  with pytest.raises(TypeError):
+    loaded.data.source = 3
+  loaded.update_from_flattened_dict({'data.source': 'here'})
+  assert loaded.data.source == 'here'
+
+
+def test_a_run_of_the_version_before_goes_on(tmp_path):
+  """It recorded 'auto' and 0 for what was found, and lacked some fields."""
+  new = given.resolve(data__layout='csv', data__source='here')
+  columns = {'patient': 'id', 'split': '', 'boxes': 'b.csv', 'box_name': ''}
+  new.update_from_flattened_dict(
+    {
+      **{f'data.csv.{name}': value for name, value in columns.items()},
+      'init.backbone': None,
+      'data.placement': 'resident',
+      'train.steps_per_dispatch': 4,
+    }
+  )
+  old = new.to_dict()
+  old['data']['csv'] |= dict.fromkeys(columns, 'auto')
+  old['data'] |= {'placement': 'auto', 'threads': 0, 'workers': 0}
+  old['init']['backbone'] = 'auto'
+  old['train']['steps_per_dispatch'] = 0
+  del old['model']['stem'], old['model']['network'], old['retrain']['freeze']
+  path = tmp_path / 'config.json'
+  path.write_text(json.dumps(old))
+  assert record_lib.differences(record_lib.load(path), new) == []
+
+  # A field that has no 'auto' may be called so, and may not change.
+  old['data']['csv']['image'] = 'auto'
+  path.write_text(json.dumps(old))
+  assert record_lib.differences(record_lib.load(path), new) == [
+    "data.csv.image: 'auto' -> 'image'"
+  ]
+
+
+def test_against_nothing_every_field_of_the_run_differs():
+  """An open one too: a study names its stages I by these lines."""
+  config = given.resolve()
+  lines = record_lib.differences({}, config)
+  flat = fields.flatten(config)
+  assert {line.partition(':')[0] for line in lines} == {
+    name for name, value in flat.items() if value is not None
+  } - fields.marked('resume')
+  assert "data.csv.patient: None -> 'auto'" in lines
+
+
+def test_a_field_that_came_later_is_what_was_done_before(tmp_path):
+  old = given.resolve().to_dict()
+  del old['model']['network'], old['retrain']['freeze'], old['eval']
+  path = tmp_path / 'config.json'
+  path.write_text(json.dumps(old))
+  loaded = record_lib.load(path)
+  assert loaded.model.network == 'resnet' and loaded.retrain.freeze is False
+  changed = given.resolve(model__network='vgg16')
+  assert "model.network: 'resnet' -> 'vgg16'" in (
+    record_lib.differences(loaded, changed)
+  )
+
+
+def test_a_run_is_opened_as_this_machine_has_it():
+  there = given.resolve(
+    num_devices=8, platform='gpu', model__width=8, data__prefetch=99,
+    train__steps_per_dispatch=16, data__placement='resident',
+  )  # fmt: skip
+  here = given.resolve(num_devices=1, platform='cpu', model__width=16)
+  opened = fields.flatten(record_lib.on_this_machine(there, here))
+  assert there.parallel.mode == 'pmap' and there.model.dtype == 'bfloat16'
+  for name, value in opened.items():
+    of = here if name in fields.marked('machine') else there
+    assert value == fields.flatten(of)[name], name
+  assert opened['model.width'] == 8 and opened['parallel.devices'] == 1
+  assert there.parallel.devices == 8  # as it was
+
+
+@pytest.mark.parametrize('text', ['', '{"a": ', '[1, 2]', '\udcff'])
+def test_a_damaged_record_is_told_in_a_line(tmp_path, text):
+  path = tmp_path / 'config.json'
+  path.write_bytes(text.encode(errors='surrogateescape'))
+  with pytest.raises(UserError, match=r'config\.json is damaged'):
+    record_lib.load(path)
