@@ -14,6 +14,7 @@ import functools
 import os
 import pathlib
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -66,6 +67,15 @@ _BEAM_OPTIONS = flags.DEFINE_list(
 )
 
 
+# What is for one command only.
+_FLAGS_OF = {
+  'train': (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID),
+  'prepare': (_ON_ERROR, _PREVIEW, _VERIFY, _BEAM_RUNNER, _BEAM_OPTIONS),
+  'evaluate': (_AGAINST,),
+  'benchmark': (_PEER,),
+}
+
+
 def main(argv: list[str]) -> int:
   """Runs one command; returns its exit status."""
   try:
@@ -73,54 +83,75 @@ def main(argv: list[str]) -> int:
   except KeyboardInterrupt:
     print('stopped; the same command goes on from there', file=sys.stderr)
     return 130  # 128 + SIGINT
-  except (ValueError, OSError, ImportError) as error:
-    if _TRACEBACK.value or '\n' in str(error).strip():
-      raise
-    print(f'error: {error}', file=sys.stderr)
-    return processes.end(2) if _COORDINATOR.value else 2
-  except RuntimeError as error:  # JAX's own are of it
-    line = processes.too_little_memory(error)
-    if _TRACEBACK.value or line is None:
+  except (UserError, OSError, ImportError, RuntimeError) as error:
+    line = _users_line(error)
+    if line is None or _TRACEBACK.value:
       raise
     print(f'error: {line}', file=sys.stderr)
-    return 2
+    return processes.end(2) if _COORDINATOR.value else 2
+
+
+def _users_line(error):
+  """What the user can mend, in a line; None if it is our own bug."""
+  if isinstance(error, UserError):
+    return str(error)
+  if isinstance(error, OSError):  # A full disk, no permission, no such file.
+    return str(error) if error.errno is not None else None
+  if isinstance(error, ImportError):  # With no name it is one of our words.
+    return str(error) if error.name is None else None
+  return processes.too_little_memory(error)
+
+
+def report_bug(kind: type, error: BaseException, trace: Any) -> None:
+  """A sys.excepthook: the traceback, and for a bug of ours whom to tell."""
+  sys.__excepthook__(kind, error, trace)
+  if isinstance(error, Exception) and not isinstance(error, UserError):
+    print(
+      'this is a bug in dpjax; please report it, with the command and all lines'
+      ' above',
+      file=sys.stderr,
+    )
+    if _COORDINATOR.present:
+      processes.end(1)
 
 
 def _run(words):
   logging.set_verbosity(logging.WARNING)
   command = words[0] if words else 'train'
-  commands = {
-    'train': _train,
-    'prepare': _prepare,
-    'evaluate': _evaluate,
-    'report': _report,
-    'ablate': _ablate,
-    'compare': _compare,
-    'benchmark': _benchmark,
-  }
-  if command not in commands or len(words) > 1:
+  if command not in _COMMANDS or len(words) > 1:
     raise UserError(
       f'command {" ".join(words)!r} is unknown; it must be one of'
-      f' {", ".join(commands)}'
+      f' {", ".join(_COMMANDS)}'
     )
-  own = (_ON_ERROR, _PREVIEW, _VERIFY, _BEAM_RUNNER, _BEAM_OPTIONS)
-  given = [f'--{flag.name}' for flag in own if flag.present]
-  if given and command != 'prepare':
-    raise UserError(f'{given[0]} is for prepare, not for {command}')
-  if _AGAINST.present and command != 'evaluate':
-    raise UserError(f'--against is for evaluate, not for {command}')
-  if _PEER.present and command != 'benchmark':
-    raise UserError(f'--peer is for benchmark, not for {command}')
-  if _VERIFY.value and set(given) - {'--verify', '--preview'}:
+  _check_flags(command)
+  if _CONFIG.value is None:
+    raise UserError('--config is missing; e.g. --config=configs/retrain.py')
+  if command in ('prepare', 'report'):
+    # No JAX: on a GPU it would take the memory of those who need it.
+    resolve = functools.partial(
+      resolve_lib.resolve, num_devices=None, platform='cpu'
+    )
+  else:
+    resolve = _start()
+  return _COMMANDS[command](resolve, pathlib.Path(_workdir(command)))
+
+
+def _check_flags(command):
+  for owner, own in _FLAGS_OF.items():
+    given = [f'--{flag.name}' for flag in own if flag.present]
+    if given and owner != command:
+      alone = ': that runs in one process' if owner == 'train' else ''
+      raise UserError(f'{given[0]} is for {owner}, not for {command}{alone}')
+  others = (_ON_ERROR, _BEAM_RUNNER, _BEAM_OPTIONS)
+  if _VERIFY.value and any(flag.present for flag in others):
     raise UserError('--verify looks at the set that is there; it goes with'
                      ' --preview only')  # fmt: skip
   if _BEAM_OPTIONS.value and not _BEAM_RUNNER.value:
     raise UserError('--beam_options is for --beam_runner, which is missing')
-  if _COORDINATOR.present and command != 'train':
-    raise UserError(f'--coordinator is for train, not for {command}: that runs'
-                     ' in one process')  # fmt: skip
-  if _CONFIG.value is None:
-    raise UserError('--config is missing; e.g. --config=configs/retrain.py')
+
+
+def _start():
+  """Starts JAX; returns what resolves a config on the devices it finds."""
   if _PEER.value:  # By itself JAX takes three quarters of a GPU's memory.
     os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '.5')
   processes.start(
@@ -131,16 +162,12 @@ def _run(words):
   )
   import jax
 
-  resolve = functools.partial(
+  return functools.partial(
     resolve_lib.resolve,
     num_devices=jax.device_count(),
     platform=jax.default_backend(),
     num_processes=jax.process_count(),
   )
-  config = resolve(_CONFIG.value)
-  if command in ('ablate', 'compare'):  # They change what is not resolved yet.
-    config = resolve
-  return commands[command](config, pathlib.Path(_workdir(command)))
 
 
 def _workdir(command):
@@ -153,10 +180,11 @@ def _workdir(command):
   return f'runs/{pathlib.Path(file).stem}' + (f'-{variant}' if variant else '')
 
 
-def _train(config, workdir):
+def _train(resolve, workdir):
   from dpjax import recipe
   from dpjax.training import loop
 
+  config = resolve(_CONFIG.value)
   try:
     with processes.job():
       recipe.run(config, workdir)
@@ -169,12 +197,13 @@ def _train(config, workdir):
   return 0
 
 
-def _prepare(config, workdir):
+def _prepare(resolve, workdir):
   from dpjax import prepare
   from dpjax.data import store
   from dpjax.data.prepare import preview, summary
 
   del workdir
+  config = resolve(_CONFIG.value)
   path = pathlib.Path(config.data.path)
   if _PREVIEW.present and _PREVIEW.value < 1:
     raise UserError(f'--preview={_PREVIEW.value}; wanted 1 or more')
@@ -196,9 +225,10 @@ def _prepare(config, workdir):
   return 0
 
 
-def _evaluate(config, workdir):
+def _evaluate(resolve, workdir):
   from dpjax.evaluation import against, evaluate, text
 
+  config = resolve(_CONFIG.value)
   if _AGAINST.value:
     against.read_evaluation(_AGAINST.value)  # Before anything is computed.
   result = evaluate.evaluate(config, workdir)
@@ -216,9 +246,10 @@ def _evaluate(config, workdir):
   return 0
 
 
-def _report(config, workdir):
+def _report(resolve, workdir):
   from dpjax.report import report
 
+  config = resolve(_CONFIG.value)
   workdirs = [part.strip() for part in str(workdir).split(',') if part.strip()]
   print(f'written: {report.write(workdirs, config)}')
   return 0
@@ -236,10 +267,11 @@ def _compare(resolve, workdir):
   return _study(compare.run_comparison, resolve, workdir)
 
 
-def _benchmark(config, workdir):
+def _benchmark(resolve, workdir):
   from dpjax.benchmark import benchmark
   from dpjax.training import loop
 
+  config = resolve(_CONFIG.value)
   try:
     print(benchmark.run_benchmark(config, workdir, _PEER.value))
   except (loop.Stopped, KeyboardInterrupt):
@@ -260,5 +292,17 @@ def _study(study, resolve, workdir):
   return 0
 
 
+_COMMANDS = {
+  'train': _train,
+  'prepare': _prepare,
+  'evaluate': _evaluate,
+  'report': _report,
+  'ablate': _ablate,
+  'compare': _compare,
+  'benchmark': _benchmark,
+}
+
+
 if __name__ == '__main__':
+  sys.excepthook = report_bug
   app.run(main, flags_parser=flags_lib.parse_flags)

@@ -38,12 +38,16 @@ except SystemExit as end:
 """
 
 
-def run(cwd, *arguments, driver=('-c', DRIVER)):
+def run(cwd, *arguments, driver=('-c', DRIVER), platform='cpu'):
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   return subprocess.run(
     [sys.executable, *driver, *arguments],
     cwd=cwd,
-    env={**environment, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
+    env={
+      **environment,
+      'JAX_PLATFORMS': platform,
+      'PYTHONPATH': str(ROOT),
+    },
     capture_output=True,
     text=True,
     check=False,
@@ -173,3 +177,95 @@ def test_prepare_verifies_and_draws_the_set_that_is_there(checkout):
   sheet = checkout / 'data' / 'phantom-v1-50-0-64-preview.png'
   assert sheet.read_bytes().startswith(b'\x89PNG')
   sheet.unlink()
+
+
+@pytest.mark.parametrize('command', ['prepare', 'report'])
+def test_what_needs_no_device_starts_no_jax(
+  command, checkout, trained, tmp_path
+):
+  assert trained.returncode == 0, trained.stderr
+  flags = ('--config=configs/retrain.py', *FLAGS)
+  if command == 'prepare':
+    flags += (f'--config.data.path={tmp_path / "set"}',)
+  result = run(checkout, command, *flags, platform='nowhere')
+  assert result.returncode == 0, result.stderr
+  written = {'prepare': 'squares of 64 pixels', 'report': 'report.html'}[
+    command
+  ]
+  assert written in result.stdout
+
+
+# `python -m dpjax.main`, where training meets something.
+MEETS = """
+import runpy, sys
+import numpy as np
+from dpjax.errors import UserError
+from dpjax.training import loop
+
+def train(*_):
+  {what}
+
+loop.train = train
+sys.argv[0] = 'dpjax.main'
+runpy.run_module('dpjax.main', run_name='__main__')
+"""
+REPORT_IT = 'please report it'
+
+
+def run_into(checkout, what, *flags):
+  return run(
+    checkout, '--config=configs/retrain.py', *FLAGS, *flags,
+    driver=('-c', MEETS.format(what=what)),
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('what', 'words'),
+  [
+    ('np.zeros(2) + np.zeros(3)', 'ValueError: operands could not be'),
+    ('open(b"a", mode="q")', 'ValueError: invalid mode'),
+    ('raise OSError("not of the operating system")', 'OSError: not of'),
+    ('import dpjax.nothing', 'ModuleNotFoundError'),
+    ('raise RuntimeError("ours")', 'RuntimeError: ours'),
+  ],
+)
+def test_a_bug_of_ours_keeps_its_traceback_and_asks_to_be_reported(
+  what, words, checkout
+):
+  result = run_into(checkout, what)
+  assert result.returncode == 1
+  *trace, last = result.stderr.strip().splitlines()
+  assert REPORT_IT in last
+  assert 'Traceback (most recent call last):' in trace
+  assert trace[-1].startswith(words)
+
+
+@pytest.mark.parametrize(
+  ('what', 'line'),
+  [
+    ('raise UserError("mend it")', 'error: mend it'),
+    (
+      'raise OSError(28, "No space left on device")',
+      'error: [Errno 28] No space left on device',
+    ),
+    (
+      'open("nowhere/at/all")',
+      "error: [Errno 2] No such file or directory: 'nowhere/at/all'",
+    ),
+  ],
+)
+def test_what_the_user_can_mend_is_one_line_and_exit_status_2(
+  what, line, checkout
+):
+  result = run_into(checkout, what)
+  assert result.returncode == 2
+  assert result.stderr.strip().splitlines()[-1] == line
+  assert 'Traceback' not in result.stderr and REPORT_IT not in result.stderr
+
+
+def test_traceback_shows_where_a_users_mistake_was_raised(checkout):
+  result = run_into(checkout, 'raise UserError("mend it")', '--traceback')
+  assert result.returncode == 1
+  assert result.stderr.strip().endswith('UserError: mend it')
+  assert 'Traceback (most recent call last):' in result.stderr
+  assert REPORT_IT not in result.stderr
