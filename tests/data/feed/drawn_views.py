@@ -1,12 +1,27 @@
 """Boxes, and the documented map of a view, computed step by step."""
 
+import dataclasses
 import math
 
 import numpy as np
 
 from dpjax.data.feed import decisions
 
-STILL = decisions.Augmentation(
+USUAL = decisions.Augmentation(
+  scale=(0.5, 1.0),
+  aspect=4 / 3,
+  flip=0.5,
+  rotation=10.0,
+  brightness=0.2,
+  contrast=0.2,
+  blur=0.5,
+  blur_sigma=(0.1, 1.5),
+  noise=0.3,
+  noise_std=(0.0, 8.0),
+  keep_lesions=False,
+)
+STILL = dataclasses.replace(
+  USUAL,
   scale=(1, 1),
   aspect=1,
   flip=0,
@@ -66,5 +81,5 @@ def lesion_views(count, views=1, seed=0, **changes):
   boxes = np.concatenate([low, low + side], -1).astype(np.float32)
   num = (np.arange(count) % 4).astype(np.int32)
   boxes[np.arange(3) >= num[:, None]] = 0
-  settings = decisions.Augmentation(**changes)
+  settings = dataclasses.replace(USUAL, **changes)
   return boxes, num, decisions.draw(rng, boxes, num, settings, views)

@@ -1,5 +1,6 @@
 """Lesion masks: both twins against exact areas, and each other."""
 
+import dataclasses
 import functools
 import math
 
@@ -23,7 +24,9 @@ def hard_views(count, seed=0):
   boxes[0], num[0] = [[0.3, 0.3, 0.6, 0.6], [0.4, 0.2, 0.7, 0.5], [0] * 4], 2
   boxes[1, 0], num[1] = (0, 0, 0.3, 1), 1  # along the image's border
   num[2] = 0
-  settings = decisions.Augmentation(scale=(0.3, 0.8), rotation=25)
+  settings = dataclasses.replace(
+    drawn_views.USUAL, scale=(0.3, 0.8), rotation=25
+  )
   affine = decisions.draw(rng, boxes, num, settings, 1)['affine'][:, 0]
   return boxes, num, affine
 

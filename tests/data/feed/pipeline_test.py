@@ -1,13 +1,15 @@
 """The stream of batches: one global order, whatever reads it."""
 
 import collections
+import dataclasses
 
 import jax
 import numpy as np
 import pytest
 
-from dpjax.data.feed import decisions, pipeline
+from dpjax.data.feed import pipeline
 from tests import fakes
+from tests.data.feed import drawn_views
 
 SIDES = (('stage1', 8), ('stage2', 4))
 
@@ -15,7 +17,7 @@ SIDES = (('stage1', 8), ('stage2', 4))
 def make(n=20, seed=3, batch_size=8, **kwargs):
   spec = kwargs.pop('spec', None) or pipeline.BatchSpec(
     image_size=32,
-    augmentation=decisions.Augmentation(keep_lesions=True),
+    augmentation=dataclasses.replace(drawn_views.USUAL, keep_lesions=True),
     mask_sides=SIDES,
     host=kwargs.pop('host', True),
   )
@@ -123,7 +125,7 @@ def test_the_state_is_the_same_in_every_process():
 
 def test_pretraining_pairs_differ_and_share_their_radiograph():
   spec = pipeline.BatchSpec(
-    image_size=32, augmentation=decisions.Augmentation(), views=2
+    image_size=32, augmentation=drawn_views.USUAL, views=2
   )
   batch = take(make(spec=spec), 1)[0]
   assert batch['views'].shape == (8, 2, 32, 32)
@@ -134,7 +136,7 @@ def test_pretraining_pairs_differ_and_share_their_radiograph():
 def test_a_plain_anchor_is_the_image_itself():
   spec = pipeline.BatchSpec(
     image_size=32,
-    augmentation=decisions.Augmentation(),
+    augmentation=drawn_views.USUAL,
     views=2,
     plain_anchor=True,
   )
