@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
   except KeyboardInterrupt:
     print('stopped; the same command goes on from there', file=sys.stderr)
     return 130  # 128 + SIGINT
-  except (UserError, OSError, ImportError, RuntimeError) as error:
+  except (UserError, OSError, RuntimeError) as error:
     line = _users_line(error)
     if line is None or _TRACEBACK.value:
       raise
@@ -97,8 +97,6 @@ def _users_line(error):
     return str(error)
   if isinstance(error, OSError):  # A full disk, no permission, no such file.
     return str(error) if error.errno is not None else None
-  if isinstance(error, ImportError):  # With no name it is one of our words.
-    return str(error) if error.name is None else None
   return processes.too_little_memory(error)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from dpjax.data import radiograph
 from dpjax.data.decode import dicom_code, formats
 from dpjax.data.decode.dicom_code import asking_pydicom
-from dpjax.errors import SourceFault
+from dpjax.errors import SourceFault, UserError
 
 # Of a file, and of a deflated file's content. 16 bits a pixel of the largest
 # image fit.
@@ -43,7 +43,7 @@ def read(path: str) -> np.ndarray:
   Raises:
     SourceFault: it is no whole image of one frame with at most 16 bits and
       `formats.MAX_PIXELS`: the reason.
-    ImportError: pydicom or the decoder is not installed: one line.
+    UserError: pydicom or the decoder is not installed: one line.
   """
   _allow_offences()
   dataset = _dataset(path)
@@ -81,7 +81,7 @@ def header(path: str) -> dict[str, str]:
 
   Raises:
     SourceFault: the header is broken: the reason.
-    ImportError: pydicom is not installed: one line.
+    UserError: pydicom is not installed: one line.
   """
   _allow_offences()
   dataset = _dataset(
@@ -111,7 +111,7 @@ def _dataset(path, **reading):
   try:
     import pydicom
   except ImportError:
-    raise ImportError(f'a DICOM file {dicom_code.INSTALL}') from None
+    raise UserError(f'a DICOM file {dicom_code.INSTALL}') from None
   with formats.opened(path) as file:
     size = os.fstat(file.fileno()).st_size
     if size > MAX_BYTES:

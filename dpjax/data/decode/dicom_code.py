@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dpjax.data.decode import apart, formats
-from dpjax.errors import SourceFault
+from dpjax.errors import SourceFault, UserError
 
 # What pydicom raises of broken files beside its own errors: as it parses them,
 # as it is asked for an element, and as a decoder gives up (RuntimeError, for
@@ -68,7 +68,7 @@ def stored(dataset: Any) -> tuple[np.ndarray, str]:
 
   Raises:
     SourceFault: they cannot be decoded: the reason.
-    ImportError: the decoder is not installed: one line.
+    UserError: the decoder is not installed: one line.
   """
   syntax = _syntax(dataset)
   plugin = ''
@@ -117,7 +117,7 @@ def _plugin(syntax):
       f'its transfer syntax is {syntax.name}, which cannot be decoded'
     )
   if plugin not in pixels.get_decoder(syntax).available_plugins:
-    raise ImportError(f'a DICOM file in {syntax.name} {INSTALL}')
+    raise UserError(f'a DICOM file in {syntax.name} {INSTALL}')
   return plugin
 
 

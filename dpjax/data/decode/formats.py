@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from dpjax.errors import SourceFault, printable
+from dpjax.errors import SourceFault, UserError, printable
 
 # Checked before anything is decoded. The largest films are about 30 million.
 MAX_PIXELS = 100_000_000
@@ -151,7 +151,7 @@ def broken(*errors: type[Exception]) -> Iterator[None]:
   """
   try:
     yield
-  except SourceFault:
+  except UserError:
     raise
   except errors as error:
     if isinstance(error, OSError) and error.strerror:

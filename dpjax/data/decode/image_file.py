@@ -24,7 +24,7 @@ def read(path: str) -> np.ndarray:
   Raises:
     SourceFault: it is no whole image of these formats, has another format's
       suffix, several frames or more than `formats.MAX_PIXELS`: one line.
-    ImportError: it is a DICOM file, and what that takes is not installed.
+    UserError: it is a DICOM file, and what that takes is not installed.
   """
   with formats.one_line(path):
     format = formats.checked_kind(path)
@@ -35,7 +35,7 @@ def header(path: str) -> dict[str, str]:
   """What a file says of its patient: `dicom.header`; {} if it is no DICOM.
 
   Raises:
-    SourceFault, ImportError: as in `read`.
+    SourceFault, UserError: as in `read`.
   """
   with formats.one_line(path):
     is_dicom = formats.checked_kind(path) == 'DICOM'

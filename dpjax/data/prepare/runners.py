@@ -166,7 +166,7 @@ def _attempt(task, work):
     file.unlink(missing_ok=True)
   try:
     work(*task)
-  except (UserError, OSError, ImportError) as error:
+  except (UserError, OSError) as error:
     fault.write_text(str(error))
   except BaseException:
     bug.touch()

@@ -20,6 +20,7 @@ from PIL import Image
 from dpjax.data.decode import dicom, image_file
 from dpjax.data.prepare import shards
 from dpjax.data.sources import files
+from dpjax.errors import SourceFault, UserError
 from tests.data.source_files import image_refusal as refusal
 
 pydicom = pytest.importorskip('pydicom')
@@ -407,11 +408,12 @@ def test_what_is_not_installed_ends_prepare_and_is_no_fault_of_the_image(
 
   def stopped(*readers):
     for reader in readers:
-      with pytest.raises(ImportError) as caught:
+      with pytest.raises(UserError) as caught:
         reader(path)
+      assert not isinstance(caught.value, SourceFault)
       assert "the extra dicom: pip install -e '.[dicom]'" in str(caught.value)
       assert str(caught.value).isprintable() and path not in str(caught.value)
-    with pytest.raises(ImportError):
+    with pytest.raises(UserError):
       shards.decode_block([record], tmp_path / 'block', 8, 'pad', on_error)
     return str(caught.value)
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dpjax.data.decode import formats, image_file
+from dpjax.errors import SourceFault, UserError
 from tests.data.source_files import image_refusal as refusal
 
 
@@ -460,9 +461,10 @@ def test_threads_that_silence_at_once_leave_standard_error_as_it_was():
 
 
 def test_what_is_not_installed_is_no_fault_of_the_file():
-  with pytest.raises(ImportError, match=r'^nothing of that name$'):
-    with formats.one_line('a.png'):
-      raise ImportError('nothing of that name')
+  with pytest.raises(UserError, match=r'^nothing of that name$') as caught:
+    with formats.one_line('a.png'), formats.broken(ValueError):
+      raise UserError('nothing of that name')
+  assert not isinstance(caught.value, SourceFault)
 
 
 def samples():
