@@ -9,17 +9,7 @@ from typing import Any
 from dpjax.config import fields as fields_lib
 from dpjax.data import store
 from dpjax.data.prepare import labels, summary
-from dpjax.data.sources import (
-  coco,
-  competition,
-  folder,
-  nih,
-  phantom,
-  plain_csv,
-  rsna,
-  tables,
-  vindr,
-)
+from dpjax.data.sources import phantom, registry, tables
 from dpjax.errors import UserError
 
 
@@ -52,7 +42,7 @@ def prepare(
     made = store.read_summary(data.path)
     return {**made, 'path': str(data.path), 'reused': True}
   faults = tables.Faults(on_error)
-  records, provenance = _read(config, faults)
+  records, provenance, columns = _read(config, faults)
   records, class_names = labels.assign(
     records,
     data.label,
@@ -76,6 +66,7 @@ def prepare(
     data.path,
     name=data.layout,
     provenance=provenance,
+    columns=columns,
     class_names=class_names,
     settings=build.Settings(
       size=data.store_size,
@@ -99,7 +90,7 @@ def _warn(line):
 
 
 def _read(config, faults):
-  """The records of the layout, and what they depend on."""
+  """The records, what they depend on, and what 'auto' fields stand for."""
   data = config.data
   provenance = {
     name: list(value) if isinstance(value, tuple) else value
@@ -109,26 +100,22 @@ def _read(config, faults):
   if data.layout == 'phantom':
     count, seed = data.phantom.count, data.phantom.seed
     records = phantom.read(count, seed, size=max(256, data.store_size))
-    return records, {
-      **provenance,
-      'data.phantom.version': phantom.VERSION,
-      'data.phantom.count': count,
-      'data.phantom.seed': seed,
-    }
+    return (
+      records,
+      {
+        **provenance,
+        'data.phantom.version': phantom.VERSION,
+        'data.phantom.count': count,
+        'data.phantom.seed': seed,
+      },
+      {},
+    )
   source = pathlib.Path(data.source)
   if not source.is_dir():
     raise UserError(f'config.data.source: {source} is not a folder')
-  named = {'patient_pattern': data.patient_pattern}
-  read, arguments = {
-    'competition': (competition.read, {}),
-    'rsna': (rsna.read, {}),
-    'vindr': (vindr.read, {'readers': data.vindr_readers}),
-    'nih': (nih.read, {}),
-    'coco': (coco.read, {'annotations': data.coco_annotations, **named}),
-    'folder': (folder.read, named),
-    'csv': (plain_csv.read, {**data.csv, **named}),
-  }[data.layout]
-  return read(source, faults, **arguments), provenance
+  fields = fields_lib.flatten(data)
+  records, found = registry.read(data.layout, source, faults, fields)
+  return records, provenance, {f'data.{k}': v for k, v in found.items()}
 
 
 def open_prepared(config: Any) -> store.Store:

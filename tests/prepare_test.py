@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import pathlib
+import struct
 import subprocess
 import sys
 
@@ -419,6 +421,78 @@ def test_a_run_records_what_its_set_was_made_with(tmp_path):
   assert found.retrain == asked.retrain
   elsewhere = make_config(tmp_path / 'not there')
   assert prepare.as_made(elsewhere) == elsewhere
+
+
+def write_dated(source):
+  """As write_plain, of the same sizes and times wherever it is made."""
+  rng = np.random.default_rng(0)
+  palette = bytes(b for level in range(256) for b in (level,) * 3 + (0,))
+  header = struct.pack('<IIIIiiHHIIiiII', 1078 + 256, 0, 1078, 40, 16, 16, 1,
+                       8, 0, 256, 0, 0, 256, 0)  # fmt: skip
+  for i in range(12):
+    file = source / f'{i}.bmp'
+    file.write_bytes(b'BM' + header + palette + rng.bytes(256))
+    os.utime(file, ns=(0, 1_700_000_000_000_000_000 + i))
+  write_csv(
+    source / 'labels.csv',
+    'image,label,patient_id,split,age',
+    *(
+      f'{i}.bmp,{"ill" if i % 2 else "normal"},{i},,6{i % 3}' for i in range(12)
+    ),
+  )
+  write_csv(
+    source / 'boxes.csv',
+    'image,x,y,width,height,finding',
+    *(f'{i}.bmp,0,0,5,8,opacity' for i in range(1, 12, 2)),
+  )
+
+
+def test_what_auto_columns_were_found_to_be_is_on_record(tmp_path):
+  (tmp_path / 'raw').mkdir()
+  write_dated(tmp_path / 'raw')
+  changes = {'data__layout': 'csv', 'data__source': str(tmp_path / 'raw')}
+  config = make_config(tmp_path / 'set', **changes)
+  found = {
+    'data.csv.patient': 'patient_id',
+    'data.csv.split': 'split',
+    'data.csv.boxes': 'boxes.csv',
+    'data.csv.box_name': 'finding',
+  }
+  assert prepare.prepare(config)['columns'] == found
+  assert store.read_summary(tmp_path / 'set')['columns'] == found
+  made = prepare.as_made(make_config(tmp_path / 'set')).data.csv
+  assert {f'data.csv.{name}': made[name] for name in
+          ('patient', 'split', 'boxes', 'box_name')} == found  # fmt: skip
+  none = make_config(tmp_path / 'none', **changes, data__csv__boxes='')
+  assert prepare.prepare(none)['columns'] == {
+    **found,
+    'data.csv.boxes': '',
+    'data.csv.box_name': '',
+  }
+
+
+def test_a_csv_set_of_the_version_before_is_kept_as_it_is(tmp_path):
+  """That version did not say what its columns were."""
+  (tmp_path / 'raw').mkdir()
+  write_dated(tmp_path / 'raw')
+  config = make_config(
+    tmp_path / 'set',
+    data__layout='csv',
+    data__source=str(tmp_path / 'raw'),
+    data__csv__metadata=('age',),
+  )
+  summary = prepare.prepare(config)
+  # As that version (faa881e) recorded it of the same files.
+  assert summary['fingerprint'] == (
+    'bc5d1d940e10834f2a7587cb3661d2c9d6f70ad6689c93cd3ff86a3011473f19'
+  )
+  file = tmp_path / 'set' / 'summary.json'
+  before = json.loads(file.read_text())
+  del before['columns']
+  file.write_text(json.dumps(before))
+  again = prepare.prepare(config)
+  assert again['reused'] and json.loads(file.read_text()) == before
+  assert prepare.as_made(config).data.csv.patient == 'auto'
 
 
 def test_another_set_in_the_way_is_told_by_what_differs(tmp_path):

@@ -12,6 +12,7 @@ import ml_collections
 from dpjax import machine
 from dpjax.config import fields
 from dpjax.config.fields import refuse
+from dpjax.data.sources import registry
 from dpjax.models import sides
 
 
@@ -54,8 +55,7 @@ def resolve(
     _resolve_parallel(c, num_devices, num_processes)
     _check_batches(c)
   if c.data.label == 'auto':
-    own = {'folder': 'class', 'csv': 'class', 'nih': 'any'}
-    c.data.label = own.get(c.data.layout, 'count')
+    c.data.label = registry.label_policy(c.data.layout)
   if c.data.path is None:
     c.data.path = _default_path(c)
   _check_relevance(c)

@@ -16,7 +16,7 @@ import os
 import pathlib
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,7 @@ def build(
   provenance: dict[str, Any],
   class_names: Sequence[str],
   settings: Settings,
+  columns: dict[str, Any] | None = None,
   faults: tables.Faults | None = None,
   workers: int | None = None,
   beam: tuple[str, Sequence[str]] | None = None,
@@ -80,6 +81,8 @@ def build(
     provenance: JSON-like; where the radiographs come from.
     class_names: name of each class.
     settings: see Settings.
+    columns: JSON-like; what 'auto' was found to be, for the summary. It is no
+      part of the fingerprint: what it leads to is, in the records.
     faults: of the reader; takes those of the images too.
     workers: processes; None: one a CPU core.
     beam: see runners.run.
@@ -115,14 +118,13 @@ def build(
     beam=beam,
     progress=progress,
   )
+  work = _Work(partial, plan, fingerprint, settings, run)
   with _locked(partial):
     if path.exists():  # Another made it meanwhile.
       partial.rmdir()
       return _existing(path, plan, fingerprint, faults)
     _keep_blocks(partial, decoding)
-    summary = _make(
-      partial, records, name, plan, fingerprint, settings, faults, run
-    )
+    summary = _make(work, records, faults, columns or {})
     # They hold what the images' headers call the patients.
     for file in (partial / 'blocks').glob('*.npz'):
       file.unlink()
@@ -131,20 +133,60 @@ def build(
   return {**summary, 'path': str(path), 'reused': False}
 
 
-def _make(partial, records, name, plan, fingerprint, settings, faults, run):
-  """Does all the work in the folder `partial`; returns the summary."""
-  class_names = plan['class_names']
-  blocks = _decode(records, partial, settings, faults.on_error, run)
+@dataclasses.dataclass(frozen=True)
+class _Work:
+  """A set in the making.
+
+  Attributes:
+    folder: of the unfinished work.
+    plan: what the summary says before anything is read: the settings, the
+      name, the classes, the provenance.
+    fingerprint: of plan and records.
+    settings: see Settings.
+    run: runners.run with the choice of who works.
+  """
+
+  folder: pathlib.Path
+  plan: dict[str, Any]
+  fingerprint: str
+  settings: Settings
+  run: Callable[..., None]
+
+
+def _make(work, records, faults, columns):
+  """Does all the work in its folder; returns the summary."""
+  blocks = _decode(work, records, faults.on_error)
   records, table = _collect(records, blocks, faults)
   if not records:
     raise UserError(
       f'no radiograph is left: all {len(faults.found)} are at fault, the first'
       f' is {": ".join(faults.found[0][::2])}'
     )
+  copies = _split(work, records, table)
+  files = _write_shards(work, table)
+  _write_copies(work.folder / 'duplicates.csv', table, copies)
+  _write_left_out(work.folder / 'left_out.csv', table)
+  summary = {
+    **work.plan,
+    'fingerprint': work.fingerprint,
+    'num_classes': len(work.plan['class_names']),
+    **_numbers(files, table, len(work.plan['class_names'])),
+    'copies': len(copies),
+    'left_out': int((table['splits'] == 'left_out').sum()),
+    'skipped': len(faults.found),
+    **({'columns': columns} if columns else {}),
+  }
+  _finish(work, files, _in_order_of(files, table), faults, summary)
+  return summary
+
+
+def _split(work, records, table):
+  """Puts every record on a side, 'splits' of the table; returns the copies."""
+  settings = work.settings
   copies = duplicates.find(
     table['source_digests'], table['hashes'], settings.near
   )
-  sides = splits.assign(
+  table['splits'] = splits.assign(
     table['labels'],
     table['patients'] if settings.unit == 'patient' else table['ids'],
     [r.split if settings.given else None for r in records],
@@ -153,46 +195,46 @@ def _make(partial, records, name, plan, fingerprint, settings, faults, run):
     test=settings.test,
     validation=settings.validation,
   )
-  table['splits'] = sides
-  _keep_shards(partial, fingerprint, table)
-  _write_copies(partial / 'duplicates.csv', table, sides, copies)
-  _write_left_out(partial / 'left_out.csv', table, sides)
-  files = _write_shards(partial, table, name, settings.size, class_names, run)
+  _keep_shards(work.folder, work.fingerprint, table)
+  return copies
+
+
+def _numbers(files, table, num_classes):
+  """What the summary counts of the images that are in a split."""
+  # None where the source names nobody: exams alone are no patients.
   named = _named(table)
   table = _in_order_of(files, table)
-  summary = {
-    **plan,
-    'fingerprint': fingerprint,
-    'num_classes': len(class_names),
-    'counts': _counts(table, len(class_names)),
-    # None where the source names nobody: exams alone are no patients.
+  return {
+    'counts': _counts(table, num_classes),
     'patients': len(np.unique(table['groups'])) if named else None,
     'boxes': int(table['num_boxes'].sum()),
-    'boxes_clipped': int(table.pop('clipped').sum()),
-    'copies': len(copies),
-    'left_out': int((sides == 'left_out').sum()),
-    'skipped': len(faults.found),
+    'boxes_clipped': int(table['clipped'].sum()),
   }
+
+
+def _finish(work, files, table, faults, summary):
+  """Writes what stands beside the shards."""
+  folder = work.folder
   shards.write_tfds(
-    partial,
+    folder,
     [(split, file, len(chunk)) for split, file, chunk in files],
-    settings.size,
+    work.settings.size,
     table['boxes'].shape[1],
-    class_names,
+    work.plan['class_names'],
   )
-  np.savez(partial / 'table.npz', **table)
-  _write_csv(partial / 'manifest.csv', store.manifest(table))
+  del table['clipped']
+  np.savez(folder / 'table.npz', **table)
+  _write_csv(folder / 'manifest.csv', store.manifest(table))
   # Of an earlier try, which may have met other faults.
-  (partial / 'quarantine.csv').unlink(missing_ok=True)
+  (folder / 'quarantine.csv').unlink(missing_ok=True)
   if faults.found:
     _write_csv(
-      partial / 'quarantine.csv', [('place', 'id', 'reason'), *faults.found]
+      folder / 'quarantine.csv', [('place', 'id', 'reason'), *faults.found]
     )
-  (partial / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
-  for file in partial.glob('*.*'):  # The name must not outlive the content.
+  (folder / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
+  for file in folder.glob('*.*'):  # The name must not outlive the content.
     with open(file, 'rb') as stream:
       os.fsync(stream.fileno())
-  return summary
 
 
 def _check_ids(records):
@@ -308,25 +350,25 @@ def _read(file):
   return file.read_text() if file.is_file() else ''
 
 
-def _decode(records, partial, settings, on_error, run):
+def _decode(work, records, on_error):
   """Makes the blocks that are missing; returns all, as (file, its rows)."""
   count = -(-len(records) // BLOCK)
   blocks = [
-    (partial / f'blocks/{i:06d}', chunk)
+    (work.folder / f'blocks/{i:06d}', chunk)
     for i, chunk in enumerate(np.array_split(np.arange(len(records)), count))
   ]
-  run(
+  work.run(
     shards.decode_block,
     [
       (
         [records[row] for row in chunk],
         file,
-        settings.size,
-        settings.fit,
+        work.settings.size,
+        work.settings.fit,
         on_error,
       )
       for file, chunk in blocks
-      if not _is_finished(file, settings.size)
+      if not _is_finished(file, work.settings.size)
     ],
     description='decode',
   )
@@ -413,7 +455,8 @@ def _number(patients):
   )
 
 
-def _write_copies(path, table, sides, copies):
+def _write_copies(path, table, copies):
+  sides = table['splits']
   if not copies:
     return
   header = ('first', 'second', 'split_of_first', 'split_of_second',
@@ -435,8 +478,8 @@ def _write_copies(path, table, sides, copies):
   )
 
 
-def _write_left_out(path, table, sides):
-  rows = np.flatnonzero(sides == 'left_out')
+def _write_left_out(path, table):
+  rows = np.flatnonzero(table['splits'] == 'left_out')
   if not len(rows):
     return
   reasons = (
@@ -456,16 +499,16 @@ def _write_left_out(path, table, sides):
   )
 
 
-def _write_shards(partial, table, name, size, class_names, run):
+def _write_shards(work, table):
   """Writes what is missing; returns [(split, file, its rows of the table)]."""
   files = []
   for split in store.SPLITS:
     rows = np.flatnonzero(table['splits'] == split)
     count = -(-len(rows) // SHARD)
     for i, chunk in enumerate(np.array_split(rows, count) if count else []):
-      file = f'{name}-{split}.array_record-{i:05d}-of-{count:05d}'
-      files.append((split, partial / file, chunk))
-  run(
+      file = f'{work.plan["name"]}-{split}.array_record-{i:05d}-of-{count:05d}'
+      files.append((split, work.folder / file, chunk))
+  work.run(
     shards.write_shard,
     [
       (
@@ -474,8 +517,8 @@ def _write_shards(partial, table, name, size, class_names, run):
         [str(id) for id in table['ids'][chunk]],
         [int(label) for label in table['labels'][chunk]],
         table['boxes'][chunk],
-        size,
-        class_names,
+        work.settings.size,
+        work.plan['class_names'],
       )
       for _, file, chunk in files
       if not file.is_file()

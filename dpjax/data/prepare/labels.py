@@ -50,43 +50,11 @@ def assign(
     known = {n for r in records for n in (*(r.findings or ()), *r.names)}
     _check(findings, known, 'config.data.findings')
     records = [_only(record, findings) for record in records]
-  if policy == 'class':
-    known = {name for r in records for name in r.classes}
-    _check(classes, known, 'config.data.classes')
-    if not classes:
-      _check_case(known)
-    order = classes or sorted(known, key=_rank)
-    if len(known) == 1 and not classes:
-      raise UserError(
-        f'config.data.label: class {order[0]!r} is the only one of this source;'
-        ' is config.data.layout right?'
-      )
-    place = {name: i for i, name in enumerate(order)}
-    labels = []
-    for record in records:
-      named = [place[n] for n in set(record.classes) if n in place]
-      labels.append(named[0] if len(named) == 1 else None)
-    names = tuple(order)
-  elif policy == 'any':
-    labels = [
-      None if r.findings is None else int(bool(r.findings or r.boxes))
-      for r in records
-    ]
-    names = ('none', 'any')
-  else:
-    if not any(r.boxes for r in records) and any(r.findings for r in records):
-      raise UserError(
-        'config.data.label: count needs boxes, and no image of this source has'
-        ' one; any or class may do'
-      )
-    labels = [
-      None
-      if r.findings is None or (r.findings and not r.boxes)
-      else min(len(r.boxes), cap or len(r.boxes))
-      for r in records
-    ]
-    highest = max((n for n in labels if n is not None), default=0)
-    names = tuple(map(str, range(max(1, cap, highest) + 1)))
+  labels, names = {
+    'class': lambda: _by_class(records, classes),
+    'any': lambda: _by_any(records),
+    'count': lambda: _by_count(records, cap),
+  }[policy]()
   if all(label is None for label in labels) and any(
     r.findings is not None or r.classes for r in records
   ):
@@ -97,6 +65,52 @@ def assign(
     dataclasses.replace(record, label=label)
     for record, label in zip(records, labels, strict=True)
   ], names
+
+
+def _by_class(records, classes):
+  """The place of an image's one class among the names."""
+  known = {name for r in records for name in r.classes}
+  _check(classes, known, 'config.data.classes')
+  if not classes:
+    _check_case(known)
+  order = classes or sorted(known, key=_rank)
+  if len(known) == 1 and not classes:
+    raise UserError(
+      f'config.data.label: class {order[0]!r} is the only one of this source;'
+      ' is config.data.layout right?'
+    )
+  place = {name: i for i, name in enumerate(order)}
+  labels = []
+  for record in records:
+    named = [place[n] for n in set(record.classes) if n in place]
+    labels.append(named[0] if len(named) == 1 else None)
+  return labels, tuple(order)
+
+
+def _by_any(records):
+  """Whether there is a finding."""
+  labels = [
+    None if r.findings is None else int(bool(r.findings or r.boxes))
+    for r in records
+  ]
+  return labels, ('none', 'any')
+
+
+def _by_count(records, cap):
+  """The number of boxes, at most `cap` unless that is 0."""
+  if not any(r.boxes for r in records) and any(r.findings for r in records):
+    raise UserError(
+      'config.data.label: count needs boxes, and no image of this source has'
+      ' one; any or class may do'
+    )
+  labels = [
+    None
+    if r.findings is None or (r.findings and not r.boxes)
+    else min(len(r.boxes), cap or len(r.boxes))
+    for r in records
+  ]
+  highest = max((n for n in labels if n is not None), default=0)
+  return labels, tuple(map(str, range(max(1, cap, highest) + 1)))
 
 
 def _rank(name):

@@ -11,9 +11,11 @@ An empty one leaves the image unlabelled, boxes or not. A box is in pixels of
 the stored image, x and y of its left upper corner.
 """
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from dpjax.data import radiograph, vocabulary
 from dpjax.data.sources import files as files_lib
@@ -24,28 +26,11 @@ from dpjax.errors import SourceFault, UserError
 _MISSING = ('nan', 'na', 'n/a', 'null')
 
 
-def read(
-  source: str | pathlib.Path,
-  faults: tables.Faults,
-  *,
-  labels: str = 'labels.csv',
-  image: str = 'image',
-  label: str = 'label',
-  patient: str = 'auto',
-  split: str = 'auto',
-  metadata: Sequence[str] = (),
-  boxes: str = 'auto',
-  box_image: str = 'image',
-  box_columns: Sequence[str] = ('x', 'y', 'width', 'height'),
-  box_name: str = 'auto',
-  frame: Sequence[float] = (),
-  patient_pattern: str = '',
-) -> list[radiograph.Radiograph]:
-  """Reads the tables of the set in the folder `source`; decodes no image.
+@dataclasses.dataclass(frozen=True)
+class Tables:
+  """The tables of a source and their columns: config.data.csv.
 
-  Args:
-    source: the folder.
-    faults: takes what is wrong with a row or an image.
+  Attributes:
     labels: the table of images, in the source.
     image, label, patient, split: its columns; all but `image` may be '': none.
       'auto': patient_id and split, if they are there.
@@ -54,34 +39,128 @@ def read(
     box_image, box_columns, box_name: its columns; 'auto': finding, if it is
       there.
     frame: width and height that boxes count in, if not the image's.
+
+  Raises:
+    UserError: one line: `frame` or `box_columns` is none.
+  """
+
+  labels: str = 'labels.csv'
+  image: str = 'image'
+  label: str = 'label'
+  patient: str = 'auto'
+  split: str = 'auto'
+  metadata: Sequence[str] = ()
+  boxes: str = 'auto'
+  box_image: str = 'image'
+  box_columns: Sequence[str] = ('x', 'y', 'width', 'height')
+  box_name: str = 'auto'
+  frame: Sequence[float] = ()
+
+  def __post_init__(self):
+    frame, columns = tuple(self.frame), tuple(self.box_columns)
+    if frame and not (len(frame) == 2 and all(map(_is_length, frame))):
+      raise UserError(
+        f'config.data.csv.frame: {frame}; wanted a width and a height'
+      )
+    if len(columns) != 4:
+      raise UserError(
+        f'config.data.csv.box_columns: {columns}; wanted four, of x, y, width'
+        ' and height'
+      )
+
+
+def read(
+  source: str | pathlib.Path,
+  faults: tables.Faults,
+  *,
+  patient_pattern: str = '',
+  **settings: Any,
+) -> list[radiograph.Radiograph]:
+  """Reads the tables of the set in the folder `source`; decodes no image.
+
+  Args:
+    source: the folder.
+    faults: takes what is wrong with a row or an image.
     patient_pattern: see folder.patients; for images without a patient in the
       table.
+    **settings: the fields of `Tables`.
 
   Raises:
     UserError: one line: a table or column that is missing, or a bad setting.
   """
-  if frame and not (len(frame) == 2 and all(map(_is_length, frame))):
-    raise UserError(
-      f'config.data.csv.frame: {tuple(frame)}; wanted a width and a height'
-    )
-  if len(box_columns) != 4:
-    raise UserError(
-      f'config.data.csv.box_columns: {tuple(box_columns)}; wanted four, of x,'
-      ' y, width and height'
-    )
+  names = Tables(**settings)
   files = files_lib.Files(source)
-  table = files.root / labels
-  there = folder.header(table, [image])
-  patient = _column(patient, 'patient_id', there)
-  split = _column(split, 'split', there)
-  names = folder.patients(files.found, patient_pattern)
+  names = _found(names, files.root)
+  patient = folder.patients(files.found, patient_pattern)
+  records = _read_labels(names, files, faults, patient)
+  if names.boxes:
+    records = folder.with_boxes(
+      records,
+      files.root / names.boxes,
+      files,
+      faults,
+      image=names.box_image,
+      columns=names.box_columns,
+      name=names.box_name,
+    )
+  return list(records.values())
 
+
+def find(source: str | pathlib.Path, **settings: Any) -> dict[str, str]:
+  """What the settings that may be 'auto' stand for in this source.
+
+  Args:
+    source: the folder.
+    **settings: the fields of `Tables`; others are passed over.
+
+  Returns:
+    patient, split, boxes and box_name, '' for none.
+
+  Raises:
+    UserError: one line: a table that is missing, or a bad setting.
+  """
+  known = {field.name for field in dataclasses.fields(Tables)}
+  names = Tables(**{k: v for k, v in settings.items() if k in known})
+  names = _found(names, pathlib.Path(source).resolve())
+  return {
+    name: getattr(names, name)
+    for name in ('patient', 'split', 'boxes', 'box_name')
+  }
+
+
+def _found(names, root):
+  """The `Tables` without 'auto'."""
+  there = folder.header(root / names.labels, [names.image])
+  boxes = names.boxes
+  if boxes == 'auto':
+    boxes = 'boxes.csv' if (root / 'boxes.csv').exists() else ''
+  beside = folder.header(root / boxes, [names.box_image]) if boxes else ()
+  return dataclasses.replace(
+    names,
+    patient=_column(names.patient, 'patient_id', there),
+    split=_column(names.split, 'split', there),
+    boxes=boxes,
+    box_name=_column(names.box_name, 'finding', beside),
+  )
+
+
+def _column(name, usual, there):
+  """The column that is meant; '': none."""
+  if name == 'auto':
+    return usual if usual in there else ''
+  return name
+
+
+def _read_labels(names, files, faults, patient):
+  """{file: record without boxes} of the table of images."""
+  table = files.root / names.labels
+  columns = [names.image, *filter(None, [names.label, names.patient,
+             names.split]), *names.metadata]  # fmt: skip
   records, out, row = {}, set(), None
-  wanted = [image, *filter(None, [label, patient, split]), *metadata]
-  for row in tables.rows(table, wanted, faults, check=False):
+  for row in tables.rows(table, columns, faults, check=False):
     file = None
-    with faults.at(row, row[image]):
-      file = files.find(row[image])
+    with faults.at(row, row[names.image]):
+      file = files.find(row[names.image])
       if file in out:
         continue
       if file in records:
@@ -91,48 +170,30 @@ def read(
         faults.add(row, f'{id} stands in the table twice', id)
         continue
       row.check()
-      classes = _classes(row[label] if label else '')
-      records[file] = files_lib.record(
-        file,
-        row[image],
-        classes=classes,
-        findings=tuple(n for n in classes if not vocabulary.is_normal(n))
-        if classes
-        else None,
-        group=(row[patient] if patient else '') or names[file],
-        split=_split(row[split]) if split else None,
-        frame=tuple(frame) or None,
-        metadata={column: row[column] for column in metadata},
-        where=str(row),
-      )
+      records[file] = _record(row, names, file, patient[file])
       continue
     out.add(file)
   if row is None:
     raise UserError(f'{table}: no rows; wanted one for each image')
   files.add_unnamed(faults, table)
-
-  if boxes == 'auto':
-    boxes = 'boxes.csv' if (files.root / 'boxes.csv').exists() else ''
-  if boxes:
-    table = files.root / boxes
-    there = folder.header(table, [box_image])
-    records = folder.with_boxes(
-      records,
-      table,
-      files,
-      faults,
-      image=box_image,
-      columns=box_columns,
-      name=_column(box_name, 'finding', there),
-    )
-  return list(records.values())
+  return records
 
 
-def _column(name, usual, there):
-  """The column that is meant; '': none."""
-  if name == 'auto':
-    return usual if usual in there else ''
-  return name
+def _record(row, names, file, patient):
+  """The record of a row; `patient` as the file's name tells."""
+  classes = _classes(row[names.label] if names.label else '')
+  findings = tuple(name for name in classes if not vocabulary.is_normal(name))
+  return files_lib.record(
+    file,
+    row[names.image],
+    classes=classes,
+    findings=findings if classes else None,
+    group=(row[names.patient] if names.patient else '') or patient,
+    split=_split(row[names.split]) if names.split else None,
+    frame=tuple(names.frame) or None,
+    metadata={column: row[column] for column in names.metadata},
+    where=str(row),
+  )
 
 
 def _is_length(value):

@@ -1,0 +1,114 @@
+"""The layouts of sources, and who reads each.
+
+A new reader is a file of this folder and an entry here. Its name is a word of
+config.data.layout too, and its settings fields of config.data: configs/base.py
+declares both.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dpjax.data import radiograph
+from dpjax.data.sources import (
+  coco,
+  competition,
+  folder,
+  nih,
+  plain_csv,
+  rsna,
+  tables,
+  vindr,
+)
+
+Settings = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A way in which sets come.
+
+  Attributes:
+    doc: what it is, in a line.
+    reader: called as (source, faults, **settings); returns the records.
+    settings: argument of `reader` -> the field of config.data that it is.
+    label: the policy of labels.assign where data.label is 'auto'.
+    find: called as (source, **settings); returns those of the settings that
+      were 'auto', as found in the source. None: it has none such.
+  """
+
+  doc: str
+  reader: Callable[..., list[radiograph.Radiograph]]
+  settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  label: str = 'count'
+  find: Callable[..., dict[str, Any]] | None = None
+
+
+_PATIENT = {'patient_pattern': 'patient_pattern'}
+
+LAYOUTS: dict[str, Layout] = {
+  'competition': Layout(
+    "the paper's set: train.csv, train_bboxes.csv and a folder train",
+    competition.read,
+  ),
+  'rsna': Layout('RSNA Pneumonia Detection Challenge, stage 2', rsna.read),
+  'vindr': Layout(
+    'VinDr-CXR, as PhysioNet or Kaggle ships it',
+    vindr.read,
+    {'readers': 'vindr_readers'},
+  ),
+  'nih': Layout('NIH ChestX-ray14', nih.read, label='any'),
+  'coco': Layout(
+    'COCO annotations, one json or one a split',
+    coco.read,
+    {'annotations': 'coco_annotations', **_PATIENT},
+  ),
+  'folder': Layout(
+    'a folder for each class', folder.read, _PATIENT, label='class'
+  ),
+  'csv': Layout(
+    'a table with a row an image, and perhaps one with a row a lesion',
+    plain_csv.read,
+    {
+      **{field.name: f'csv.{field.name}'
+         for field in dataclasses.fields(plain_csv.Tables)},
+      **_PATIENT,
+    },
+    label='class',
+    find=plain_csv.find,
+  ),
+}  # fmt: skip
+
+
+def read(
+  layout: str,
+  source: pathlib.Path,
+  faults: tables.Faults,
+  fields: Mapping[str, Any],
+) -> tuple[list[radiograph.Radiograph], dict[str, Any]]:
+  """Reads a source; decodes no image.
+
+  Args:
+    layout: of LAYOUTS.
+    source: the folder.
+    faults: takes what is wrong with an image or a row.
+    fields: field of config.data -> its value, as 'csv.image'.
+
+  Returns:
+    The records, and what the fields that were 'auto' stand for in this source:
+    field -> value.
+
+  Raises:
+    UserError: one line: the source is not of that layout, or a bad setting.
+  """
+  kind = LAYOUTS[layout]
+  settings = {name: fields[field] for name, field in kind.settings.items()}
+  found = kind.find(source, **settings) if kind.find else {}
+  records = kind.reader(source, faults, **{**settings, **found})
+  return records, {kind.settings[name]: v for name, v in found.items()}
+
+
+def label_policy(layout: str) -> str:
+  """The policy of labels.assign where data.label is 'auto'."""
+  return LAYOUTS[layout].label if layout in LAYOUTS else 'count'
