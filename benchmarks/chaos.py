@@ -262,6 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument('--processes', type=int, default=1, help='of each run')
   parser.add_argument('--keep', action='store_true', help='failed runs')
   options = parser.parse_args(arguments)
+  # A shell's background job ignores SIGINT, and so would all that it starts.
+  signal.signal(SIGINT, signal.default_int_handler)
   # A SIGTERM of our own leaves nothing running either.
   signal.signal(SIGTERM, lambda *_: sys.exit(128 + SIGTERM))
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # This process only compares.
