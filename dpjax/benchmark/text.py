@@ -5,6 +5,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from dpjax import text_table
+
 WIDTH = 100  # columns
 _QUIET = 0.1  # of the cores may work for others
 # What is measured of the input, in this order.
@@ -229,21 +231,14 @@ def legend(found: dict[str, Any]) -> list[str]:
 
 def _markdown(table):
   """Columns by their widths; words to the left, numbers to the right."""
-  columns = [*zip(table.head, *table.rows, strict=True)]
-  widths = [max(3, *map(len, column)) for column in columns]
   words = table.head[0] == 'way'
-
-  def line(cells):
-    padded = [
-      cell.ljust(width) if words and not i else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return f'| {" | ".join(padded)} |'
-
-  rule = ['-' * (width - 1) + ':' for width in widths]
+  head, *rows = text_table.pad(
+    [table.head, *table.rows], '<>' if words else '>', (3,)
+  )
+  rule = ['-' * (len(cell) - 1) + ':' for cell in head]
   if words:
-    rule[0] = '-' * widths[0]
-  return '\n'.join(line(row) for row in [table.head, rule, *table.rows])
+    rule[0] = '-' * len(head[0])
+  return '\n'.join(f'| {" | ".join(row)} |' for row in [head, rule, *rows])
 
 
 def _listed(lines):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from dpjax import text_table
 from dpjax.errors import printable
 from dpjax.evaluation import localisation
 from dpjax.metrics import score_table
@@ -11,6 +12,7 @@ from dpjax.metrics import score_table
 _WIDTH = 80  # columns of the printed table
 _NAME_WIDTH = 22  # columns of it that a class or a value may take
 _DASH = re.compile(r'  -( |$)')  # what stands for None
+_CLASS_HEADS = [score.short for score in score_table.PER_CLASS.values()]
 _MAP_HEADS = [title.long for title in localisation.SCORES.values()]
 
 
@@ -75,26 +77,25 @@ def format_comparison(
     for name, score in score_table.SUMMARY.items()
     if name in rows and rows[name]['difference'] is not None
   }
-  width = max(map(len, shown.values()))
-  lines.append(f'{"difference":<{width}}   a - b   {100 * level:g} % interval')
-  for name, title in shown.items():
-    lines.append(
-      f'{title:<{width}}  {_signed(rows[name])} {_signed_span(rows[name])}'
-    )
+  lines += text_table.lines(
+    [('difference', f' a - b   {100 * level:g} % interval')]
+    + [
+      (title, f'{_signed(rows[name])} {_signed_span(rows[name])}')
+      for name, title in shown.items()
+    ],
+    '<',
+  )
 
   classes = [
     name.partition('/')[2] for name in rows if name.startswith('recall/')
   ]
   if classes:
     names = _numbered(classes)
-    width = max(map(len, [*names, 'a - b, class'])) + 1
-    heading = ''.join(
-      f'{score.short:>9}' for score in score_table.PER_CLASS.values()
-    )
-    lines += ['', f'{"a - b, class":<{width}}{heading}']
+    table = [['a - b, class ', *_CLASS_HEADS]]
     for name, title in zip(classes, names, strict=True):
       cells = (_signed(rows[f'{key}/{name}']) for key in score_table.PER_CLASS)
-      lines.append(f'{title:<{width}}' + ''.join(f'{c:>9}' for c in cells))
+      table.append([f'{title} ', *cells])
+    lines += ['', *text_table.lines(table, '<>', (0, 9), gap='')]
 
   if test := comparison.get('mcnemar'):
     lines += [
@@ -103,15 +104,13 @@ def format_comparison(
       f' {test["only_b_right"]}; McNemar p = {test["p_value"]:.3g}',
     ]
   if maps := comparison.get('localisation'):
-    lines += ['', _columns('a - b, map', _MAP_HEADS)]
+    found = {}
     for name, differences in maps.items():
       cells = [differences.get(key) for key in localisation.SCORES]
-      lines.append(_columns(_shorten(name, 15), map(_signed, cells)))
-      spans = [_signed_span(cell) for cell in cells]
-      if any(spans):
-        # Without the 0 before the point, to keep them apart.
-        spans = [span.replace('0.', '.') for span in spans]
-        lines.append(_columns('', spans))
+      # Without the 0 before the point, to keep them apart.
+      spans = [_signed_span(cell).replace('0.', '.') for cell in cells]
+      found[name] = [*map(_signed, cells)], spans
+    lines += ['', *_map_rows('a - b, map', found)]
   lines = [line.rstrip() for line in lines]
   lines += ['', f'*: the {100 * level:g} % interval leaves out 0']
   if any(_DASH.search(line) for line in lines):
@@ -126,18 +125,11 @@ def format_comparison(
 
 
 def _class_rows(names, per_class):
-  width = max(map(len, [*names, 'class']))
-  heading = ''.join(
-    f'  {score.short:>5}' for score in score_table.PER_CLASS.values()
-  )
-  lines = [f'{"class":<{width}}{heading}  images']
+  rows = [['class', *_CLASS_HEADS, 'images']]
   for name, row in zip(names, per_class.values(), strict=True):
-    cells = ''.join(
-      f'  {_decimal(row[key]):>{max(5, len(score.short))}}'
-      for key, score in score_table.PER_CLASS.items()
-    )
-    lines.append(f'{name:<{width}}{cells}  {row["support"]:>6}')
-  return lines
+    cells = (_decimal(row[key]) for key in score_table.PER_CLASS)
+    rows.append([name, *cells, str(row['support'])])
+  return text_table.lines(rows, '<>', (5,))
 
 
 def _summary_rows(result, intervals, level):
@@ -157,12 +149,11 @@ def _summary_rows(result, intervals, level):
       shown[name] = score.long
     if name == 'accuracy':  # Beside what it is to be held against.
       shown['majority_accuracy'] = 'accuracy of always the commonest class'
-  width = max(map(len, shown.values()))
-  heading = f'{"summary":<{width}}  value'
-  lines = [f'{heading}  {100 * level:g} % interval' if intervals else heading]
+  heading = f'{100 * level:g} % interval' if intervals else ''
+  rows = [('summary', 'value', heading)]
   for name, title in shown.items():
-    line = f'{title:<{width}}  {_decimal(values[name]):>5}'
-    lines.append(f'{line}  {_span(intervals.get(name))}')
+    rows.append((title, _decimal(values[name]), _span(intervals.get(name))))
+  lines = text_table.lines(rows, '<><')
   chosen = [
     f'{title} {result[name]:.3f}'
     for name, title in (
@@ -181,17 +172,18 @@ def _matrix_rows(names, matrix):
   num_classes = len(names)
   width = max(map(len, names))
   cell = max(len(str(n)) for row in [range(num_classes), *matrix] for n in row)
-  cell += 2  # the gap before it
-  block = (_WIDTH - width) // cell
+  block = (_WIDTH - width) // (cell + 2)  # the gap before it
   lines = ['confusion matrix (row: true class, column: predicted class)']
   for start in range(0, num_classes, block):
-    columns = range(start, min(start + block, num_classes))
     if start:
       lines.append('')
-    lines.append(' ' * width + ''.join(f'{c:>{cell}}' for c in columns))
-    for name, row in zip(names, matrix, strict=True):
-      cells = ''.join(f'{row[c]:>{cell}}' for c in columns)
-      lines.append(f'{name:<{width}}{cells}')
+    rows = [
+      [name, *map(str, row[start : start + block])]
+      for name, row in zip(
+        ['', *names], [range(num_classes), *matrix], strict=True
+      )
+    ]
+    lines += text_table.lines(rows, '<>', (0, cell))
   return lines
 
 
@@ -200,15 +192,15 @@ def _localisation_rows(maps, level):
   lines = [
     f'localisation on {count} image{"s" * (count != 1)} with boxes'
     f' (below: {100 * level:g} % intervals)',
-    _columns('map', _MAP_HEADS),
   ]
-  for name, row in maps.items():
-    values = (_decimal(row['scores'].get(key)) for key in localisation.SCORES)
-    lines.append(_columns(_shorten(name, 15), values))
-    spans = [_span(row['intervals'].get(key)) for key in localisation.SCORES]
-    if any(spans):
-      lines.append(_columns('', spans))
-  return lines
+  found = {
+    name: (
+      [_decimal(row['scores'].get(key)) for key in localisation.SCORES],
+      [_span(row['intervals'].get(key)) for key in localisation.SCORES],
+    )
+    for name, row in maps.items()
+  }
+  return lines + _map_rows('map', found)
 
 
 def _subgroup_rows(column, groups):
@@ -216,24 +208,26 @@ def _subgroup_rows(column, groups):
   shown = ['balanced_accuracy', 'auroc_any_lesion']
   if all(row['scores'][shown[1]] is None for row in groups.values()):
     shown[1] = 'macro_f1'
-  names = {value: _shorten(value) for value in groups}
-  width = max(map(len, [*names.values(), _shorten(column)]))
-  heading = f'{_shorten(column):<{width}}  images'
-  for key in shown:
-    heading += f'  {score_table.SUMMARY[key].long:<22}'
-  lines = [heading]
+  heads = (score_table.SUMMARY[key].long for key in shown)
+  rows = [[_shorten(column), 'images', *heads]]
   for value, row in groups.items():
-    line = f'{names[value]:<{width}}  {row["num_images"]:>6}'
-    for key in shown:
-      span = _span((row.get('intervals') or {}).get(key))
-      line += f'  {_decimal(row["scores"][key]):>5}  {span:<15}'
-    lines.append(line)
-  return lines
+    spans = row.get('intervals') or {}
+    cells = (
+      f'{_decimal(row["scores"][key]):>5}  {_span(spans.get(key))}'
+      for key in shown
+    )
+    rows.append([_shorten(value), str(row['num_images']), *cells])
+  return text_table.lines(rows, '<><', (0, 0, 22))
 
 
-def _columns(name, cells):
-  """A row of a table of four columns."""
-  return f'{name:<15}' + ''.join(f'{cell:>16}' for cell in cells)
+def _map_rows(head, maps):
+  """A table of {map: (a cell for each score, their intervals or '')}."""
+  rows = [[head, *_MAP_HEADS]]
+  for name, (cells, spans) in maps.items():
+    rows.append([_shorten(name, 15), *cells])
+    if any(spans):
+      rows.append(['', *spans])
+  return text_table.lines(rows, '<>', (15, 16), gap='')
 
 
 def _numbered(names):

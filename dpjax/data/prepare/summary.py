@@ -2,33 +2,31 @@
 
 from typing import Any
 
+from dpjax import text_table
+
 
 def format_summary(summary: dict[str, Any]) -> str:
   """The summary as a table for people."""
   counts = {k: v for k, v in summary['counts'].items() if k != 'unlabelled'}
   names = [f'{c} {n}' if n != str(c) else n
            for c, n in enumerate(summary['class_names'])]  # fmt: skip
-  width = max(len(name) for name in [*names, 'unlabelled'])
   lines = [
     f'{summary["path"]}: {summary["name"]}, squares of {summary["size"]} pixels'
     + (' (already prepared, kept as it is)' if summary['reused'] else ''),
   ]
   columns = [*counts.values()]
+  table = []
   if counts:
-    lines.append(
-      f'{"class":<{width}}' + ''.join(f'{c:>12}' for c in (*counts, 'all'))
-    )
-    rows = [*zip(*columns, strict=True)]
-    rows.append(tuple(map(sum, columns)))
-    lines += [
-      f'{name:<{width}}' + ''.join(f'{n:>12,}' for n in (*row, sum(row)))
+    table.append(['class', *counts, 'all'])
+    rows = [*zip(*columns, strict=True), [*map(sum, columns)]]
+    table += [
+      [name, *(f'{n:,}' for n in (*row, sum(row)))]
       for name, row in zip([*names, 'all'], rows, strict=True)
     ]
   if 'unlabelled' in summary['counts']:
-    unlabelled = summary['counts']['unlabelled']
-    lines.append(
-      f'{"unlabelled":<{width}}' + f'{unlabelled:>{12 * (len(counts) + 1)},}'
-    )
+    unlabelled = f'{summary["counts"]["unlabelled"]:,}'
+    table.append(['unlabelled', *[''] * len(counts), unlabelled])
+  lines += text_table.lines(table, '<>', (10,))
   patients = summary['patients']
   lines.append(
     ('patients not named' if patients is None else f'patients {patients:,}')
