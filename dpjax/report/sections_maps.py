@@ -31,51 +31,57 @@ def localisation(section: page.Section, report_data: ReportData) -> None:
     ' the image.'
   )
   section.say(words.LEGEND, 'note')
-  names: dict[str, None] = {}  # of all maps, in order
   for run in runs:
-    maps = run.evaluation['localisation']
-    names |= dict.fromkeys(maps)
-    section.table(
-      ['Map', 'Images', *words.LOCALISATION.values(), 'Threshold'],
-      [
-        [
-          words.map_name(name),
-          f'{one["num_images"]:,}',
-          *(words.cell(one, score) for score in words.LOCALISATION),
-          page.score(one.get('threshold')),
-        ]
-        for name, one in maps.items()
-      ],
-      f'Localisation: {run.name}',
-    )
-    target = words.CAM_TARGETS.get(run.evaluation.get('cam_target'))
-    if target is not None:  # An earlier version did not record it.
-      section.say(
-        f'Grad-CAM of {target}, at {run.evaluation["cam_stage"]}.', 'note'
-      )
-    section.numbers[run.name] = maps
-  charts = {}
-  for score, title in words.LOCALISATION.items():
-    spans = {
-      run.name: [
-        words.span(run.evaluation['localisation'].get(name), score)
-        for name in names
-      ]
-      for run in runs
-    }
-    if any(any(found) for found in spans.values()):
-      rows = [words.map_name(name) for name in names]
-      charts[score.replace('_', '-')] = (
-        figures.intervals(rows, spans, title=title, x='Mean over images',
-                          y='Map'),
-        f'{title}: {words.describe(rows, spans)}',
-      )  # fmt: skip
-  section.charts(charts)
+    _map_table(section, run)
+    section.numbers[run.name] = run.evaluation['localisation']
+  section.charts(_map_charts(runs))
   section.heading(f'Overlays: {runs[0].name}')
   try:
     _gallery(section, report_data, runs[0])
   except page.Missing as missing:
     section.say(f'None: {missing}.', 'note')
+
+
+def _map_table(section, run):
+  """The scores of each map of one run."""
+  section.table(
+    ['Map', 'Images', *words.LOCALISATION.values(), 'Threshold'],
+    [
+      [
+        words.map_name(name),
+        f'{one["num_images"]:,}',
+        *(words.cell(one, score) for score in words.LOCALISATION),
+        page.score(one.get('threshold')),
+      ]
+      for name, one in run.evaluation['localisation'].items()
+    ],
+    f'Localisation: {run.name}',
+  )
+  target = words.CAM_TARGETS.get(run.evaluation.get('cam_target'))
+  if target is not None:  # An earlier version did not record it.
+    section.say(
+      f'Grad-CAM of {target}, at {run.evaluation["cam_stage"]}.', 'note'
+    )
+
+
+def _map_charts(runs):
+  """A chart of each score, over the maps that any run has."""
+  found = {run.name: run.evaluation['localisation'] for run in runs}
+  names = list(dict.fromkeys(name for maps in found.values() for name in maps))
+  rows = [words.map_name(name) for name in names]
+  charts = {}
+  for score, title in words.LOCALISATION.items():
+    spans = {
+      run: [words.span(maps.get(name), score) for name in names]
+      for run, maps in found.items()
+    }
+    if any(any(values) for values in spans.values()):
+      charts[score.replace('_', '-')] = (
+        figures.intervals(rows, spans, title=title, x='Mean over images',
+                          y='Map'),
+        f'{title}: {words.describe(rows, spans)}',
+      )  # fmt: skip
+  return charts
 
 
 def _gallery(section, report_data, run):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from dpjax.config import fields
 from dpjax.studies import classical, compare
 from dpjax.training import loop
 from tests import fakes
@@ -44,6 +45,11 @@ def run(workdir, **changes):
   )
   text = compare.run_comparison(config, workdir, fake_runs.resolve)
   return text, json.loads((workdir / 'comparison.json').read_text())
+
+
+def test_every_method_that_the_config_takes_is_one_that_can_be_run():
+  wanted = fields.table()['compare.methods'].default  # all of them
+  assert {*wanted} == {*classical.METHODS, *compare._NETWORKS}
 
 
 def test_every_method_is_run_once_and_all_share_one_stage_i(tmp_path, fake):
