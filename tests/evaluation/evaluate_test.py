@@ -308,6 +308,29 @@ def test_a_recipe_is_scored_by_its_second_stage_and_a_save_there_left_alone(
   assert under_way.is_dir()
 
 
+def test_a_run_of_another_machine_is_opened_as_this_one_has_it(
+  workdir, trained, tmp_path
+):
+  record = record_lib.load(workdir / 'config.json')
+  record.update_from_flattened_dict(
+    {
+      'parallel.mode': 'pmap',
+      'parallel.devices': 64,
+      'data.placement': 'resident',
+      'data.render': 'device',
+      'data.threads': 99,
+      'model.dtype': 'bfloat16',
+      'train.steps_per_dispatch': 16,
+    }
+  )
+  record_lib.save(record, workdir / 'config.json')
+  evaluate.evaluate(make_config(), workdir)
+  here = shutil.copytree(trained, tmp_path / 'here')
+  evaluate.evaluate(make_config(), here)
+  for name in ('predictions.csv', 'localisation.csv'):
+    assert (workdir / name).read_bytes() == (here / name).read_bytes()
+
+
 def test_a_set_that_was_moved_is_found_where_the_config_says(
   workdir, tmp_path, monkeypatch
 ):

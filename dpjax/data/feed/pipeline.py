@@ -32,7 +32,6 @@ from typing import Any
 import grain
 import numpy as np
 
-from dpjax import machine
 from dpjax.data.feed import decisions, lesion_masks, render_host
 
 
@@ -109,7 +108,7 @@ def training(
   batch_size: int,
   seed: int,
   process: tuple[int, int] = (0, 1),
-  threads: int = 0,
+  threads: int = 16,
   prefetch: int = 8,
 ) -> grain.IterDataset:
   """The endless shuffled stream; its iterators save and restore.
@@ -120,7 +119,7 @@ def training(
     batch_size: B, over all processes.
     seed: of the order and the decisions.
     process: (this process, number of processes).
-    threads: that read and render; 0: one a CPU core, at most 16.
+    threads: that read and render.
     prefetch: batches made ahead.
   """
   order = grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat()
@@ -135,7 +134,7 @@ def sequential(
   batch_size: int,
   seed: int = 0,
   process: tuple[int, int] = (0, 1),
-  threads: int = 0,
+  threads: int = 16,
   prefetch: int = 8,
 ) -> grain.IterDataset:
   """Every record once, in order; the last batch is filled (`valid` 0).
@@ -158,7 +157,7 @@ def first(dataset: grain.IterDataset, count: int) -> list[dict[str, Any]]:
 
 def _read(drawn, records, spec, process, threads, prefetch):
   options = grain.ReadOptions(
-    num_threads=threads or min(machine.cores(), 16),
+    num_threads=threads,
     # Counts batches here, and each batch is many records already.
     prefetch_buffer_size=prefetch,
   )
