@@ -23,6 +23,7 @@ from dpjax.data.prepare import shards
 from dpjax.data.sources import phantom
 from dpjax.evaluation import evaluate, explain, localisation
 from dpjax.models import sides
+from dpjax.training import inference
 
 
 def without_opacities(split, rows, info):
@@ -62,7 +63,7 @@ def describe(workdir):
   config = record_lib.load(workdir / 'config.json')
   opened = evaluate.open_run(config, workdir)
   run, state, split = opened.run, opened.state, opened.images.split
-  model = run.model.backbone
+  model = run.objective.backbone
   variables = {
     'params': state.params['backbone'],
     'batch_stats': state.batch_stats['backbone'],
@@ -78,14 +79,16 @@ def describe(workdir):
 
   def collect(step, part):
     jitted = jax.jit(lambda variables, batch, _: step(variables, batch))
-    return run.collect(jitted, variables, part, config.evaluate.batch_size)
+    return inference.collect(
+      run, jitted, variables, part, config.evaluate.batch_size
+    )
 
   def answer(variables, batch):
-    images = run.model.pixels.views(batch)[:, 0]
+    images = run.objective.pixels.views(batch)[:, 0]
     return {'odds': odds(model.apply(variables, images)[0])}
 
   def cams(stage, variables, batch):
-    images = run.model.pixels.views(batch)[:, 0]
+    images = run.objective.pixels.views(batch)[:, 0]
     features = model.apply(variables, images)[1][stage]
     slope = jax.grad(
       lambda zero: odds(

@@ -219,18 +219,18 @@ def dpjax_streams(config, stage, data):
   import jax
 
   from dpjax.data.feed import render_device
-  from dpjax.training import build
+  from dpjax.training import batches, build
 
   def stream(where, placement):
     own = config.copy_and_resolve_references()
     own.data.render, own.data.placement = where, placement
     run = build.build(own, stage, data)
-    return run, run.training_stream()
+    return run, batches.training_stream(run)
 
   host = stream('host', 'stream')[1]
   run, device = stream('device', 'stream')
   decisions = stream('device', 'resident')[1]
-  pixels = run.model.pixels
+  pixels = run.objective.pixels
 
   @jax.jit
   def finished(batch):
@@ -275,7 +275,7 @@ def compare(config, stage, data, folder, arguments):
   """Prints the table of one stage, and the two ratios."""
   from dpjax.training import build
 
-  records = build.build(config, stage, data).training_records
+  records = build.build(config, stage, data).records
   labels = records.column('labels').tolist()
   settings = config[stage].augment.to_dict()
   views = 2 if stage == 'pretrain' else 1

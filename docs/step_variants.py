@@ -119,19 +119,19 @@ def make_timed(built, batch, variant):
   import jax.numpy as jnp
 
   from dpjax.models import resnet
-  from dpjax.training import build
+  from dpjax.training import batches, build, programs
 
   network = dict(variant.network)
   if 'dtype' in network:
     network['dtype'] = jnp.dtype(network['dtype'])
   model = dataclasses.replace(
-    built.model, backbone=built.model.backbone.clone(**network)
+    built.objective, backbone=built.objective.backbone.clone(**network)
   )
-  built = dataclasses.replace(built, model=model)
-  optimizer, schedule = built.optimizer(1000)
-  placed = built.place_dispatch([batch] * variant.dispatch)
-  step = built.compile_training(
-    optimizer, schedule, variant.dispatch, donate=variant.donate
+  built = dataclasses.replace(built, objective=model)
+  optimizer, schedule = build.make_optimizer(built, 1000)
+  placed = batches.place_dispatch(built, [batch] * variant.dispatch)
+  step = programs.compile_training(
+    built, optimizer, schedule, variant.dispatch, donate=variant.donate
   )
   usual = resnet.batch_norm
 
@@ -162,7 +162,7 @@ def measure(args):
 
   from dpjax import prepare
   from dpjax.config import resolve as resolve_lib
-  from dpjax.training import build
+  from dpjax.training import batches, build
 
   device = jax.devices()[0]
   chosen = variants(device.platform)
@@ -188,7 +188,7 @@ def measure(args):
     data = prepare.open_prepared(config)
     for stage in args.stages.split(','):
       built = build.build(config, stage, data)
-      stream = iter(built.training_stream())
+      stream = iter(batches.training_stream(built))
       batch = next(stream)
       stream.close()
       timed = {n: make_timed(built, batch, v) for n, v in chosen.items()}

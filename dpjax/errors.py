@@ -1,7 +1,8 @@
 """What a user can mend, apart from what is our own bug.
 
-The command line tells a `UserError` in one line and ends with status 2. Any
-other exception keeps its traceback and ends with status 1.
+The command line tells a `UserError` in one line and ends with status 2. How a
+training ends before its time is no error of anyone's: `Stopped`, `NonFinite`.
+Any other exception keeps its traceback and ends with status 1.
 """
 
 
@@ -11,6 +12,14 @@ class UserError(ValueError):
 
 class SourceFault(UserError):
   """Something wrong with one image or one row of a set: the reason."""
+
+
+class Stopped(Exception):
+  """A signal asked the run to stop; it has been saved."""
+
+
+class NonFinite(Exception):
+  """A loss or gradient norm is not finite; the message says which and where."""
 
 
 def printable(text: str) -> str:

@@ -1,17 +1,23 @@
-"""The training manifest: which images the weights of a run have seen.
+"""What a run was trained on, and what it may therefore not be scored on.
 
 WORKDIR/training_manifest.csv has a row for each image of the training set, and
 for those of the run that the backbone came from. Evaluation refuses to score
-any of them, or a copy, from whatever file or set.
+any of them, or a copy, from whatever file or set; and what is held out is
+never added to a training set.
 """
 
 import csv
+import hashlib
+import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from dpjax import atomic
+from dpjax.data import store
+from dpjax.data.feed import pipeline
 from dpjax.data.prepare import duplicates
 from dpjax.errors import UserError
 
@@ -22,7 +28,7 @@ _COLUMNS = ('stage', 'id', 'source_xxh3', 'perceptual_hash')
 def write(
   workdir: str | pathlib.Path,
   stage: str,
-  records: Any,
+  records: pipeline.Records,
   backbone: str | pathlib.Path | None = None,
 ) -> None:
   """Writes the manifest of a run, whole or not at all.
@@ -30,7 +36,7 @@ def write(
   Args:
     workdir: of the run.
     stage: 'pretrain' or 'retrain'.
-    records: feed.pipeline.Records that it trains on.
+    records: that it trains on.
     backbone: workdir of the run that it starts from, if there is one.
 
   Raises:
@@ -78,6 +84,70 @@ def check_unseen(
       f' {workdir}: {split.ids[seen[0].first]} is'
       f' {"" if seen[0].exact else "a copy of "}{id} of its {stage}'
       f' ({pathlib.Path(workdir) / FILE}); score images that it has not seen'
+    )
+
+
+def check_none_held_out(
+  added: Sequence[Any], path: str, data: store.Store, near: int
+) -> None:
+  """Refuses to add images to a training set that hold some of its held-out.
+
+  Args:
+    added: splits of another set.
+    path: of that set.
+    data: the set whose validation and test splits are held out.
+    near: bits in which the hashes of copies may differ (duplicates.find).
+
+  Raises:
+    UserError: one line: an image of `added` is held out, or a copy of one.
+  """
+  for name in ('validation', 'test'):
+    if name not in data.splits:
+      continue
+    held_out = data.split(name)
+    for split in added:
+      found = duplicates.between(
+        split.source_digests.tolist(),
+        split.hashes,
+        held_out.source_digests.tolist(),
+        held_out.hashes,
+        near,
+      )
+      if found:
+        raise UserError(
+          f'config.data.pretrain_extra: {split.ids[found[0].first]} of {path}'
+          f' is an image of the {name} split of data.path, or a copy of one'
+          f' ({len(found)} are); training must not see it'
+        )
+
+
+def fingerprint(records: pipeline.Records) -> str:
+  """Of training records: the same set, wherever it stands."""
+  columns = (records.column(c).tolist() for c in ('ids', 'labels', 'digests'))
+  return hashlib.sha256(json.dumps([*columns]).encode()).hexdigest()
+
+
+def check_trained_on(
+  record: dict[str, Any], records: pipeline.Records, path: str
+) -> None:
+  """Refuses to go on with a checkpoint that was trained on other data.
+
+  `data.path` may change in a run, the set may not: the iterator's state would
+  mean other images, and what is held out might have been trained on.
+
+  Args:
+    record: of the checkpoint.
+    records: training records of the run as it is now.
+    path: of their set.
+
+  Raises:
+    UserError: one line: the record names other training data.
+  """
+  now = fingerprint(records)
+  if record.get('trained_on', now) != now:
+    raise UserError(
+      f'config.data.path: {path} is not the set that the run was trained on;'
+      ' name that one, or another workdir'
     )
 
 

@@ -33,6 +33,7 @@ def nt_xent(
   z_b: jax.Array,
   *,
   temperature: float = 0.2,
+  valid: jax.Array | None = None,
   axis_name: str | None = None,
 ) -> jax.Array:
   r"""Normalised temperature-scaled cross entropy between two views.
@@ -50,6 +51,8 @@ def nt_xent(
       zero vector is similar to nothing and gets no gradient.
     z_b: (N, D) embeddings of the second views, in the same order.
     temperature: tau, above 0.
+    valid: (N,) 0 for pairs that only fill the batch: they are nobody's
+      negatives, and their own loss means nothing. None: all count.
     axis_name: the device axis over which negatives are gathered, or None.
 
   Returns:
@@ -70,22 +73,31 @@ def nt_xent(
   anchors = jnp.concatenate([z_a, z_b])  # (2N, D)
   others = jnp.concatenate([all_a, all_b])  # (2M, D)
   similarity = _dot(anchors, others) / temperature  # (2N, 2M)
-  itself = jnp.concatenate([rows, m + rows])[:, None] == jnp.arange(2 * m)[None]
+  hidden = jnp.concatenate([rows, m + rows])[:, None] == jnp.arange(2 * m)[None]
+  if valid is not None:
+    filler, _ = _gather(jnp.asarray(valid) <= 0, axis_name)  # (M,)
+    hidden |= jnp.concatenate([filler, filler])[None]
   partition = jax.nn.logsumexp(
-    jnp.where(itself, _MASKED, similarity), axis=1
+    jnp.where(hidden, _MASKED, similarity), axis=1
   )  # (2N,)
   positive = jnp.sum(z_a * z_b, axis=1) / temperature  # (N,)
   return (partition[:n] + partition[n:]) / 2 - positive
 
 
 def contrastive_accuracy(
-  z_a: jax.Array, z_b: jax.Array, *, axis_name: str | None = None
+  z_a: jax.Array,
+  z_b: jax.Array,
+  *,
+  valid: jax.Array | None = None,
+  axis_name: str | None = None,
 ) -> jax.Array:
   """Whether each first view finds its own second view among all second views.
 
   Args:
     z_a: (N, D) embeddings of the first views.
     z_b: (N, D) embeddings of the second views, in the same order.
+    valid: (N,) 0 for pairs that only fill the batch: nobody is compared with
+      them, and their own result means nothing. None: all count.
     axis_name: the device axis over which second views are gathered, or None.
 
   Returns:
@@ -94,7 +106,11 @@ def contrastive_accuracy(
   """
   z_a, z_b = jax.lax.stop_gradient((_unit(z_a), _unit(z_b)))
   all_b, rows = _gather(z_b, axis_name)
-  found = jnp.argmax(_dot(z_a, all_b), axis=1) == rows
+  similarity = _dot(z_a, all_b)  # (N, M)
+  if valid is not None:
+    filler, _ = _gather(jnp.asarray(valid) <= 0, axis_name)  # (M,)
+    similarity = jnp.where(filler[None], _MASKED, similarity)
+  found = jnp.argmax(similarity, axis=1) == rows
   return found.astype(z_a.dtype)
 
 
@@ -293,6 +309,40 @@ def mgacr(
   References:
     Wei et al., 2022, Eq. 2, 3 and 5.
   """
+  _check_mgacr(reduction, negative, lesions_only)
+  map_pos, map_neg, mask = map(_as_float, (map_pos, map_neg, mask))
+  pairs = _mgacr_pairs(
+    jnp.asarray(features), map_pos, map_neg, mask, stop_gradient_maps
+  )
+
+  def batch_mean(values, keep):
+    """Means of a tuple of (B,) over the kept images of all devices."""
+    sums = tuple(jnp.sum(v * keep) for v in values), jnp.sum(keep)
+    if axis_name is not None:
+      sums = jax.lax.psum(sums, axis_name)
+    totals, count = sums
+    return tuple(total / jnp.maximum(count, 1) for total in totals)
+
+  def ratio(numerator, denominator):
+    return numerator / jnp.maximum(denominator + eps, _TINY)
+
+  has_lesion = jnp.any(mask > 0, axis=(1, 2)).astype(mask.dtype)  # (B,)
+  terms = {}
+  for name, pair in pairs.items():
+    keep = has_lesion if name in lesions_only else jnp.ones_like(has_lesion)
+    if known is not None and name != 'feat':  # Eq. 5 needs no mask.
+      keep = keep * known
+    if name == 'att_neg' and negative == 'mse':
+      (terms[name],) = batch_mean(pair[:1], keep)
+    elif reduction == 'batch':
+      terms[name] = ratio(*batch_mean(pair, keep))
+    else:
+      (terms[name],) = batch_mean((ratio(*pair),), keep)
+  return terms
+
+
+def _check_mgacr(reduction, negative, lesions_only):
+  """Raises ValueError for a word that mgacr does not know."""
   if reduction not in ('batch', 'sample'):
     raise ValueError(
       f"mgacr.reduction: must be 'batch' or 'sample', got {reduction!r}"
@@ -306,8 +356,10 @@ def mgacr(
       raise ValueError(
         f'mgacr.lesions_only: must be of {MGACR_TERMS}, got {name!r}'
       )
-  map_pos, map_neg, mask = map(_as_float, (map_pos, map_neg, mask))
-  features = jnp.asarray(features)
+
+
+def _mgacr_pairs(features, map_pos, map_neg, mask, stop_gradient_maps):
+  """Each image's numerator and denominator (B,) of Eq. 2, 3 and 5."""
   # Not jnp.abs: its slope at 0 is 1, and dead features would be pulled. The
   # sums are float32, the features stay in memory as they are.
   magnitude = jnp.mean(
@@ -324,35 +376,11 @@ def mgacr(
       attention = jax.lax.stop_gradient(attention)
     return jnp.mean((1 - attention) * magnitude, axis=(1, 2))  # (B,)
 
-  def batch_mean(values, keep):
-    """Means of a tuple of (B,) over the kept images of all devices."""
-    sums = tuple(jnp.sum(v * keep) for v in values), jnp.sum(keep)
-    if axis_name is not None:
-      sums = jax.lax.psum(sums, axis_name)
-    totals, count = sums
-    return tuple(total / jnp.maximum(count, 1) for total in totals)
-
-  def ratio(numerator, denominator):
-    return numerator / jnp.maximum(denominator + eps, _TINY)
-
-  has_lesion = jnp.any(mask > 0, axis=(1, 2)).astype(mask.dtype)  # (B,)
-  pairs = {
+  return {
     'att_pos': (mse(map_pos, mask), mse(map_pos, 1 - mask)),
     'att_neg': (mse(map_neg, 1 - mask), mse(map_neg, mask)),
     'feat': (suppressed(map_pos), suppressed(map_neg)),
   }
-  terms = {}
-  for name, pair in pairs.items():
-    keep = has_lesion if name in lesions_only else jnp.ones_like(has_lesion)
-    if known is not None and name != 'feat':  # Eq. 5 needs no mask.
-      keep = keep * known
-    if name == 'att_neg' and negative == 'mse':
-      (terms[name],) = batch_mean(pair[:1], keep)
-    elif reduction == 'batch':
-      terms[name] = ratio(*batch_mean(pair, keep))
-    else:
-      (terms[name],) = batch_mean((ratio(*pair),), keep)
-  return terms
 
 
 def _as_float(x):

@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from dpjax.config import flags as flags_lib
 from dpjax.config import resolve as resolve_lib
 from dpjax.distributed import processes
-from dpjax.errors import UserError
+from dpjax.errors import NonFinite, Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of configs/, e.g. configs/retrain.py or :quick.'
@@ -180,16 +180,15 @@ def _workdir(command):
 
 def _train(resolve, workdir):
   from dpjax import recipe
-  from dpjax.training import loop
 
   config = resolve(_CONFIG.value)
   try:
     with processes.job():
       recipe.run(config, workdir)
-  except loop.Stopped as stopped:
+  except Stopped as stopped:
     print(stopped, flush=True)
     return 143  # 128 + SIGTERM: a scheduler starts the job again
-  except loop.NonFinite as error:
+  except NonFinite as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
   return 0
@@ -267,12 +266,11 @@ def _compare(resolve, workdir):
 
 def _benchmark(resolve, workdir):
   from dpjax.benchmark import benchmark
-  from dpjax.training import loop
 
   config = resolve(_CONFIG.value)
   try:
     print(benchmark.run_benchmark(config, workdir, _PEER.value))
-  except (loop.Stopped, KeyboardInterrupt):
+  except (Stopped, KeyboardInterrupt):
     print('stopped; the same command measures all anew', file=sys.stderr)
     return 130  # 128 + SIGINT
   print(f'written: {workdir / "benchmark.json"}, {workdir / "benchmark.md"}')
@@ -280,11 +278,9 @@ def _benchmark(resolve, workdir):
 
 
 def _study(study, resolve, workdir):
-  from dpjax.training import loop
-
   try:
     print(study(_CONFIG.value, workdir, resolve))
-  except loop.Stopped as stopped:
+  except Stopped as stopped:
     print(stopped, flush=True)
     return 143  # 128 + SIGTERM: a scheduler starts the job again
   return 0

@@ -8,7 +8,7 @@ import jax
 
 from dpjax import prepare
 from dpjax.config import record as record_lib
-from dpjax.distributed import parallel, processes
+from dpjax.distributed import processes
 from dpjax.errors import UserError
 from dpjax.training import checkpoint, loop
 
@@ -67,7 +67,7 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
   if jax.process_count() > 1:
     # One process of the job scores by itself, on one of its devices.
     processes.leave_job()
-    if not parallel.is_first():
+    if not processes.is_process_0():
       return
     config.parallel.mode, config.parallel.devices = 'jit', 1
   from dpjax.evaluation import evaluate, text
@@ -90,6 +90,6 @@ def _found_backbone(workdir):
     return record_lib.load(record).init.backbone
   if checkpoint.has_checkpoint(PRETRAINED):
     return str(PRETRAINED)
-  if parallel.is_first():
+  if processes.is_process_0():
     print(f'init.backbone: no {PRETRAINED} to start from, so from scratch')
   return None

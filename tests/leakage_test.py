@@ -65,3 +65,30 @@ def test_a_copy_in_another_file_counts_as_the_image_itself(tmp_path):
   with pytest.raises(ValueError, match='1-13 is a copy of 0-4 of its pretrain'):
     leakage.check_unseen(tmp_path, unseen, 'x', NEAR)
   leakage.check_unseen(tmp_path, unseen, 'x', near=-1)
+
+
+def test_the_fingerprint_is_the_training_sets_and_not_its_places():
+  trained = records(fakes.make_split(6, 16, seed=0))
+  again = records(fakes.make_split(6, 16, seed=0))
+  print_ = leakage.fingerprint(trained)
+  assert leakage.fingerprint(again) == print_
+  leakage.check_trained_on({'trained_on': print_}, again, 'elsewhere')
+  # A checkpoint from before it was recorded.
+  leakage.check_trained_on({}, again, 'elsewhere')
+  other = fakes.make_split(6, 16, seed=0)
+  other.pixels[0, 0, 0] += 1
+  assert leakage.fingerprint(records(other)) != print_
+  with pytest.raises(ValueError, match=r'config\.data\.path: elsewhere is not'):
+    leakage.check_trained_on(
+      {'trained_on': print_}, records(other), 'elsewhere'
+    )
+
+
+@pytest.mark.parametrize('name', ['validation', 'test'])
+def test_no_image_that_is_held_out_is_added_to_a_training_set(name):
+  data = fakes.make_store()
+  added = fakes.make_split(9, 48, seed=60)
+  leakage.check_none_held_out([added], 'extra', data, NEAR)
+  added.pixels[4] = data.split(name).pixels[2]
+  with pytest.raises(ValueError, match=rf'60-4 of extra .* {name} split'):
+    leakage.check_none_held_out([added], 'extra', data, NEAR)

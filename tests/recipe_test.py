@@ -6,6 +6,7 @@ import pytest
 
 from dpjax import recipe
 from dpjax.config import record as record_lib
+from dpjax.errors import Stopped
 from dpjax.evaluation import evaluate, text
 from dpjax.training import loop
 from tests import fakes
@@ -71,10 +72,10 @@ def test_the_recipe_skips_a_stage_whose_backbone_nobody_would_use(
 
 def test_a_recipe_stopped_in_a_stage_starts_no_other(calls, monkeypatch):
   def stopped(*_):
-    raise loop.Stopped('stopped')
+    raise Stopped('stopped')
 
   monkeypatch.setattr(loop, 'train', stopped)
-  with pytest.raises(loop.Stopped):
+  with pytest.raises(Stopped):
     recipe.run(make_config('recipe'), 'here')
   assert not calls
 

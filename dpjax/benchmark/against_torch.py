@@ -17,6 +17,7 @@ import numpy as np
 
 from dpjax.benchmark import programs, timing, torch_baseline
 from dpjax.data.feed import pipeline
+from dpjax.training import batches
 
 # Largest relative difference of a loss, and of logits relative to the largest:
 # in float32, by JAX's platform, and in the config's own type. The first is the
@@ -154,7 +155,7 @@ def _in_turns(bench, part, size, variants):
   else:
     call = programs.train_call(program, bench.state(stage), batch, None)
   calls = {'dpjax': call}
-  if part != 'inference' and (count := run.steps_per_dispatch) > 1:
+  if part != 'inference' and (count := run.config.train.steps_per_dispatch) > 1:
     # As it trains: what a dispatch costs, a CUDA graph saves PyTorch too.
     name = f'dpjax, K={count}'
     images[name] = size * count
@@ -188,11 +189,11 @@ def _program(bench, run, part, count=1):
   state = bench.state(run.stage)
   if part == 'inference':
     host = programs.evaluation_batches(run, None, 1)[0]
-    batch = run.place(host)
+    batch = batches.place(run, host)
     program, _ = programs.evaluation_program(run, state, batch, None)
   else:
     # The stream begins anew for each.
-    host = pipeline.first(run.training_stream(), 1)[0]
+    host = pipeline.first(batches.training_stream(run), 1)[0]
     program, batch, _ = programs.training_program(run, state, None, count)
   return program, batch, host
 

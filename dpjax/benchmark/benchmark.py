@@ -26,7 +26,9 @@ import numpy as np
 
 from dpjax import atomic, prepare
 from dpjax.benchmark import programs, text, timing
-from dpjax.training import loop
+from dpjax.errors import NonFinite
+from dpjax.training import batches, loop
+from dpjax.training.programs import compile_step
 
 STAGES = ('pretrain', 'retrain')
 # On accelerators, where the config names none.
@@ -84,7 +86,7 @@ def run_benchmark(
 
   Raises:
     UserError: one line, where config, set, machine and peer do not fit.
-    dpjax.training.loop.Stopped: a signal came during the end-to-end part.
+    dpjax.errors.Stopped: a signal came during the end-to-end part.
   """
   began = time.perf_counter()
   workdir = pathlib.Path(workdir)
@@ -204,15 +206,15 @@ def _stage(bench, stage, peaks):
     dispatches = (1,) if on_cpu else _STEPS_PER_DISPATCH
   # The own batch size at K = 1 tells the work of a step, at the own K the
   # input's share of the loop.
-  cases = {(size, 1), (size, own.steps_per_dispatch)}
+  cases = {(size, 1), (size, own.config.train.steps_per_dispatch)}
   cases |= {(size, count) for count in dispatches}
   cases |= {(batch, 1) for batch in sizes}
   found: dict[str, Any] = {
     'unit': 'pairs' if stage == 'pretrain' else 'images',
-    'training_records': len(own.training_records),
+    'training_records': len(own.records),
     'batch_size': size,
-    'steps_per_dispatch': own.steps_per_dispatch,
-    'resident': own.resident,
+    'steps_per_dispatch': own.config.train.steps_per_dispatch,
+    'resident': own.config.data.placement == 'resident',
     'step': [],
     'left_out': left_out,
   }
@@ -232,7 +234,7 @@ def _stage(bench, stage, peaks):
     one
     for one in found['step']
     if one['batch_size'] == size
-    and one['steps_per_dispatch'] == own.steps_per_dispatch
+    and one['steps_per_dispatch'] == own.config.train.steps_per_dispatch
   )
   bench.say(f'{stage}, end to end')
   if 'error' in alone:
@@ -291,7 +293,7 @@ def _end_to_end(bench, own, step_only):
   `step_only` is the rate of the step alone, a second.
   """
   repeats, seconds = bench.repeats
-  size, count = own.settings.batch_size, own.steps_per_dispatch
+  size, count = own.settings.batch_size, own.config.train.steps_per_dispatch
   number = count * max(1, math.ceil(seconds * step_only / size / count))
   config = own.config.copy_and_resolve_references()
   config.init.backbone = None
@@ -300,7 +302,7 @@ def _end_to_end(bench, own, step_only):
   config.train.save_every = 0
   config.train.tensorboard = config.train.progress = False
   total = number * (repeats + _FIRST_LINES)
-  config[own.stage].epochs = total * size / len(own.training_records)
+  config[own.stage].epochs = total * size / len(own.records)
   said = sys.stderr if bench.config.train.progress else io.StringIO()
   with (
     tempfile.TemporaryDirectory(prefix='dpjax-benchmark-') as folder,
@@ -308,7 +310,7 @@ def _end_to_end(bench, own, step_only):
   ):
     try:
       loop.train(config, own.stage, folder)
-    except loop.NonFinite as error:
+    except NonFinite as error:
       return {'error': f'the training diverged ({error})'}
     log = (pathlib.Path(folder) / 'metrics.jsonl').read_text().splitlines()
   lines = [json.loads(line) for line in log]
@@ -345,7 +347,7 @@ def _infer(bench, stage, batch_size):
   run = bench.sized(stage, batch_size)
   state, images = bench.state(stage), bench.images(run)
   host = programs.evaluation_batches(run, images, _EVALUATED)
-  placed = [run.place(batch) for batch in host]
+  placed = [batches.place(run, batch) for batch in host]
   program, about = programs.evaluation_program(run, state, placed[0], images)
   call = programs.infer_call(program, state, placed, images)
   times = timing.measure_one(call, *bench.repeats)
@@ -381,7 +383,7 @@ def _input_call(bench, stage, kind, stack):
   """f(n) that makes n batches."""
   if kind == 'store':
     run = bench.run(stage)
-    return _store_call(run.training_records, run.settings.batch_size)
+    return _store_call(run.records, run.settings.batch_size)
   run = bench.run(
     stage,
     data__render='host' if kind == 'host' else 'device',
@@ -389,7 +391,7 @@ def _input_call(bench, stage, kind, stack):
     if kind in ('decisions', 'resident')
     else 'stream',
   )
-  stream = iter(run.training_stream())
+  stream = iter(batches.training_stream(run))
   stack.enter_context(contextlib.closing(stream))
   if kind in ('decisions', 'host'):
 
@@ -398,14 +400,18 @@ def _input_call(bench, stage, kind, stack):
         next(stream)
 
     return call
-  images = run.images(run.training_records)
+  images = batches.resident_images(run, run.records)
   # Without `gather` each device keeps its own rows: nothing is sent about.
-  render = run.compile(functools.partial(_render, pixels=run.model.pixels))
+  render = compile_step(
+    run, functools.partial(_render, pixels=run.objective.pixels)
+  )
 
   def call(number):
     before = None
     for _ in range(number):
-      rendered = render(None, run.place(next(stream)), images)
+      rendered = render(
+        None, batches.place_dispatch(run, [next(stream)]), images
+      )
       # One behind, as in the loop; the host must not run away.
       jax.block_until_ready(before)
       before = rendered

@@ -13,7 +13,9 @@ from dpjax.benchmark import timing
 from dpjax.data.feed import pipeline
 from dpjax.distributed import processes
 from dpjax.errors import UserError
-from dpjax.training import build, steps
+from dpjax.training import batches, build, steps
+from dpjax.training.programs import compile_evaluation, compile_training
+from dpjax.training.run import Run
 
 # On accelerators, where the config names none.
 _BATCH_SIZES = (16, 64, 256, 1024)
@@ -39,7 +41,7 @@ class Bench:
     self.config = config
     self.data = data
     self.repeats = (config.benchmark.repeats, config.benchmark.seconds)
-    self._resident: dict[str, bool] = {}
+    self._placements: dict[str, str] = {}
     self._states: dict[str, Any] = {}
     self._images: dict[str, Any] = {}
 
@@ -48,23 +50,21 @@ class Bench:
     if self.config.train.progress:
       print(f'benchmark: {line}', file=sys.stderr, flush=True)
 
-  def run(self, stage: str, **changes: Any) -> build.Experiment:
+  def run(self, stage: str, **changes: Any) -> Run:
     """The stage with changes to the config, e.g. data__render='host'."""
     config = self.config.copy_and_resolve_references()
     for name, value in changes.items():
       *sections, field = name.split('__')
       functools.reduce(lambda c, key: c[key], sections, config)[field] = value
+    by_memory = config.data.placement == 'auto'
+    if by_memory and stage in self._placements:  # As when there was most free.
+      config.data.placement = self._placements[stage]
     run = build.build(config, stage, self.data)
-    if config.data.placement == 'auto':  # By the free memory: settled once.
-      if stage not in self._resident:
-        self._resident[stage] = run.resident
-      kept = self._resident[stage]
-      config.data.placement = 'resident' if kept else 'stream'
+    if by_memory:
+      self._placements[stage] = run.config.data.placement
     return run
 
-  def sized(
-    self, stage: str, batch_size: int, **changes: Any
-  ) -> build.Experiment:
+  def sized(self, stage: str, batch_size: int, **changes: Any) -> Run:
     """The stage with another batch size."""
     return self.run(stage, **{f'{stage}__batch_size': batch_size}, **changes)
 
@@ -80,16 +80,16 @@ class Bench:
     """A fresh state, which may be donated."""
     if stage not in self._states:
       run = self.run(stage)
-      optimizer, _ = run.optimizer(1)
+      optimizer, _ = build.make_optimizer(run, 1)
       self._states[stage] = build.initial_state(run, optimizer)
     return jax.tree.map(jnp.copy, self._states[stage])
 
-  def images(self, run: build.Experiment) -> Any:
+  def images(self, run: Run) -> Any:
     """The stage's training images on the devices, or None if not resident."""
-    if not run.resident:
+    if run.config.data.placement != 'resident':
       return None
     if run.stage not in self._images:
-      self._images[run.stage] = run.images(run.training_records)
+      self._images[run.stage] = batches.resident_images(run, run.records)
     return self._images[run.stage]
 
   def forget(self) -> None:
@@ -111,8 +111,8 @@ class Bench:
     )
 
   def _unfit(self, run, size):
-    if size > len(run.training_records):
-      return f'there are {len(run.training_records)} training radiographs'
+    if size > len(run.records):
+      return f'there are {len(run.records)} training radiographs'
     if size % self.config.parallel.devices:
       return f'not a multiple of the {self.config.parallel.devices} devices'
     return None
@@ -136,7 +136,7 @@ def attempt(
 
 
 def training_program(
-  run: build.Experiment, state: Any, images: Any, count: int = 1
+  run: Run, state: Any, images: Any, count: int = 1
 ) -> tuple[Any, Any, dict[str, Any]]:
   """The compiled step, its batch on the devices, and what is known of it.
 
@@ -146,9 +146,11 @@ def training_program(
     images: on the devices, or None.
     count: steps a dispatch.
   """
-  optimizer, schedule = run.optimizer(run.total_steps)
-  step = run.compile_training(optimizer, schedule, count)
-  batch = run.place_dispatch(pipeline.first(run.training_stream(), count))
+  optimizer, schedule = build.make_optimizer(run, run.total_steps)
+  step = compile_training(run, optimizer, schedule, count)
+  batch = batches.place_dispatch(
+    run, pipeline.first(batches.training_stream(run), count)
+  )
   program, about = timing.compile_ahead(step, state, batch, images)
   return program, batch, about
 
@@ -168,21 +170,21 @@ def train_call(
 
 
 def evaluation_batches(
-  run: build.Experiment, images: Any, count: int
+  run: Run, images: Any, count: int
 ) -> list[dict[str, Any]]:
   """The first batches of the training split, plain, on the host."""
   split = run.data.split('train')
-  stream = run.stream_once(
-    split, run.settings.batch_size, images=images is None
+  stream = batches.sequential_stream(
+    run, split, run.settings.batch_size, images=images is None
   )
   return pipeline.first(stream, count)
 
 
 def evaluation_program(
-  run: build.Experiment, state: Any, batch: Any, images: Any
+  run: Run, state: Any, batch: Any, images: Any
 ) -> tuple[Any, dict[str, Any]]:
   """The compiled steps.eval_step, and what is known of it."""
-  return timing.compile_ahead(run.compile_evaluation(), state, batch, images)
+  return timing.compile_ahead(compile_evaluation(run), state, batch, images)
 
 
 def infer_call(

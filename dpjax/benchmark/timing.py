@@ -103,7 +103,7 @@ def compile_ahead(step: Any, *arguments: Any) -> tuple[Any, dict[str, Any]]:
   """Compiles a step anew for these arguments.
 
   Args:
-    step: what Experiment.compile returns.
+    step: what programs.compile_step returns.
     *arguments: on the devices.
 
   Returns:

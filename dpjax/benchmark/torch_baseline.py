@@ -21,7 +21,8 @@ from flax import traverse_util
 
 from dpjax.errors import UserError
 from dpjax.models import resnet
-from dpjax.training import build, steps
+from dpjax.training import build, objectives, steps
+from dpjax.training.run import Run
 
 # Stands for minus infinity, as in dpjax.losses.
 _MASKED = -1e30
@@ -93,7 +94,7 @@ def check(config: Any) -> None:
 
 
 def make_step(
-  run: build.Experiment, state: steps.TrainState, total: int, variant: str,
+  run: Run, state: steps.TrainState, total: int, variant: str,
   *, exact: bool = False,
 ) -> 'Step':  # fmt: skip
   """One stage in PyTorch, with the weights of `state`.
@@ -136,11 +137,11 @@ class Step:
 
   def __init__(self, run, state, total, variant):
     torch = _torch()
-    self._model = run.model
+    self._model = run.objective
     self._bfloat16 = run.config.model.dtype == 'bfloat16'
     self._compile = variant != 'eager'
     self._graphs = variant == 'cuda_graphs'
-    self.network = _network(run.model).to(
+    self.network = _network(run.objective).to(
       _device(), memory_format=torch.channels_last
     )
     weights = to_torch(state.params, state.batch_stats)
@@ -148,9 +149,9 @@ class Step:
     for name, tensor in self.network.state_dict().items():
       tensor.copy_(torch.tensor(weights[name]))
     # Here, for a graph cannot send a constant to the device.
-    self._class_weights = _class_weights(run.model)
+    self._class_weights = _class_weights(run.objective)
     settings = run.settings.optim
-    _, schedule = run.optimizer(total)
+    _, schedule = build.make_optimizer(run, total)
     rates = jax.vmap(schedule)(np.arange(total))
     # A tensor, for a captured graph reads the rate where it stood.
     self._rates = torch.tensor(np.asarray(rates), device=_device())
@@ -183,7 +184,7 @@ class Step:
         'the peer takes batches rendered on the host (config.data.render=host)'
       )
     arrays = {'views': batch['views']}
-    if isinstance(self._model, steps.Retraining):
+    if isinstance(self._model, objectives.Retraining):
       arrays['label'] = np.asarray(batch['label'], np.int64)
     for stage, mask in batch.get('masks', {}).items():
       arrays |= {stage: mask, 'annotated': batch['annotated']}
@@ -359,10 +360,10 @@ def _device():
 
 
 def _network(model):
-  """The modules of a steps.Pretraining or steps.Retraining."""
+  """The modules of an objectives.Pretraining or objectives.Retraining."""
   nn = _torch().nn
   network = {'backbone': _resnet(model.backbone)}
-  if isinstance(model, steps.Pretraining):
+  if isinstance(model, objectives.Pretraining):
     width = model.backbone.width * 2 ** (len(model.backbone.stage_sizes) - 1)
     head = model.projector
     network['projector'] = nn.ModuleDict(
@@ -469,7 +470,7 @@ def _logits(step, backbone, batch):
 def _losses(step, batch):
   """The stage's loss, and {'loss': it, 'loss/...': each term}."""
   model, network = step._model, step.network
-  if isinstance(model, steps.Pretraining):
+  if isinstance(model, objectives.Pretraining):
     loss = _contrast(step, batch)
     return loss, {'loss': loss, 'loss/contrast': loss}
   features = _backbone(step, network['backbone'], _images(step, batch))

@@ -1,15 +1,12 @@
-"""What must be settled before JAX starts: flags, processes, compilation cache.
+"""The processes of a job: how each joins, what they tell each other, its end.
 
 Nothing here may touch a device before `start` has done its work.
 """
 
 import contextlib
-import hashlib
 import os
 import pathlib
-import platform
 import re
-import stat
 import sys
 import time
 import traceback
@@ -18,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dpjax.distributed import compile_cache
 from dpjax.errors import UserError
 
 # Exit status of a process whose job is broken: start all of it again. It is
@@ -26,9 +24,9 @@ BROKEN_JOB = 75
 
 # A process that says nothing for so long is taken for dead, seconds.
 _HEARTBEAT = 30
-# So long others wait for what the first process does (prepares), seconds.
+# So long others wait for what process 0 does (prepares), seconds.
 _PATIENCE = 24 * 3600
-_TOLD = 20  # and so long the first one for the others to hear of an error
+_TOLD = 20  # and so long process 0 for the others to hear of an error
 _DONE = 'done'
 # What JAX's transports say when another process does not answer.
 _LOST = re.compile(
@@ -72,7 +70,7 @@ def start(
   except (RuntimeError, AssertionError) as error:  # both, by the platform
     wanted = os.environ.get('JAX_PLATFORMS')
     raise UserError(f'JAX finds no device; JAX_PLATFORMS={wanted}') from error
-  _use_cache()
+  compile_cache.enable()
 
 
 def _join(coordinator, num_processes, process_id):
@@ -121,21 +119,21 @@ def _join(coordinator, num_processes, process_id):
     ) from error
 
 
-def first_does(name: str, function: Callable[[], Any]) -> Any:
-  """Lets the first process do something while all others wait for it.
+def on_process_0(name: str, function: Callable[[], Any]) -> Any:
+  """Lets process 0 do something while all others wait for it.
 
   They wait at the coordinator, not in a collective of the devices: those give
   up after half a minute, and a set may take an hour to prepare.
 
   Args:
     name: of what is done; another one at each call.
-    function: what the first process does.
+    function: what process 0 does.
 
   Returns:
     what `function` returns, and None in the other processes.
 
   Raises:
-    UserError: in all of them, if it raises ValueError or OSError.
+    UserError: in all of them, if it raises UserError or OSError.
   """
   import jax
 
@@ -152,7 +150,7 @@ def first_does(name: str, function: Callable[[], Any]) -> Any:
     return None
   try:
     result = function()
-  except (ValueError, OSError) as error:
+  except (UserError, OSError) as error:
     client.key_value_set(key, str(error))
     # Its end is the coordinator's too, so not before the others know.
     client.wait_at_barrier(f'{key}/told', _TOLD * 1000)
@@ -161,8 +159,8 @@ def first_does(name: str, function: Callable[[], Any]) -> Any:
   return result
 
 
-def first_says(value: bool) -> bool:
-  """What the first process says, in all of them."""
+def broadcast_from_0(value: bool) -> bool:
+  """What process 0 says, in all of them."""
   import jax
 
   if jax.process_count() == 1:
@@ -172,8 +170,8 @@ def first_says(value: bool) -> bool:
   return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def any_says(value: bool) -> bool:
-  """Whether a process says so, in all of them."""
+def any_process(value: bool) -> bool:
+  """Whether any process says so, in all of them."""
   import jax
 
   if jax.process_count() == 1:
@@ -181,6 +179,13 @@ def any_says(value: bool) -> bool:
   from jax.experimental import multihost_utils
 
   return bool(multihost_utils.process_allgather(np.int32(value)).any())
+
+
+def is_process_0() -> bool:
+  """Whether this process is the one that writes logs and speaks."""
+  import jax
+
+  return jax.process_index() == 0
 
 
 @contextlib.contextmanager
@@ -262,59 +267,3 @@ def seconds_alive() -> float:
   )
   started = int(fields[19]) / os.sysconf('SC_CLK_TCK')  # since the boot
   return time.clock_gettime(time.CLOCK_BOOTTIME) - started
-
-
-def _use_cache():
-  """Keeps compiled programs in a folder that is the user's alone.
-
-  What is read from there is run, so a folder in which others may write is left
-  alone. JAX_COMPILATION_CACHE_DIR names another one, and
-  JAX_ENABLE_COMPILATION_CACHE=false turns it off.
-  """
-  import jax
-
-  if jax.config.jax_compilation_cache_dir:
-    return  # The user's own choice.
-  if not jax.config.jax_enable_compilation_cache:
-    return
-  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  folder = pathlib.Path(base).resolve() / 'dpjax'
-  # A program for one CPU may not run on another, and homes are shared.
-  leaf = folder / f'xla-{_machine()}'
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    leaf.mkdir(mode=0o700, exist_ok=True)
-    # Who may write in a folder may put another one in its place.
-    unsafe = [path for path in (folder.parent, folder, leaf) if _is_open(path)]
-  except OSError:
-    return  # No home, or a full one: then it compiles each time.
-  if unsafe:
-    print(
-      f'warning: {unsafe[0]} is not yours alone, so compiled programs are not'
-      ' kept there; chmod 700 it, or set JAX_COMPILATION_CACHE_DIR',
-      file=sys.stderr,
-      flush=True,
-    )
-    return
-  jax.config.update('jax_compilation_cache_dir', str(leaf))
-
-
-def _is_open(path):
-  """Whether another user may change what is in a folder."""
-  found = path.lstat()
-  if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.getuid(), 0):
-    return True
-  writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-  # In a sticky one, as /tmp, others may add and not replace.
-  return bool(writable) and not found.st_mode & stat.S_ISVTX
-
-
-def _machine():
-  """A name for what compiled programs of this machine's CPU run on."""
-  try:
-    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-  except OSError:
-    lines = [platform.processor()]
-  kind = next((x for x in lines if x.startswith(('flags', 'Features'))), '')
-  return f'{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}'

@@ -25,7 +25,8 @@ from dpjax.metrics import (
   subgroups,
 )
 from dpjax.training import build as build_lib
-from dpjax.training import checkpoint, steps
+from dpjax.training import checkpoint, inference, programs, steps
+from dpjax.training.run import Run
 
 # What evaluation.json says of maps where there are none.
 NO_MAPS = {'cam_target': None, 'cam_stage': None, 'localisation': {}}
@@ -58,7 +59,7 @@ class RestoredRun:
     images: what is scored.
   """
 
-  run: build_lib.Experiment
+  run: Run
   state: steps.TrainState
   step: int
   images: Images
@@ -93,7 +94,7 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
   workdir = files.workdir_of(workdir)
   restored = open_run(config, workdir)
   run = restored.run
-  eval_step = run.compile_evaluation()
+  eval_step = programs.compile_evaluation(run)
   result = score_classifier(
     workdir,
     run.config.evaluate,
@@ -262,7 +263,7 @@ def open_run(config: Any, workdir: pathlib.Path) -> RestoredRun:
     f'{own.evaluate.split} of {images.path}',
     own.split.near,
   )
-  optimizer, _ = run.optimizer(1)
+  optimizer, _ = build_lib.make_optimizer(run, 1)
   with contextlib.closing(
     checkpoint.Checkpoints(workdir, best=own.eval.best, write=False)
   ) as saved:
@@ -270,7 +271,7 @@ def open_run(config: Any, workdir: pathlib.Path) -> RestoredRun:
     state, _, record = saved.restore(
       step, build_lib.initial_state(run, optimizer)
     )
-  run.check_trained_on(record)
+  leakage.check_trained_on(record, run.records, run.data.path)
   return RestoredRun(run, state, step, images)
 
 
@@ -289,8 +290,8 @@ def _predict(restored, eval_step, progress, split):
     disable=not progress,
     dynamic_ncols=True,
   ) as bar:
-    for rows, outputs in run.infer(
-      eval_step, restored.state, split, run.config.evaluate.batch_size
+    for rows, outputs in inference.infer(
+      run, eval_step, restored.state, split, run.config.evaluate.batch_size
     ):
       logits.append(outputs['logits'])
       clock.append(time.perf_counter())
@@ -328,7 +329,9 @@ def _localise(restored, workdir):
   step = explain.compile_maps(restored.run, target, stage)
 
   def find_maps(rows):
-    maps = restored.run.collect(step, restored.state, rows, settings.batch_size)
+    maps = inference.collect(
+      restored.run, step, restored.state, rows, settings.batch_size
+    )
     if not all(np.isfinite(value).all() for value in maps.values()):
       raise UserError(f'{workdir}: its maps are not finite; has it diverged?')
     return maps

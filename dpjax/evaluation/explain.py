@@ -12,16 +12,17 @@ from dpjax.data import vocabulary
 from dpjax.errors import UserError
 from dpjax.evaluation import gradcam, localisation
 from dpjax.models import sides
-from dpjax.training import steps
+from dpjax.training import objectives, programs, steps
+from dpjax.training.run import Run
 
 WITHOUT_BOXES = 32  # images without a box whose maps are kept, at most
 
 
 def explain_step(
   state: steps.TrainState,
-  batch: steps.Batch,
+  batch: objectives.Batch,
   *,
-  stage: steps.Retraining,
+  objective: objectives.Retraining,
   target: str,
   cam_stage: str,
   axis_name: str | None = None,
@@ -31,7 +32,7 @@ def explain_step(
   Args:
     state: of stage II.
     batch: as steps.eval_step takes it.
-    stage: the networks.
+    objective: the networks.
     target: whose gradient Grad-CAM takes (gradcam.target_weights).
     cam_stage: the features that it looks at.
     axis_name: unused; rows do not depend on each other.
@@ -41,7 +42,7 @@ def explain_step(
     (b, h, w)}.
   """
   del axis_name
-  images = stage.pixels.views(batch)[:, 0]
+  images = objective.pixels.views(batch)[:, 0]
   variables = {
     name: {
       'params': state.params[name],
@@ -51,13 +52,13 @@ def explain_step(
   }
   found = {
     'cam': gradcam.grad_cam(
-      stage.backbone, variables['backbone'], images, batch['label'],
+      objective.backbone, variables['backbone'], images, batch['label'],
       target=target, stage=cam_stage,
     )
   }  # fmt: skip
-  if stage.attention is not None:
-    _, features = stage.backbone.apply(variables['backbone'], images)
-    maps = stage.attention.apply(variables['attention'], features)
+  if objective.attention is not None:
+    _, features = objective.backbone.apply(variables['backbone'], images)
+    maps = objective.attention.apply(variables['attention'], features)
     for name, (map_pos, map_neg) in maps.items():
       found |= {f'att_pos/{name}': map_pos, f'att_neg/{name}': map_neg}
   return found
@@ -121,21 +122,22 @@ def cam_target(config: Any, class_names: Sequence[str]) -> str:
 
 
 def compile_maps(
-  run: Any, target: str, stage: str
+  run: Run, target: str, stage: str
 ) -> Callable[[Any, Any], Any]:
   """`explain_step` of a run of stage II, compiled.
 
-  `run.collect` with it gives {map: (N, h, w)} of every row of a split.
+  `inference.collect` with it gives {map: (N, h, w)} of every row of a split.
 
   Args:
     run: of stage II.
     target: of `cam_target`.
     stage: of `cam_stage`.
   """
-  return run.compile(
+  return programs.compile_step(
+    run,
     functools.partial(
       explain_step,
-      stage=run.model,
+      objective=run.objective,
       target=target,
       cam_stage=stage,
     ),

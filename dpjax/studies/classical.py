@@ -24,6 +24,7 @@ from dpjax.errors import UserError
 from dpjax.evaluation import evaluate
 from dpjax.studies import runs
 from dpjax.training import build as build_lib
+from dpjax.training import inference
 
 _BATCH = 256  # images read at a time
 
@@ -145,8 +146,8 @@ class Features:
     self._run = build_lib.build(config, 'retrain', data)
     backbone = build_lib.read_backbone(source, self._run)
     self._variables = jax.tree.map(jnp.asarray, backbone)
-    network = self._run.model.backbone.clone(num_classes=0)
-    views = self._run.model.pixels.views
+    network = self._run.objective.backbone.clone(num_classes=0)
+    views = self._run.objective.pixels.views
 
     def pooled(variables, batch, images):
       del images  # They come with the batch.
@@ -158,9 +159,10 @@ class Features:
   def __call__(self, split: Any) -> np.ndarray:
     """Of every image of a split, plain: (N, D) float32."""
     batch_size = self._run.config.evaluate.batch_size
-    return self._run.collect(self._pooled, self._variables, split, batch_size)[
-      'pooled'
-    ]
+    found = inference.collect(
+      self._run, self._pooled, self._variables, split, batch_size
+    )
+    return found['pooled']
 
 
 class Inputs:

@@ -24,7 +24,7 @@ import xxhash
 from dpjax import atomic
 from dpjax.config import fields as fields_lib
 from dpjax.config import record as record_lib
-from dpjax.errors import UserError
+from dpjax.errors import NonFinite, UserError
 from dpjax.evaluation import evaluate
 from dpjax.training import checkpoint, loop
 
@@ -251,13 +251,13 @@ def pretrain(task: Task) -> None:
   ):
     return
   if (error := _failure(folder)) is not None:
-    raise loop.NonFinite(error)
+    raise NonFinite(error)
   # It may be another row's run: what it did not read may differ.
   if record is not None:
     _take_over(config, record)
   try:
     loop.train(config, 'pretrain', folder)
-  except loop.NonFinite as error:
+  except NonFinite as error:
     atomic.write_json(folder / 'failed.json', {'error': str(error)})
     raise
   (folder / 'finished').touch()
@@ -373,7 +373,7 @@ def run(task: Task, work: Callable[[Task], None] | None = None) -> Run:
   try:
     pretrain(task)
     (work or _retrain)(task)
-  except loop.NonFinite as error:
+  except NonFinite as error:
     if look(task).state != 'diverged':  # Stage I has put it on record.
       atomic.write_json(task.workdir / 'failed.json', {'error': str(error)})
     found = look(task)

@@ -20,6 +20,7 @@ from dpjax.benchmark import (
   timing,
   torch_baseline,
 )
+from dpjax.errors import NonFinite
 from dpjax.training import loop
 from tests import fakes
 
@@ -263,7 +264,7 @@ def test_a_training_that_diverges_end_to_end_is_said_and_the_rest_goes_on(
   tmp_path, monkeypatch
 ):
   def diverge(*_):
-    raise loop.NonFinite('step 3: loss is nan')
+    raise NonFinite('step 3: loss is nan')
 
   monkeypatch.setattr(loop, 'train', diverge)
   config = make_config(benchmark__parts=('retrain', 'inference'))

@@ -11,8 +11,8 @@ import pytest
 
 from dpjax.benchmark import torch_baseline
 from dpjax.models import resnet
+from dpjax.training import batches, steps
 from dpjax.training import build as build_lib
-from dpjax.training import steps
 from tests import fakes
 
 TOTAL = 4  # steps of the schedule
@@ -27,8 +27,8 @@ def torch():
 def build(stage='retrain', **changes):
   """A stage, a state in which nothing is trivial, and a batch."""
   run = build_lib.build(fakes.make_config(**changes), stage, fakes.make_store())
-  optimizer, _ = run.optimizer(TOTAL)
-  shapes = jax.eval_shape(run.model.init, jax.random.key(0))
+  optimizer, _ = build_lib.make_optimizer(run, TOTAL)
+  shapes = jax.eval_shape(run.objective.init, jax.random.key(0))
   rng = np.random.default_rng(0)
 
   def draw(path, leaf):
@@ -45,7 +45,7 @@ def build(stage='retrain', **changes):
     **variables,
     opt_state=optimizer.init(variables['params']),
   )
-  stream = iter(run.training_stream())
+  stream = iter(batches.training_stream(run))
   batch = next(stream)
   stream.close()
   return run, state, {k: batch[k] for k in batch if k not in ('index', 'valid')}
@@ -53,7 +53,7 @@ def build(stage='retrain', **changes):
 
 def losses(run, state, batch):
   """dpjax's loss and its terms, as train_step names them."""
-  total, (metrics, _) = jax.jit(run.model.loss, static_argnums=3)(
+  total, (metrics, _) = jax.jit(run.objective.loss, static_argnums=3)(
     state.params, state.batch_stats, batch, None
   )
   terms = {k: float(v) for k, v in metrics.items() if k.startswith('loss/')}
@@ -69,10 +69,13 @@ def weights(step):
 
 def train(run, state, batch, count):
   """The state after `count` updates of dpjax."""
-  optimizer, schedule = run.optimizer(TOTAL)
+  optimizer, schedule = build_lib.make_optimizer(run, TOTAL)
   step = jax.jit(
     functools.partial(
-      steps.train_step, stage=run.model, optimizer=optimizer, schedule=schedule
+      steps.train_step,
+      objective=run.objective,
+      optimizer=optimizer,
+      schedule=schedule,
     )
   )
   for _ in range(count):
@@ -179,7 +182,9 @@ def test_inference_gives_the_same_logits_before_and_after_an_update(torch):
   run, state, batch = build()
   step = torch_baseline.make_step(run, state, TOTAL, 'eager')
   placed = step.place(batch)
-  evaluate = jax.jit(functools.partial(steps.eval_step, stage=run.model))
+  evaluate = jax.jit(
+    functools.partial(steps.eval_step, objective=run.objective)
+  )
   for count in (0, 1):
     now = train(run, state, batch, count)
     want = evaluate(now, batch)['logits']

@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from dpjax.distributed import parallel
+from dpjax.training import batches as batches_lib
 from dpjax.training import build as build_lib
-from dpjax.training import steps
+from dpjax.training import programs, steps
 from tests import fakes
 
 # Float32 sums of another order; gradients here are of the order of 0.1 to 1.
@@ -21,13 +22,13 @@ PLAIN = {'mgacr__attention': False, 'mgacr__features': False}
 
 
 def build(stage, mode, devices, **changes):
-  """(experiment, state, its first batches) of plain SGD at rate 1."""
+  """(run, state, its first batches) of plain SGD at rate 1."""
   config = fakes.make_config(
     parallel__mode=mode, parallel__devices=devices, **changes
   )
   built = build_lib.build(config, stage, fakes.make_store())
   state = build_lib.initial_state(built, optax.sgd(1.0))
-  stream = iter(built.training_stream())
+  stream = iter(batches_lib.training_stream(built))
   batches = [next(stream) for _ in range(2)]
   stream.close()
   return built, state, batches
@@ -36,18 +37,18 @@ def build(stage, mode, devices, **changes):
 def compile_step(built, rate=1.0, **options):
   step = functools.partial(
     steps.train_step,
-    stage=built.model,
+    objective=built.objective,
     optimizer=optax.sgd(rate),
     schedule=optax.constant_schedule(rate),
   )
-  return built.compile(step, **options)
+  return programs.compile_step(built, step, **options)
 
 
 def run(stage, mode, devices, **changes):
   """(state after a step, metrics) of plain SGD at rate 1: state - gradient."""
   built, state, batches = build(stage, mode, devices, **changes)
-  images = built.images(built.training_records)
-  batch = built.place(batches[0])
+  images = batches_lib.resident_images(built, built.records)
+  batch = batches_lib.place_dispatch(built, batches[:1])
   return jax.device_get(compile_step(built)(state, batch, images))
 
 
@@ -81,11 +82,10 @@ def test_two_steps_in_one_dispatch_are_two_steps(stage, mode, devices):
   once = compile_step(built, rate=0.1)
   want, each = state, []
   for batch in batches:
-    want, metrics = once(want, built.place(batch), None)
+    want, metrics = once(want, batches_lib.place_dispatch(built, [batch]), None)
     each.append(metrics)
-  stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
   got, metrics = compile_step(built, rate=0.1, steps=2)(
-    state, built.place(stacked, stacked=True), None
+    state, batches_lib.place_dispatch(built, batches), None
   )
   assert int(got.step) == 2
   jax.tree.map(
@@ -122,10 +122,10 @@ def test_what_an_image_shows_does_not_depend_on_the_number_of_devices(mode):
 
     def step(state, batch, *, axis_name):
       del state, axis_name
-      return built.model.pixels.views(batch)
+      return built.objective.pixels.views(batch)
 
-    return built.compile(step, gather=True)(
-      state, built.place(batches[0]), None
+    return programs.compile_step(built, step, gather=True)(
+      state, batches_lib.place_dispatch(built, batches[:1]), None
     )
 
   np.testing.assert_array_equal(views(mode, 8), views('jit', 1))
@@ -144,18 +144,18 @@ def test_rendering_on_the_devices_gives_the_hosts_step():
 
 @pytest.mark.parametrize('mode', ['jit', 'pmap', 'shard_map'])
 def test_evaluation_returns_the_rows_in_order(mode):
-  devices = 1 if mode == 'jit' else 4
+  devices = parallel.Devices(mode, 1 if mode == 'jit' else 4)
 
   def step(state, batch, shared, *, axis_name):
     del axis_name, shared
     return {'sum': batch['x'] * state}
 
-  f = parallel.compile_step(step, mode=mode, devices=devices, gather=True)
+  f = devices.compile(step, gather=True)
   x = np.arange(8, dtype=np.float32)
-  batch = parallel.place({'x': x}, mode=mode, devices=devices)
+  batch = devices.place({'x': x})
   np.testing.assert_array_equal(f(jnp.float32(2), batch, None)['sum'], 2 * x)
 
 
 def test_jit_refuses_several_devices():
   with pytest.raises(ValueError, match='one device'):
-    parallel.compile_step(lambda s, b: s, mode='jit', devices=2)
+    parallel.Devices('jit', 2)

@@ -47,7 +47,7 @@ from dpjax import main
 from dpjax.config import flags
 from dpjax.training import loop as train
 count, number = int(sys.argv.pop(1)), getattr(signal, sys.argv.pop(1))
-check, done = train._check_finite, 0
+check, done = loop._check_finite, 0
 
 def counted(*args):
   global done
@@ -56,7 +56,7 @@ def counted(*args):
   if done == count:
     os.kill(os.getpid(), number)
 
-train._check_finite = counted
+loop._check_finite = counted
 app.run(main.main, flags_parser=flags.parse_flags)
 """
 
@@ -101,7 +101,7 @@ def prepare():
   time.sleep(33)
   return 'prepared'
 
-print(processes.first_does('prepare', prepare), 'waited', flush=True)
+print(processes.on_process_0('prepare', prepare), 'waited', flush=True)
 time.sleep(2)
 os._exit(0)  # This is not about how a job ends.
 """

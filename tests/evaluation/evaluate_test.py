@@ -59,9 +59,13 @@ def trained(run, states, tmp_path_factory):
   """The workdir of a run of two validations, the first the better one."""
   workdir = tmp_path_factory.mktemp('trained')
   record_lib.save(run.config, workdir / 'config.json')
-  leakage.write(workdir, 'retrain', run.training_records)
+  leakage.write(workdir, 'retrain', run.records)
   saved = checkpoint.Checkpoints(workdir, best='balanced_accuracy')
-  record = {'training': 1.0, 'wall': 2.0, 'trained_on': run.fingerprint}
+  record = {
+    'training': 1.0,
+    'wall': 2.0,
+    'trained_on': leakage.fingerprint(run.records),
+  }
   for step, score in ((3, 0.9), (6, 0.1)):
     saved.save(step, states[step], {}, record, {'balanced_accuracy': score})
   saved.close()
@@ -93,7 +97,7 @@ def expected(run, states):
       'batch_stats': state.batch_stats['backbone'],
     }
     pixels = (grey[..., None] / 255.0 - 0.5) / 0.25
-    logits, _ = run.model.backbone.apply(variables, pixels)
+    logits, _ = run.objective.backbone.apply(variables, pixels)
     return jax.nn.softmax(logits)
 
   names = ('validation', 'test')
@@ -194,7 +198,7 @@ def features_of(state, run, split):
     'params': state.params['backbone'],
     'batch_stats': state.batch_stats['backbone'],
   }
-  logits, features = run.model.backbone.apply(
+  logits, features = run.objective.backbone.apply(
     backbone, (grey / 255.0 - 0.5) / 0.25
   )
   kernel = np.asarray(backbone['params']['fc']['kernel'])

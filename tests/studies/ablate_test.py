@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dpjax import prepare
+from dpjax.errors import NonFinite, Stopped
 from dpjax.studies import ablate, runs
-from dpjax.training import loop
 from tests.studies import fake_runs
 
 ROWS = ('+ pre-training', '+ attention')
@@ -43,8 +43,8 @@ def test_rows_and_seeds_are_trained_once_each_and_stage_i_once_a_seed(
 
 
 def test_a_study_killed_between_its_runs_goes_on(tmp_path, fake):
-  fake.fails['seed1/pre-training'] = loop.Stopped('stopped')
-  with pytest.raises(loop.Stopped):
+  fake.fails['seed1/pre-training'] = Stopped('stopped')
+  with pytest.raises(Stopped):
     run(tmp_path)
   # The table so far was written.
   table = json.loads((tmp_path / 'ablation.json').read_text())
@@ -98,7 +98,7 @@ def test_processes_may_train_the_seeds_apart(tmp_path, fake):
 
 
 def test_a_row_that_diverges_leaves_the_common_seeds(tmp_path, fake):
-  fake.fails['seed1/attention'] = loop.NonFinite('step 3: loss is nan')
+  fake.fails['seed1/attention'] = NonFinite('step 3: loss is nan')
   text, table = run(tmp_path)
   first, second = table['rows']
   assert first['scores']['accuracy']['num_runs'] == 2
@@ -111,7 +111,7 @@ def test_a_row_that_diverges_leaves_the_common_seeds(tmp_path, fake):
 
 def test_a_row_of_which_nothing_is_left_says_diverged(tmp_path, fake):
   for seed in (0, 1):
-    fake.fails[f'seed{seed}/attention'] = loop.NonFinite('step 3: nan')
+    fake.fails[f'seed{seed}/attention'] = NonFinite('step 3: nan')
   text, table = run(tmp_path)
   assert table['rows'][1]['scores'] == {} == table['last_to_first']
   assert any(
@@ -121,7 +121,7 @@ def test_a_row_of_which_nothing_is_left_says_diverged(tmp_path, fake):
 
 
 def test_a_study_of_which_all_diverges_still_ends(tmp_path, fake):
-  fake.fails['seed0/pretrain'] = loop.NonFinite('step 3: loss is nan')
+  fake.fails['seed0/pretrain'] = NonFinite('step 3: loss is nan')
   text, table = run(tmp_path, ablate__seeds=(0,))
   assert '0 of 2 runs, seed 0' in text and table['num_images'] is None
   assert not (tmp_path / 'fig7.png').exists()
@@ -160,7 +160,7 @@ def test_rows_may_be_added(tmp_path, fake):
 
 
 def test_the_text_is_at_most_100_columns_wide(tmp_path, fake):
-  fake.fails['seed1/attention'] = loop.NonFinite('step 3: ' + 'nan ' * 40)
+  fake.fails['seed1/attention'] = NonFinite('step 3: ' + 'nan ' * 40)
   rows = fake_runs.make_config().ablate.rows
   long = 'a technique whose name is longer than any table has room for'
   text, _ = run(tmp_path, ablate__rows=(*rows, (long, ())))

@@ -142,7 +142,7 @@ def test_inputs_are_made_once_a_split():
 def test_features_are_the_pooled_ones_of_stage_i(tmp_path):
   config = fake_runs.make_config(evaluate__batch_size=7)
   run = build_lib.build(config, 'pretrain', STORE)
-  optimizer, _ = run.optimizer(1)
+  optimizer, _ = build_lib.make_optimizer(run, 1)
   state = build_lib.initial_state(run, optimizer)
   saved = checkpoint.Checkpoints(tmp_path)
   saved.save(1, state, {}, {})
@@ -154,7 +154,7 @@ def test_features_are_the_pooled_ones_of_stage_i(tmp_path):
     'params': state.params['backbone'],
     'batch_stats': state.batch_stats['backbone'],
   }
-  want, _ = jax.jit(run.model.backbone.apply)(
+  want, _ = jax.jit(run.objective.backbone.apply)(
     variables, (grey / 255 - 0.5) / 0.25
   )
   assert found.dtype == np.float32

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dpjax.config import fields
+from dpjax.errors import NonFinite
 from dpjax.studies import classical, compare
-from dpjax.training import loop
 from tests import fakes
 from tests.studies import fake_runs
 
@@ -133,7 +133,7 @@ def test_features_without_a_stage_i_are_refused(tmp_path, fake):
 
 
 def test_methods_of_a_stage_i_that_diverges_are_told_so(tmp_path, fake):
-  fake.fails['seed0/pretrain'] = loop.NonFinite('step 1: loss is nan')
+  fake.fails['seed0/pretrain'] = NonFinite('step 1: loss is nan')
   text, table = run(tmp_path, compare__methods=('knn', 'recipe'))
   states = {row['name']: row['runs'][0]['state'] for row in table['rows']}
   assert states == {

@@ -13,6 +13,7 @@ from dpjax.data.feed import pipeline
 from dpjax.evaluation import evaluate
 from dpjax.metrics import predictions, scores
 from dpjax.training import loop
+from dpjax.training import workdir as workdir_lib
 from tests import fakes
 
 STORE = fakes.make_store(train=24, validation=9, test=30)
@@ -66,7 +67,8 @@ class Fake:
 
   def train(self, config, stage, workdir):
     """Leaves config.json, a checkpoint, a log and a manifest."""
-    loop._claim(workdir, config, stage)
+    workdir_lib.claim_workdir(workdir, config, stage)
+    workdir_lib.record_config(workdir, config, stage)
     self._note(stage, workdir)
     (workdir / 'checkpoints' / '3').mkdir(parents=True, exist_ok=True)
     lines = [

@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
+from dpjax.errors import NonFinite, Stopped
 from dpjax.studies import runs
-from dpjax.training import loop
 from tests.studies import fake_runs
 
 
@@ -209,8 +209,8 @@ def test_a_workdir_may_be_named_from_the_root_or_from_here(
 
 
 def test_a_signal_passes_and_the_run_goes_on_from_there(tmp_path, fake):
-  fake.fails['seed0/row'] = loop.Stopped('stopped')
-  with pytest.raises(loop.Stopped):
+  fake.fails['seed0/row'] = Stopped('stopped')
+  with pytest.raises(Stopped):
     runs.run(make_task(tmp_path))
   fake.fails.clear()
   fake.calls.clear()
@@ -221,7 +221,7 @@ def test_a_signal_passes_and_the_run_goes_on_from_there(tmp_path, fake):
 def test_a_run_that_diverges_is_on_record_and_not_tried_again(
   tmp_path, fake, capsys
 ):
-  fake.fails['seed0/row'] = loop.NonFinite('step 3: loss is nan')
+  fake.fails['seed0/row'] = NonFinite('step 3: loss is nan')
   found = runs.run(make_task(tmp_path))
   assert (found.state, found.error) == ('diverged', 'step 3: loss is nan')
   fake.calls.clear()
@@ -231,7 +231,7 @@ def test_a_run_that_diverges_is_on_record_and_not_tried_again(
 
 
 def test_a_run_that_diverged_at_once_may_be_mended_in_place(tmp_path, fake):
-  fake.fails['seed0/row'] = loop.NonFinite('step 3: loss is nan')
+  fake.fails['seed0/row'] = NonFinite('step 3: loss is nan')
   runs.run(make_task(tmp_path))
   fake.fails.clear()
   mended = make_task(tmp_path, retrain__optim__learning_rate=1e-3)
@@ -239,7 +239,7 @@ def test_a_run_that_diverged_at_once_may_be_mended_in_place(tmp_path, fake):
 
 
 def test_all_rows_of_a_stage_i_that_diverges_have(tmp_path, fake):
-  fake.fails['seed0/pretrain'] = loop.NonFinite('step 1: loss is nan')
+  fake.fails['seed0/pretrain'] = NonFinite('step 1: loss is nan')
   first, second = (runs.run(make_task(tmp_path, name)) for name in 'ab')
   assert first.state == second.state == 'diverged'
   assert first.error.startswith('stage I, ') and 'step 1' in first.error

@@ -1,4 +1,4 @@
-"""From a config and a set to the pieces of a run."""
+"""From a config and a set to a run, its losses and its first state."""
 
 import dataclasses
 
@@ -7,9 +7,6 @@ import numpy as np
 import optax
 import pytest
 
-from dpjax.data import store as store_lib
-from dpjax.data.feed import pipeline
-from dpjax.distributed import parallel
 from dpjax.errors import UserError
 from dpjax.training import build as build_lib
 from tests import fakes
@@ -21,100 +18,6 @@ def build(stage='retrain', data=None, **changes):
     **changes,
   )  # fmt: skip
   return build_lib.build(config, stage, data or fakes.make_store())
-
-
-def unlabelled(split):
-  """The same images as nobody has read them."""
-  return dataclasses.replace(
-    split,
-    labels=np.full_like(split.labels, -1),
-    boxes=np.zeros_like(split.boxes),
-    num_boxes=np.zeros_like(split.num_boxes),
-  )
-
-
-@pytest.fixture
-def extra(monkeypatch):
-  """A second set, 'extra', which store.load finds."""
-  other = fakes.make_store(train=10, seed=50)
-  other.splits['unlabelled'] = unlabelled(fakes.make_split(7, 48, seed=60))
-  found = {'extra': other}
-  monkeypatch.setattr(store_lib, 'load', lambda path: found[path])
-  return other
-
-
-def test_stage_one_reads_train_and_the_extra_sets_train_and_unlabelled(extra):
-  run = build('pretrain', data__pretrain_extra='extra')
-  records = run.training_records
-  want = [
-    run.data.split('train'),
-    extra.split('train'),
-    extra.split('unlabelled'),
-  ]
-  assert len(records) == 48 + 10 + 7
-  np.testing.assert_array_equal(
-    records.column('ids'), np.concatenate([split.ids for split in want])
-  )
-  every = np.arange(len(records))
-  np.testing.assert_array_equal(
-    records.images(every), np.concatenate([split.pixels for split in want])
-  )
-
-
-def test_stage_one_reads_the_unlabelled_images_of_the_set_too():
-  data = fakes.make_store()
-  data.splits['unlabelled'] = unlabelled(fakes.make_split(7, 48, seed=60))
-  run = build('pretrain', data=data)
-  assert run.training_records.splits == (
-    data.split('train'),
-    data.split('unlabelled'),
-  )
-  del data.splits['train']  # A set without any label.
-  run = build('pretrain', data=data)
-  assert run.training_records.splits == (data.split('unlabelled'),)
-
-
-def test_stage_two_reads_train_and_nothing_else(extra):
-  run = build('retrain', data__pretrain_extra='extra')
-  run.data.splits['unlabelled'] = extra.split('unlabelled')
-  assert run.training_records.splits == (run.data.split('train'),)
-
-
-def test_an_extra_set_of_other_squares_is_refused_by_field(extra, monkeypatch):
-  smaller = dataclasses.replace(extra, size=32)
-  monkeypatch.setattr(store_lib, 'load', lambda path: smaller)
-  run = build('pretrain', data__pretrain_extra='extra')
-  with pytest.raises(
-    ValueError, match=r'data\.pretrain_extra.*32.*48'
-  ) as error:
-    _ = run.training_records
-  assert '\n' not in str(error.value)
-
-
-@pytest.mark.parametrize('held_out', ['validation', 'test'])
-def test_an_extra_set_that_holds_a_held_out_image_is_refused_by_name(
-  held_out, extra
-):
-  run = build('pretrain', data__pretrain_extra='extra')
-  unseen = extra.splits['unlabelled']
-  # Under another name, in another place, without its label.
-  unseen.pixels[4] = run.data.split(held_out).pixels[2]
-  with pytest.raises(ValueError, match=rf'60-4 .*{held_out} split') as error:
-    _ = run.training_records
-  assert 'data.pretrain_extra' in str(error.value)
-
-
-def test_the_fingerprint_is_the_training_sets_and_not_its_places():
-  run = build()
-  moved = dataclasses.replace(run.data, path='elsewhere')
-  assert build(data=moved).fingerprint == run.fingerprint
-  run.check_trained_on({'trained_on': run.fingerprint})
-  run.check_trained_on({})  # a checkpoint from before it was recorded
-  other = fakes.make_store()
-  other.splits['train'].pixels[0, 0, 0] += 1
-  assert build(data=other).fingerprint != run.fingerprint
-  with pytest.raises(ValueError, match=r'config\.data\.path: memory'):
-    build(data=other).check_trained_on({'trained_on': run.fingerprint})
 
 
 def test_class_counts_are_of_every_class_and_of_this_split_alone():
@@ -177,33 +80,6 @@ def test_the_normalisation_scales_the_weights_and_nothing_else():
   )
 
 
-@pytest.mark.parametrize('devices', [1, 4])
-def test_inference_covers_a_whole_split_in_order_tail_included(devices):
-  mode = 'jit' if devices == 1 else 'shard_map'
-  run = build(parallel__devices=devices, parallel__mode=mode)
-  split = run.data.split('test')
-  assert len(split) == 13  # no multiple of a batch
-  sizes = []
-
-  def eval_step(state, batch, images):
-    assert images is None
-    assert state == 'state' and set(batch) == {'views', 'label'}
-    sizes.append(len(batch['label']))
-    return {
-      'label': batch['label'],
-      'mean': np.asarray(batch['views']).mean(axis=(1, 2, 3)),
-    }
-
-  found = list(run.infer(eval_step, 'state', split, batch_size=5))
-  want = 5 if devices == 1 else 8  # a multiple of the devices
-  assert set(sizes) == {want}
-  assert [rows for rows, _ in found] == [want] * (13 // want) + [13 % want]
-  labels = np.concatenate([outputs['label'] for _, outputs in found])
-  means = np.concatenate([outputs['mean'] for _, outputs in found])
-  np.testing.assert_array_equal(labels, split.labels)
-  np.testing.assert_array_equal(means, split.pixels.mean(axis=(1, 2)))
-
-
 @pytest.fixture
 def torch_file(tmp_path):
   """An .npz in torch's layout and names, as of ImageNet: (path, arrays)."""
@@ -262,58 +138,3 @@ def test_torch_weights_of_another_network_are_refused_by_array(torch_file):
   with pytest.raises(ValueError, match=r'layer1\.1\.\S+ is missing') as error:
     build_lib.read_backbone(path, run)
   assert str(error.value).startswith(f'config.init.backbone: {path}: ')
-
-
-def test_images_lie_on_the_device_by_default_where_they_take_a_quarter(
-  monkeypatch,
-):
-  needed = (48 + 12) * 48 * 48  # training and validation images of the fake set
-
-  def resident(free, **changes):
-    monkeypatch.setattr(parallel, 'free_bytes', lambda: free)
-    return build(**{'data__render': 'device', **changes}).resident
-
-  assert resident(4 * needed + 1)
-  assert not resident(4 * needed)
-  assert not resident(None)  # a CPU does not tell
-  assert not resident(99 * needed, data__render='host')
-  assert not resident(99 * needed, data__placement='stream')
-  assert resident(0, data__placement='resident')
-
-
-def test_images_on_the_device_are_those_of_every_record_in_order():
-  data = fakes.make_store()
-  data.splits['unlabelled'] = unlabelled(fakes.make_split(7, 48, seed=60))
-  run = build(
-    'pretrain',
-    data=data,
-    data__render='device',
-    data__placement='resident',
-  )
-  records = run.training_records
-  assert len(records.splits) == 2
-  np.testing.assert_array_equal(
-    run.images(records), records.images(np.arange(len(records)))
-  )
-  batch = next(iter(run.training_stream()))
-  assert 'images' not in batch and batch['index'].max() < len(records)
-  assert 'index' in run.place(batch)
-
-
-def test_a_dispatch_holds_more_steps_where_batches_are_small(monkeypatch):
-  def steps_per_dispatch(batch_size, **changes):
-    return build(
-      retrain__batch_size=batch_size, **changes
-    ).steps_per_dispatch  # fmt: skip
-
-  assert steps_per_dispatch(16) == 1  # on a CPU
-  assert steps_per_dispatch(16, train__steps_per_dispatch=3) == 3
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  monkeypatch.setattr(pipeline.Records, '__len__', lambda _: 32000)
-  assert [steps_per_dispatch(n) for n in (16, 64, 256, 1024, 4096)] == [
-    16, 16, 4, 1, 1,
-  ]  # fmt: skip
-  assert steps_per_dispatch(1024, parallel__devices=8) == 8  # 128 a device
-  # No more than there are steps between two validations.
-  assert steps_per_dispatch(16, eval__every=0.005) == 10
-  assert steps_per_dispatch(16, eval__every=0.0) == 16

@@ -85,8 +85,8 @@ def test_what_is_saved_comes_back_the_same(workdir):
 
 @pytest.mark.parametrize('mode', ['jit', 'pmap', 'shard_map'])
 def test_a_restored_state_goes_into_the_step_of_every_mode(mode, workdir):
-  devices = 1 if mode == 'jit' else 4
-  like = parallel.replicate(make_state(seed=1), mode=mode, devices=devices)
+  devices = parallel.Devices(mode, 1 if mode == 'jit' else 4)
+  like = devices.replicate(make_state(seed=1))
   saved = checkpoint.Checkpoints(workdir)
   state, _, _ = saved.restore(7, like)
   saved.close()
@@ -95,8 +95,8 @@ def test_a_restored_state_goes_into_the_step_of_every_mode(mode, workdir):
     del axis_name, shared
     return jax.tree.map(lambda x: 2 * x, state), batch['x'].ndim
 
-  run = parallel.compile_step(step, mode=mode, devices=devices, donate=True)
-  batch = parallel.place({'x': np.zeros(4)}, mode=mode, devices=devices)
+  run = devices.compile(step, donate=True)
+  batch = devices.place({'x': np.zeros(4)})
   doubled, _ = run(state, batch, None)
   assert_same(doubled, jax.tree.map(lambda x: 2 * x, make_state()))
 

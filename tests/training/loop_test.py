@@ -16,9 +16,10 @@ import optax
 import pytest
 
 from dpjax import prepare, recipe
+from dpjax.errors import NonFinite, Stopped
 from dpjax.evaluation import evaluate
+from dpjax.training import batches, checkpoint, loop, programs, validation
 from dpjax.training import build as build_lib
-from dpjax.training import checkpoint, loop
 from tests import fakes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -172,7 +173,7 @@ def test_evaluation_does_not_depend_on_its_batch_size(finished):
 def test_the_best_checkpoint_is_the_best_by_validation(tmp_path, monkeypatch):
   values = iter([0.2, 0.9, 0.4, 0.3])
   monkeypatch.setattr(
-    loop, 'validate', lambda *_: {'balanced_accuracy': next(values)}
+    validation, 'validate', lambda *_: {'balanced_accuracy': next(values)}
   )
   config = make_config(retrain__epochs=4.0, train__keep=1)
   loop.train(config, 'retrain', tmp_path)
@@ -216,7 +217,7 @@ def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
   monkeypatch.setattr(loop, '_check_finite', poisoned)
   term = 'contrast' if stage == 'pretrain' else 'feat'
   with pytest.raises(
-    loop.NonFinite, match=rf'step 4: loss/{term} is inf.*step 3 is kept'
+    NonFinite, match=rf'step 4: loss/{term} is inf.*step 3 is kept'
   ):
     loop.train(config, stage, tmp_path)
   newest = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
@@ -227,31 +228,11 @@ def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
 
 def test_a_learning_rate_out_of_hand_is_caught_in_the_real_loss(tmp_path):
   config = make_config(retrain__optim__learning_rate=1e30, retrain__epochs=4.0)
-  with pytest.raises(loop.NonFinite, match=r'step \d+: (loss|gradient_norm)'):
+  with pytest.raises(NonFinite, match=r'step \d+: (loss|gradient_norm)'):
     loop.train(config, 'retrain', tmp_path)
   if checkpoint.has_checkpoint(tmp_path):
     leaves = jax.tree.leaves(checkpoint.read_state(tmp_path)['params'])
     assert all(np.isfinite(leaf).all() for leaf in leaves)
-
-
-def test_lines_of_undone_steps_and_a_torn_line_leave_the_log(tmp_path):
-  (tmp_path / 'metrics.jsonl').write_text(
-    '{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo'
-  )
-  loop.MetricsLog(tmp_path, done=2, tensorboard=False).close()
-  text = (tmp_path / 'metrics.jsonl').read_text()
-  assert text == '{"step": 1}\n{"step": 2}\n'
-
-
-def test_tensorboard_gets_every_finite_number(tmp_path):
-  events = pytest.importorskip('tensorboardX')
-  del events
-  log = loop.MetricsLog(tmp_path, done=0, tensorboard=True)
-  log.write(1, split='train', loss=0.5, auroc=None)
-  log.close()
-  (file,) = (tmp_path / 'tensorboard').iterdir()
-  assert b'train/loss' in file.read_bytes()
-  assert b'auroc' not in file.read_bytes()
 
 
 def test_a_batch_larger_than_the_set_is_refused_by_field(tmp_path):
@@ -280,8 +261,8 @@ def uncompiled(monkeypatch):
     return {'logits': jnp.zeros((rows, 3)), 'loss': jnp.ones(rows)}
 
   monkeypatch.setattr(
-    build_lib.Experiment,
-    'compile',
+    programs,
+    'compile_step',
     lambda run, step, gather=False, steps=1, **_: (
       eval_step if gather else train_steps(steps)
     ),
@@ -302,9 +283,9 @@ def test_a_signal_during_the_last_validation_stops_a_recipe_too(
     os.kill(os.getpid(), signal.SIGTERM)
     return {}
 
-  monkeypatch.setattr(loop, 'validate', validate)
+  monkeypatch.setattr(validation, 'validate', validate)
   config = make_config(stage='recipe', init__backbone='auto')
-  with pytest.raises(loop.Stopped, match='SIGTERM and saved at step 3 of 3'):
+  with pytest.raises(Stopped, match='SIGTERM and saved at step 3 of 3'):
     recipe.run(config, tmp_path)
   assert steps_kept(tmp_path / 'pretrain') == {3}
   assert not (tmp_path / 'retrain').exists()
@@ -323,9 +304,9 @@ def test_a_set_without_a_validation_split_is_trained_on_all_the_same(
 @pytest.mark.usefixtures('uncompiled')
 def test_a_state_that_validates_to_nan_is_not_saved(tmp_path, monkeypatch):
   values = iter([0.5, np.nan])
-  monkeypatch.setattr(loop, 'validate', lambda *_: {'loss': next(values)})
+  monkeypatch.setattr(validation, 'validate', lambda *_: {'loss': next(values)})
   with pytest.raises(
-    loop.NonFinite, match=r'step 6: validation loss is nan.*step 3 is kept'
+    NonFinite, match=r'step 6: validation loss is nan.*step 3 is kept'
   ):
     loop.train(make_config(), 'retrain', tmp_path)
   assert steps_kept(tmp_path) == {3}
@@ -373,11 +354,11 @@ def test_validations_fall_on_the_ends_of_dispatches(size):
   for made in loop.dispatches(0, total, size):
     step += made
     ends.add(step)
-  found = loop.evaluations(total, 1.0, 6.5, size)
+  found = validation.validation_steps(total, 1.0, 6.5, size)
   assert found <= ends and total in found
   if size == 1:
     assert sorted(found)[:4] == [6, 13, 20, 26]  # 6.5, 13, 19.5, 26
-  assert loop.evaluations(total, 0.0, 6.5, size) == {total}
+  assert validation.validation_steps(total, 0.0, 6.5, size) == {total}
 
 
 @pytest.mark.usefixtures('uncompiled')
@@ -464,13 +445,13 @@ def test_nothing_reaches_the_devices_but_what_the_loop_sends(
 ):
   # The guard lets device_put through and no other transfer. (What comes back
   # from a CPU device is no transfer to JAX; the next test is about that.)
-  real = loop._loop
+  real = loop._Loop.make_steps
 
-  def guarded(*args, **kwargs):
+  def guarded(*args):
     with jax.transfer_guard('disallow'):
-      real(*args, **kwargs)
+      real(*args)
 
-  monkeypatch.setattr(loop, '_loop', guarded)
+  monkeypatch.setattr(loop._Loop, 'make_steps', guarded)
   config = make_config(
     data__render='device', data__placement=placement, parallel__mode=mode,
     parallel__devices=1 if mode == 'jit' else 4,
@@ -504,17 +485,15 @@ def test_a_dispatch_is_read_after_the_next_one_is_sent(tmp_path, monkeypatch):
       events.append(f'read {Get.count}')
       return value
 
-  monkeypatch.setattr(
-    build_lib.Experiment, 'compile', lambda *_, **__: Program()
-  )
+  monkeypatch.setattr(programs, 'compile_step', lambda *_, **__: Program())
   monkeypatch.setattr(loop.jax, 'device_get', Get())
-  real = build_lib.Experiment.place
+  real = batches.place_dispatch
 
-  def place(run, batch, stacked=False):
+  def place_dispatch(run, host):
     events.append('batch')
-    return real(run, batch, stacked)
+    return real(run, host)
 
-  monkeypatch.setattr(build_lib.Experiment, 'place', place)
+  monkeypatch.setattr(batches, 'place_dispatch', place_dispatch)
   config = make_config(eval__every=0.0)
   loop.train(config, 'retrain', tmp_path)
   assert events == [

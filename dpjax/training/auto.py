@@ -1,0 +1,70 @@
+"""What `auto` and 0 stand for, once the set and the devices are known.
+
+dpjax.config resolves what needs no more than the command line. What is left is
+filled in here, once, before the run's config.json is written.
+"""
+
+from typing import Any
+
+import jax
+
+from dpjax.data import store
+from dpjax.data.feed import pipeline
+from dpjax.distributed import parallel, processes
+
+
+def resolve(
+  config: Any, stage: str, data: store.Store, records: pipeline.Records
+) -> Any:
+  """A copy of `config` with its placement and its steps a dispatch.
+
+  All processes of a job get the same: they run the same program.
+
+  Args:
+    config: as resolved by dpjax.config.
+    stage: 'pretrain' or 'retrain'.
+    data: the prepared set.
+    records: what the stage trains on.
+  """
+  config = config.copy_and_resolve_references()
+  if config.data.placement == 'auto':
+    images = len(records) + len(data.splits.get('validation', ()))
+    fits = config.data.render == 'device' and _fits(images * data.size**2)
+    if config.parallel.mode != 'jit':  # With jit a process works by itself.
+      fits = processes.broadcast_from_0(fits)
+    config.data.placement = 'resident' if fits else 'stream'
+  if not config.train.steps_per_dispatch:
+    batch_size = config[stage].batch_size
+    config.train.steps_per_dispatch = steps_per_dispatch(
+      batch_size=batch_size,
+      devices=config.parallel.devices,
+      apart=config.eval.every * len(records) / batch_size,
+    )
+  return config
+
+
+def steps_per_dispatch(*, batch_size: int, devices: int, apart: float) -> int:
+  """How many steps one call of the devices makes by default.
+
+  1 on a CPU, else by the batch size: a dispatch costs the host about half a
+  millisecond, which only steps of few images are too short to hide.
+  Validations, which fall on the ends of dispatches, are not moved by more than
+  half of what is between two.
+
+  Args:
+    batch_size: radiographs, over all devices.
+    devices: over all processes.
+    apart: steps between two validations; 0 where there is only the last.
+  """
+  if jax.default_backend() == 'cpu':
+    return 1
+  wanted = min(16, 1024 * devices // batch_size)
+  if apart:
+    wanted = min(wanted, int(apart))
+  return max(1, wanted)
+
+
+def _fits(needed):
+  """Whether so many bytes are less than a quarter of a device's free memory."""
+  free = parallel.free_bytes()
+  return free is not None and needed < free / 4

@@ -1,0 +1,72 @@
+"""A run's steps, compiled for its devices."""
+
+import concurrent.futures
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from dpjax.training import steps
+from dpjax.training.run import Run
+
+
+def compile_step(
+  run: Run, step: Callable[..., Any], **options: Any
+) -> Callable[[Any, Any, Any], Any]:
+  """Compiles a per-device step, as f(state, batch, images).
+
+  Args:
+    run: whose devices it runs on.
+    step: f(state, batch, axis_name=...), e.g. steps.eval_step.
+    **options: donate, gather, steps of parallel.Devices.compile.
+
+  Returns:
+    the program; `images` are those of batches.resident_images, of which the
+    batch has the `index`, or None where they come with the batch.
+  """
+
+  def with_images(state, batch, images, **kwargs):
+    if images is not None:
+      squares = images.at[batch['index']].get(mode='promise_in_bounds')
+      batch = {**batch, 'images': squares}
+    return step(state, batch, **kwargs)
+
+  return run.devices.compile(with_images, **options)
+
+
+def compile_training(
+  run: Run, optimizer: Any, schedule: Any, count: int = 1, donate: bool = True
+) -> Callable[[Any, Any, Any], Any]:
+  """`compile_step` of the run's update, `count` of them a dispatch."""
+  step = functools.partial(
+    steps.train_step,
+    objective=run.objective,
+    optimizer=optimizer,
+    schedule=schedule,
+  )
+  return compile_step(run, step, donate=donate, steps=count)
+
+
+def compile_evaluation(run: Run) -> Callable[[Any, Any, Any], Any]:
+  """`compile_step` of what the run says of each image (inference.infer)."""
+  step = functools.partial(steps.eval_step, objective=run.objective)
+  return compile_step(run, step, gather=True)
+
+
+class Programs:
+  """Steps compiled ahead, at the same time, each known by a name."""
+
+  def __init__(self):
+    self._futures: dict[Any, concurrent.futures.Future] = {}
+    self._pool = concurrent.futures.ThreadPoolExecutor(thread_name_prefix='xla')
+
+  def begin(self, name: Any, step: Any, *arguments: Any) -> None:
+    """Starts the compilation of a step for arguments of these shapes."""
+    self._futures[name] = self._pool.submit(step.lower(*arguments).compile)
+
+  def __getitem__(self, name: Any) -> Any:
+    """The program; waits for the compiler."""
+    return self._futures[name].result()
+
+  def close(self) -> None:
+    """Waits for what is being compiled."""
+    self._pool.shutdown()

@@ -1,0 +1,45 @@
+"""One stage of one config on one prepared set, as plain data."""
+
+import dataclasses
+from typing import Any
+
+from dpjax.data import store
+from dpjax.data.feed import pipeline
+from dpjax.distributed import parallel
+from dpjax.training import objectives
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What `build.build` makes of a config and a set.
+
+  Attributes:
+    config: as resolved, for this set and these devices too (auto.resolve).
+    stage: 'pretrain' or 'retrain'.
+    data: the prepared set.
+    records: what the stage trains on.
+    objective: the stage's networks and losses.
+    devices: what it runs on.
+  """
+
+  config: Any
+  stage: str
+  data: store.Store
+  records: pipeline.Records
+  objective: objectives.Objective
+  devices: parallel.Devices
+
+  @property
+  def settings(self) -> Any:
+    """The stage's own section of the config."""
+    return self.config[self.stage]
+
+  @property
+  def steps_per_epoch(self) -> float:
+    """Batches that show each training record once; may be a fraction."""
+    return len(self.records) / self.settings.batch_size
+
+  @property
+  def total_steps(self) -> int:
+    """Updates of the whole stage."""
+    return max(1, round(self.settings.epochs * self.steps_per_epoch))

@@ -1,0 +1,111 @@
+"""Where a run starts: its own newest checkpoint, a backbone, or scratch."""
+
+import dataclasses
+import os
+import pathlib
+import sys
+from typing import Any
+
+from dpjax import leakage
+from dpjax.distributed import processes
+from dpjax.errors import UserError
+from dpjax.training import build, checkpoint, steps
+from dpjax.training.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """A run at its first step, or at the one after its newest checkpoint.
+
+  Attributes:
+    state: on the devices.
+    done: steps behind it.
+    origin: where the state comes from, in words.
+    training: seconds trained before.
+    wall: seconds since it was first begun, without those between its starts.
+  """
+
+  state: steps.TrainState
+  done: int = 0
+  origin: str = 'from scratch'
+  training: float = 0.0
+  wall: float = 0.0
+
+
+def find_start(
+  run: Run, workdir: pathlib.Path, saved: checkpoint.Checkpoints,
+  optimizer: Any, stream: Any,
+) -> Start:  # fmt: skip
+  """The state to go on from; sets the stream to the batch after it.
+
+  A run that is new writes its training manifest.
+
+  Args:
+    run: to start.
+    workdir: of the run.
+    saved: its checkpoints.
+    optimizer: of the run.
+    stream: an iterator of batches.training_stream.
+
+  Raises:
+    UserError: one line: a backbone that is missing or does not fit, or a set
+      that the run was not trained on.
+  """
+  newest = saved.newest()
+  if newest is None:
+    return _begin(run, workdir, optimizer)
+  fresh = build.initial_state(run, optimizer)
+  state, data_state, record = saved.restore(newest, fresh)
+  leakage.check_trained_on(record, run.records, run.data.path)
+  stream.set_state(data_state)
+  _warn_of_dispatches(run, record)
+  return Start(
+    state,
+    newest,
+    f'resumed at step {newest}',
+    record['training'],
+    record['wall'],
+  )
+
+
+def _begin(run, workdir, optimizer):
+  source = run.config.init.backbone if run.stage == 'retrain' else None
+  backbone = build.read_backbone(source, run) if source else None
+  is_run = backbone is not None and os.path.isdir(source)
+
+  def write_manifest():
+    leakage.write(workdir, run.stage, run.records, source if is_run else None)
+    _warn_of_seen(run, workdir)
+
+  processes.on_process_0(f'{run.stage}: manifest', write_manifest)
+  state = build.initial_state(run, optimizer, backbone, source or '')
+  if backbone is None:
+    return Start(state)
+  return Start(state, origin=f'from {source}')
+
+
+def _warn_of_dispatches(run, record):
+  now = run.config.train.steps_per_dispatch
+  before = record.get('steps_per_dispatch', 1)
+  if before != now and processes.is_process_0():
+    print(
+      f'warning: config.train.steps_per_dispatch is {now} and was {before};'
+      ' another rounding, so not to the bit the same run',
+      file=sys.stderr,
+      flush=True,
+    )
+
+
+def _warn_of_seen(run, workdir):
+  """Says now what evaluation will refuse when the training is done."""
+  for name in ('validation', 'test'):
+    if name in run.data.splits:
+      try:
+        leakage.check_unseen(
+          workdir,
+          run.data.split(name),
+          f'{name} of {run.data.path}',
+          run.config.split.near,
+        )
+      except UserError as error:
+        print(f'warning: {error}', file=sys.stderr, flush=True)
