@@ -87,6 +87,7 @@ from tests.config import given
     ({'data__csv__frame': ('a', 1)}, ['data.csv.frame', '(1024, 1024)']),
     ({'data__csv__frame': (1024,)}, ['data.csv.frame', 'width, height']),
     ({'data__csv__frame': (0, 1024)}, ['data.csv.frame']),
+    ({'data__csv__frame': (1024, float('nan'))}, ['data.csv.frame']),
     ({'data__csv__box_columns': ('x',)}, ['box_columns', '4 texts', "'x','y'"]),
     ({'retrain__augment__scale': (5e-4, 1.0)}, ['augment.scale', '0.001']),
     ({'model__stem': 'space'}, ['model.stem', 'space_to_depth']),

@@ -1,19 +1,9 @@
-"""One image of a set: its boxes in the unit frame, and a record of a file."""
+"""One image of a set: its boxes in the unit frame, and ages."""
 
-import os
-import pathlib
-import pickle
-
-import cv2
 import numpy as np
 import pytest
 
 from dpjax.data import radiograph
-from dpjax.data.sources import files
-
-
-def noise(*shape):
-  return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
 
 
 def record(boxes, frame=radiograph.UNIT):
@@ -84,50 +74,6 @@ def test_a_box_without_area_in_the_frame_is_named(box, frame):
   message = str(caught.value)
   assert str(boxes[1]) in message and '\n' not in message
   assert f'{width:g} x {height:g}' in message
-
-
-def test_a_record_of_a_file_travels_and_reads_its_pixels(tmp_path):
-  pixels = noise(20, 30)
-  file = tmp_path / 'älter 1.png'
-  cv2.imwrite(str(file), pixels)
-  made = files.record(
-    file, 'train/1', boxes=((1, 2, 3, 4),), split='test', group='patient 7'
-  )
-  assert (made.id, made.group, made.split) == ('train/1', 'patient 7', 'test')
-  assert made.frame is None and made.file == str(file)
-  read = pickle.loads(pickle.dumps(made))
-  np.testing.assert_array_equal(read.pixels(), pixels)
-  of_1024 = files.record(file, 'x', frame=(1024, 1024))
-  assert of_1024.frame == (1024, 1024)
-
-
-def test_only_of_a_file_that_may_be_dicom_is_a_header_read(tmp_path):
-  def header(name):
-    (tmp_path / name).write_bytes(b'')
-    made = files.record(tmp_path / name, 'x')
-    return pickle.loads(pickle.dumps(made)).header
-
-  assert header('a.PNG') is None and header('a.jpeg') is None
-  assert header('a.jfif') is None and header('a.gif') is None
-  for name in ('a.dcm', '1.2.840.10008'):
-    with pytest.raises(ValueError, match=f'{name}: empty'):
-      header(name)()
-
-
-def test_the_stamp_changes_with_the_file_and_not_with_its_place(tmp_path):
-  def stamp(file):
-    return files.record(file, 'x').stamp
-
-  file = tmp_path / 'a.png'
-  cv2.imwrite(str(file), noise(20, 30))
-  before = stamp(file)
-  moved = pathlib.Path(file.rename(tmp_path / 'b.png'))
-  assert stamp(moved) == before
-  os.utime(moved, ns=(0, 0))
-  touched = stamp(moved)
-  cv2.imwrite(str(moved), noise(21, 30))
-  os.utime(moved, ns=(0, 0))
-  assert len({before, touched, stamp(moved)}) == 3
 
 
 @pytest.mark.parametrize(

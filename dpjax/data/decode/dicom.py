@@ -261,7 +261,12 @@ def _palette_elements(dataset, colour):
 
 
 def _grey_scale(dataset, values, index):
-  """uint8 level of each stored value of a monochrome image."""
+  """uint8 level of each stored value of a monochrome image.
+
+  pydicom's apply_modality_lut and apply_voi_lut pass over a slope without an
+  intercept, take no table of 9 to 15 bits for the modality, cut fractions off
+  in front of a table, and scale a window to a range that is then to be undone.
+  """
   levels = values.astype(np.float64)
   modality = _sequence_table(dataset, 'ModalityLUTSequence')
   if modality:

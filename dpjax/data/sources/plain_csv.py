@@ -12,7 +12,6 @@ the stored image, x and y of its left upper corner.
 """
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -39,9 +38,6 @@ class Tables:
     box_image, box_columns, box_name: its columns; 'auto': finding, if it is
       there.
     frame: width and height that boxes count in, if not the image's.
-
-  Raises:
-    UserError: one line: `frame` or `box_columns` is none.
   """
 
   labels: str = 'labels.csv'
@@ -55,18 +51,6 @@ class Tables:
   box_columns: Sequence[str] = ('x', 'y', 'width', 'height')
   box_name: str = 'auto'
   frame: Sequence[float] = ()
-
-  def __post_init__(self):
-    frame, columns = tuple(self.frame), tuple(self.box_columns)
-    if frame and not (len(frame) == 2 and all(map(_is_length, frame))):
-      raise UserError(
-        f'config.data.csv.frame: {frame}; wanted a width and a height'
-      )
-    if len(columns) != 4:
-      raise UserError(
-        f'config.data.csv.box_columns: {columns}; wanted four, of x, y, width'
-        ' and height'
-      )
 
 
 def read(
@@ -194,10 +178,6 @@ def _record(row, names, file, patient):
     metadata={column: row[column] for column in names.metadata},
     where=str(row),
   )
-
-
-def _is_length(value):
-  return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
 def _classes(cell):

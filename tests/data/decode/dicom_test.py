@@ -21,6 +21,7 @@ from dpjax.data.decode import dicom, image_file
 from dpjax.data.prepare import shards
 from dpjax.data.sources import files
 from dpjax.errors import SourceFault, UserError
+from tests.data.decode.pictures import noise
 from tests.data.source_files import image_refusal as refusal
 
 pydicom = pytest.importorskip('pydicom')
@@ -28,10 +29,6 @@ gdcm = pytest.importorskip('gdcm')
 uid = pydicom.uid
 # Installed with pydicom. Its own function would fetch what is not there.
 SHIPPED = pathlib.Path(pydicom.__file__).parent / 'data'
-
-
-def noise(*shape, top=256, dtype=np.uint8):
-  return np.random.default_rng(0).integers(0, top, shape).astype(dtype)
 
 
 def made(levels, *, bits=None, photometric='MONOCHROME2', **elements):

@@ -1,12 +1,7 @@
 """Image files: grey levels by hand, and one line where there are none."""
 
-import io
-import os
 import resource
 import struct
-import subprocess
-import sys
-import threading
 import time
 import zlib
 
@@ -17,23 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dpjax.data.decode import formats, image_file
-from dpjax.errors import SourceFault, UserError
+from tests.data.decode.pictures import chunk, encoded, noise, png
 from tests.data.source_files import image_refusal as refusal
-
-
-def noise(*shape, top=256, dtype=np.uint8):
-  return np.random.default_rng(0).integers(0, top, shape).astype(dtype)
 
 
 def smooth(height=40, width=30):
   y, x = np.mgrid[:height, :width]
   return np.uint8(127 + 80 * np.sin(x / 9) * np.cos(y / 7))
-
-
-def encoded(picture, kind, **options):
-  stream = io.BytesIO()
-  picture.save(stream, kind, **options)
-  return stream.getvalue()
 
 
 def written(file, picture, **options):
@@ -168,22 +153,6 @@ def test_floating_point_is_scaled_by_its_range(tmp_path):
     assert 'not finite' in refusal(path)
 
 
-def test_the_content_tells_the_format_whatever_the_name(tmp_path):
-  picture = Image.fromarray(noise(4, 4))
-  for format in ('PNG', 'JPEG', 'TIFF', 'BMP'):
-    (tmp_path / 'a.txt').write_bytes(encoded(picture, format))
-    assert formats.kind(tmp_path / 'a.txt') == format
-  # The 128 bytes before it are free.
-  (tmp_path / 'a.txt').write_bytes(b'II*\0' + bytes(124) + b'DICM')
-  assert formats.kind(tmp_path / 'a.txt') == 'DICOM'
-  for content in (b'', b'text', encoded(picture, 'GIF')):
-    (tmp_path / 'a.txt').write_bytes(content)
-    assert formats.kind(tmp_path / 'a.txt') is None
-  os.mkfifo(tmp_path / 'pipe')
-  for path in (tmp_path, tmp_path / 'gone', tmp_path / 'pipe', 'a\0'):
-    assert formats.kind(path) is None
-
-
 def tiff(levels, **tags):
   """A TIFF by hand: uncompressed, little-endian, one strip."""
   data = levels.astype(levels.dtype.newbyteorder('<')).tobytes()
@@ -246,22 +215,6 @@ def test_a_picture_of_several_frames_is_refused(tmp_path):
       tmp_path / name, pictures[0], save_all=True, append_images=pictures[1:]
     )
     assert refusal(path) == '3 frames; wanted one'
-
-
-def chunk(kind, data):
-  check = struct.pack('>I', zlib.crc32(kind + data))
-  return struct.pack('>I', len(data)) + kind + data + check
-
-
-def png(width, height, depth=8, colour=0, data=bytes(9), extra=b''):
-  header = struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0)
-  return (
-    b'\x89PNG\r\n\x1a\n'
-    + chunk(b'IHDR', header)
-    + extra
-    + chunk(b'IDAT', zlib.compress(data))
-    + chunk(b'IEND', b'')
-  )
 
 
 def jpeg(width, height):
@@ -330,7 +283,10 @@ def test_colours_of_16_bits_are_refused_not_made_black(tmp_path):
     (b'id,label\n1,0\n', 'no PNG, JPEG, TIFF, BMP or DICOM file'),
     (b'<html>404</html>', 'no PNG, JPEG, TIFF, BMP or DICOM file'),
     (encoded(Image.new('L', (9, 9)), 'GIF'), 'no PNG, JPEG, TIFF'),
-    (encoded(Image.new('L', (9, 9)), 'JPEG'), 'holds a JPEG but is named .png'),
+    (
+      encoded(Image.new('L', (9, 9)), 'JPEG'),
+      'holds a JPEG but is named .png',
+    ),
     (bytes(128) + b'DICM', 'holds a DICOM but is named .png; rename it'),
     (png(0, 3), 'broken'),
     (png(3, 3, data=bytes(5)), 'cut short'),
@@ -342,46 +298,6 @@ def test_what_is_no_png_of_one_whole_image_is_refused(
   path = tmp_path / 'a.png'
   path.write_bytes(content)
   assert reason in refusal(path)
-
-
-@pytest.mark.parametrize('name', ['a.jpeg', 'a.TIF', 'a.bmp', 'a.dcm'])
-def test_a_png_under_another_formats_name_is_refused(tmp_path, name):
-  path = tmp_path / name
-  path.write_bytes(png(3, 3, data=bytes(12)))
-  assert 'holds a PNG but is named' in refusal(path)
-  with pytest.raises(ValueError, match='rename it'):
-    image_file.header(str(path))
-
-
-def test_what_is_no_readable_file_is_refused(tmp_path):
-  assert 'No such file' in refusal(tmp_path / 'gone.png')
-  assert 'a folder' in refusal(tmp_path)
-  (tmp_path / 'loop.png').symlink_to('loop.png')
-  assert 'cannot be read' in refusal(tmp_path / 'loop.png')
-  locked = tmp_path / 'locked.png'
-  locked.write_bytes(png(3, 3, data=bytes(12)))
-  locked.chmod(0)
-  if os.geteuid():  # root may read everything
-    assert 'Permission denied' in refusal(locked)
-
-
-def test_a_pipe_that_nobody_writes_into_does_not_hang(tmp_path):
-  os.mkfifo(tmp_path / 'pipe.png')
-  lines = []
-  reader = threading.Thread(
-    target=lambda: lines.append(refusal(tmp_path / 'pipe.png')), daemon=True
-  )
-  reader.start()
-  reader.join(5)
-  assert lines == ['no regular file']
-
-
-def test_a_line_stays_one_whatever_the_name(tmp_path):
-  for name in ('a\nb.png', 'a\x1b[31m.png', os.fsdecode(b'\xff.png')):
-    (tmp_path / name).write_bytes(b'text')
-    with pytest.raises(ValueError) as caught:
-      image_file.read(str(tmp_path / name))
-    assert str(caught.value).isprintable()
 
 
 BROKEN_EXIF = {
@@ -440,31 +356,6 @@ def test_a_broken_exif_block_of_a_tiff_says_nothing_either(
   np.testing.assert_array_equal(
     image_file.read(str(tmp_path / 'a.tif')), wanted
   )
-
-
-def test_threads_that_silence_at_once_leave_standard_error_as_it_was():
-  before = os.fstat(2)
-  start = threading.Barrier(8)
-
-  def silence():
-    start.wait()
-    for _ in range(50):
-      with formats.silent():
-        time.sleep(1e-5)
-
-  threads = [threading.Thread(target=silence) for _ in range(8)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert os.path.samestat(before, os.fstat(2))
-
-
-def test_what_is_not_installed_is_no_fault_of_the_file():
-  with pytest.raises(UserError, match=r'^nothing of that name$') as caught:
-    with formats.one_line('a.png'), formats.broken(ValueError):
-      raise UserError('nothing of that name')
-  assert not isinstance(caught.value, SourceFault)
 
 
 def samples():
@@ -561,13 +452,3 @@ def test_broken_files_raise_one_line_and_nothing_else(
     assert str(error).startswith(f'{file}: ') and str(error).isprintable()
   else:
     assert read.dtype == np.uint8 and read.ndim == 2
-
-
-def test_reading_takes_no_jax_and_importing_takes_no_decoder():
-  code = """
-import sys
-from dpjax.data.decode import image_file
-heavy = {'PIL', 'pydicom', 'gdcm', 'jax', 'cv2'}
-assert not heavy & set(sys.modules), heavy & set(sys.modules)
-"""
-  subprocess.run([sys.executable, '-c', code], check=True)

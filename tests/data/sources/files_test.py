@@ -1,11 +1,14 @@
-"""The images of a folder: found by name, and never outside of it."""
+"""The images of a folder, found by name and never outside; records of them."""
 
 import errno
 import os
 import pathlib
+import pickle
 import tempfile
 
+import cv2
 import hypothesis
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 
@@ -14,6 +17,7 @@ from dpjax.data.sources import files, tables
 from dpjax.errors import SourceFault
 
 DICOM = bytes(128) + b'DICM'
+NOISE = np.random.default_rng(0).integers(0, 256, (21, 30), np.uint8)
 
 
 def make(folder, *names, content=b'x'):
@@ -293,3 +297,47 @@ def test_all_that_a_name_may_mean_are_the_files_that_find_cannot_tell_apart(
 def test_the_table_of_contents_of_a_cd_is_no_image(tmp_path):
   make(tmp_path, 'DICOMDIR', 'IMAGES/IM1', content=DICOM)
   assert names(files.Files(tmp_path)) == ['IMAGES/IM1']
+
+
+def test_a_record_of_a_file_travels_and_reads_its_pixels(tmp_path):
+  pixels = NOISE[:20]
+  file = tmp_path / 'älter 1.png'
+  cv2.imwrite(str(file), pixels)
+  made = files.record(
+    file, 'train/1', boxes=((1, 2, 3, 4),), split='test', group='patient 7'
+  )
+  assert (made.id, made.group, made.split) == ('train/1', 'patient 7', 'test')
+  assert made.frame is None and made.file == str(file)
+  read = pickle.loads(pickle.dumps(made))
+  np.testing.assert_array_equal(read.pixels(), pixels)
+  of_1024 = files.record(file, 'x', frame=(1024, 1024))
+  assert of_1024.frame == (1024, 1024)
+
+
+def test_only_of_a_file_that_may_be_dicom_is_a_header_read(tmp_path):
+  def header(name):
+    (tmp_path / name).write_bytes(b'')
+    made = files.record(tmp_path / name, 'x')
+    return pickle.loads(pickle.dumps(made)).header
+
+  assert header('a.PNG') is None and header('a.jpeg') is None
+  assert header('a.jfif') is None and header('a.gif') is None
+  for name in ('a.dcm', '1.2.840.10008'):
+    with pytest.raises(ValueError, match=f'{name}: empty'):
+      header(name)()
+
+
+def test_the_stamp_changes_with_the_file_and_not_with_its_place(tmp_path):
+  def stamp(file):
+    return files.record(file, 'x').stamp
+
+  file = tmp_path / 'a.png'
+  cv2.imwrite(str(file), NOISE[:20])
+  before = stamp(file)
+  moved = pathlib.Path(file.rename(tmp_path / 'b.png'))
+  assert stamp(moved) == before
+  os.utime(moved, ns=(0, 0))
+  touched = stamp(moved)
+  cv2.imwrite(str(moved), NOISE)
+  os.utime(moved, ns=(0, 0))
+  assert len({before, touched, stamp(moved)}) == 3

@@ -164,11 +164,6 @@ def test_a_patient_in_the_table_goes_before_one_in_the_name(tmp_path):
     ({'box_image': 'img'}, "no column 'img'"),
     ({'box_name': 'what'}, "no column 'what'"),
     ({'box_columns': ('x', 'y', 'w', 'h')}, "no column 'w'"),
-    ({'box_columns': ('x', 'y')}, 'config.data.csv.box_columns'),
-    ({'frame': (1024,)}, 'config.data.csv.frame'),
-    ({'frame': (1024, 0)}, 'config.data.csv.frame'),
-    ({'frame': (1024, float('nan'))}, 'config.data.csv.frame'),
-    ({'frame': ('1', '2')}, 'config.data.csv.frame'),
   ],
 )
 def test_a_setting_that_does_not_fit_the_tables_is_refused(
