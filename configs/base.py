@@ -12,7 +12,8 @@ words ...) and so on, as dpjax/config/fields.py has it. Marks:
     machine  is the machine's: a run that is opened on another one, to be
              evaluated, takes it as it is there and not as it was trained with
     source   says how a source is read, so a prepared set has it on record
-    before   what a run did that was recorded before there was the field
+    before   what a run did, or a prepared set was, that was recorded before
+             there was the field
 
 Variants, by `--config=configs/retrain.py:NAME`:
 
@@ -132,18 +133,53 @@ c.data.findings = texts(source=True)
 # unlabelled. Empty: all, the normal one first.
 c.data.classes = texts(source=True)
 # folder, coco and csv: the patient is what this regular expression finds in the
-# image's name (its first group, if it has one). Empty: the name says nothing.
+# image's path from the source (its first group, if it has one), e.g.
+# 'patient\d+'. Empty: the path says nothing.
 c.data.patient_pattern = text('', source=True)
+# An image in whose path it finds nothing: fault, or own: a patient of its own.
+# No source mark: what it leads to is in the records.
+c.data.unmatched_patients = word('fault', 'own', resume=True, before='fault')
+# Files and folders of the source that are passed over, by their name or their
+# path from the source, with wildcards: ('masks', '*_seg.png').
+c.data.ignore = texts(source=True, before=())
+# folder: the class is what this regular expression finds in the image's path
+# from the source (its first group, if it has one), e.g. '_([01])\.png$'. Empty:
+# the class is the folder's name.
+c.data.class_pattern = text('', source=True, before='')
+# csv: what an uncertain cell (-1) of a column of findings means. ignore: that
+# nothing is known.
+c.data.uncertain = word('ignore', 'positive', 'negative', source=True,
+                        before='ignore')  # fmt: skip
+# csv: what an empty one means. Nobody is called healthy because nobody looked,
+# so ignore; CheXpert's authors take it for negative.
+c.data.blank = word('ignore', 'negative', source=True, before='ignore')
 # vindr: whose boxes count. union, majority (of an image's readers), or the one
 # reader that it names, e.g. R8.
 c.data.vindr_readers = text('union', source=True)
+# vindr: width and height of the originals, in whose pixels boxes count, where
+# the files are smaller copies. WIDTHxHEIGHT, or a table in the source with
+# image_id and width,height or dim1,dim0. files: they are the originals. Empty:
+# columns width,height of the table of boxes, or train_meta.csv; else files.
+c.data.original_sizes = text('', source=True, before='')
 # coco: the json, or one a split with commas between them; empty: all there.
 c.data.coco_annotations = text('', source=True)
 # csv: the tables in the source, and what their columns are called.
 c.data.csv = Section(source=True)
-c.data.csv.labels = text('labels.csv')  # a row an image
+# A row an image; several tables of one form with commas between them.
+c.data.csv.labels = text('labels.csv')
+# More tables, whose columns are added to it by those that both have.
+c.data.csv.join = texts(before=())
+# The rows that are read: 'Column=Value', or 'Column=A|B' for either; several
+# with ; between them. The images of others are passed over.
+c.data.csv.where = text('', before='')
 c.data.csv.image = text('image')  # its file
-c.data.csv.label = text('label')  # its class
+# Its class. Or several columns with commas between them, or a tuple: each is a
+# finding, 1 or 0 (data.uncertain, data.blank), and the class is the one that is
+# there; of more than one, the first of data.classes.
+c.data.csv.label = text('label')
+# A column of run-length masks as SIIM-ACR has them; each connected component is
+# a lesion with its box. Several rows may be of one image. Empty: none.
+c.data.csv.rle = text('', before='')
 # Of these, auto takes the column of the name in brackets if it is there; empty:
 # none.
 c.data.csv.patient = text('auto')  # (patient_id)
@@ -151,7 +187,10 @@ c.data.csv.split = text('auto')  # (split): train, validation or test
 c.data.csv.metadata = texts()  # more columns to carry, e.g. ('age', 'sex')
 c.data.csv.boxes = text('auto')  # (boxes.csv) a row a lesion
 c.data.csv.box_image = text('image')  # the column of its file
-# The columns of its left upper corner and its size.
+# What they say of it. sides: its left upper corner, its width and height;
+# corners: the left upper corner and the right lower one ...
+c.data.csv.box_form = word('sides', 'corners', before='sides')
+# ... and what they are called.
 c.data.csv.box_columns = texts('x', 'y', 'width', 'height', length=4)
 c.data.csv.box_name = text('auto')  # (finding) what it is
 # Width and height of the frame that boxes count in; empty: the stored image's

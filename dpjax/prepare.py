@@ -92,10 +92,13 @@ def _warn(line):
 def _read(config, faults):
   """The records, what they depend on, and what 'auto' fields stand for."""
   data = config.data
+  table, flat = fields_lib.table(), fields_lib.flatten(config)
   provenance = {
-    name: list(value) if isinstance(value, tuple) else value
-    for name, value in fields_lib.flatten(config).items()
-    if name in fields_lib.marked('source')
+    name: list(flat[name]) if isinstance(flat[name], tuple) else flat[name]
+    # Left out where it is as before there was the field: else a set that is
+    # older than the field would be another one.
+    for name in table
+    if table[name].source and flat[name] != table[name].before
   }
   if data.layout == 'phantom':
     count, seed = data.phantom.count, data.phantom.seed
@@ -154,10 +157,12 @@ def as_made(config: Any) -> Any:
     return config
   made = store.read_summary(config.data.path)
   changes = {
-    name: tuple(value) if isinstance(value, list) else value
-    for name, value in made['provenance'].items()
-    if name in fields_lib.marked('source')
+    name: made['provenance'].get(name, field.before)
+    for name, field in fields_lib.table().items()
+    if field.source
+    and (name in made['provenance'] or field.before is not fields_lib.ALWAYS)
   }
+  changes = {k: fields_lib.as_tuples(value) for k, value in changes.items()}
   changes |= {'data.store_size': made['size'], 'data.fit': made['fit']}
   for field in ('unit', 'seed', 'given', 'test', 'validation', 'near'):
     changes[f'split.{field}'] = made[field]

@@ -495,6 +495,32 @@ def test_a_csv_set_of_the_version_before_is_kept_as_it_is(tmp_path):
   assert prepare.as_made(config).data.csv.patient == 'auto'
 
 
+def test_a_field_is_on_record_where_it_is_not_as_before_there_was_it(tmp_path):
+  (tmp_path / 'raw').mkdir()
+  write_dated(tmp_path / 'raw')
+  changes = {'data__layout': 'csv', 'data__source': str(tmp_path / 'raw')}
+  one = make_config(tmp_path / 'one', **changes)
+  assert 'data.ignore' not in prepare.prepare(one)['provenance']
+  other = make_config(tmp_path / 'two', **changes, data__ignore=('masks',))
+  made = prepare.prepare(other)
+  assert made['provenance']['data.ignore'] == ['masks']
+  # A run takes either as it was made.
+  assert prepare.as_made(other).data.ignore == ('masks',)
+  assert prepare.as_made(make_config(tmp_path / 'two')).data.ignore == (
+    'masks',
+  )
+  asked = make_config(tmp_path / 'one', data__ignore=('masks',))
+  assert prepare.as_made(asked).data.ignore == ()
+  for path, ignore, words in (
+    ('one', ('masks',), "'the default' there and ['masks'] asked for"),
+    ('two', (), "['masks'] there and 'the default' asked for"),
+  ):
+    config = make_config(tmp_path / path, **changes, data__ignore=ignore)
+    with pytest.raises(ValueError) as caught:
+      prepare.prepare(config)
+    assert f'data.ignore {words}' in one_line(caught)
+
+
 def test_another_set_in_the_way_is_told_by_what_differs(tmp_path):
   (tmp_path / 'raw').mkdir()
   write_plain(tmp_path / 'raw')

@@ -48,7 +48,8 @@ class Field:
     machine: it is the machine's and not the run's: a run that is opened
       elsewhere has it from there.
     source: it says how a source is read, so the prepared set has it on record.
-    before: what a run did that was recorded before there was the field.
+    before: what a run did, or a prepared set was, that was recorded before
+      there was the field.
   """
 
   default: Any

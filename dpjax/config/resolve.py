@@ -134,7 +134,12 @@ def _check_relevance(c):
     ('data.label_cap', 'data.label', ('count',)),
     ('data.vindr_readers', 'data.layout', ('vindr',)),
     ('data.coco_annotations', 'data.layout', ('coco',)),
+    ('data.original_sizes', 'data.layout', ('vindr',)),
+    ('data.class_pattern', 'data.layout', ('folder',)),
+    ('data.uncertain', 'data.layout', ('csv',)),
+    ('data.blank', 'data.layout', ('csv',)),
     ('data.patient_pattern', 'data.layout', ('folder', 'coco', 'csv')),
+    ('data.unmatched_patients', 'data.layout', ('folder', 'coco', 'csv')),
   ):
     said = flat[name] != fields.table()[name].default
     if said and flat[needs] not in values:

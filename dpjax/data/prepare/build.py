@@ -270,12 +270,15 @@ def _existing(path, plan, fingerprint, faults):
       f'config.data.path: {path} is there and is no prepared set; name another'
     ) from error
   if not same:
-    there = {**summary, **summary.get('provenance', {})}
-    asked = {**plan, **plan['provenance']}
+    before = summary.get('provenance', {})
+    asked = json.loads(json.dumps({**plan, **plan['provenance']}))
+    # A setting that is as it ever was stands in neither.
+    asked |= dict.fromkeys(before.keys() - asked.keys(), 'the default')
+    there = dict.fromkeys(asked, 'the default') | summary | before
     changed = [
-      f'{name} {there.get(name)!r} there and {value!r} asked for'
-      for name, value in json.loads(json.dumps(asked)).items()
-      if name != 'provenance' and there.get(name) != value
+      f'{name} {there[name]!r} there and {value!r} asked for'
+      for name, value in asked.items()
+      if name != 'provenance' and there[name] != value
     ]
     raise UserError(
       f'config.data.path: {path} holds another set'

@@ -41,13 +41,17 @@ class Tables:
   """
 
   labels: str = 'labels.csv'
+  join: Sequence[str] = ()
+  where: str = ''
   image: str = 'image'
   label: str = 'label'
+  rle: str = ''
   patient: str = 'auto'
   split: str = 'auto'
   metadata: Sequence[str] = ()
   boxes: str = 'auto'
   box_image: str = 'image'
+  box_form: str = 'sides'
   box_columns: Sequence[str] = ('x', 'y', 'width', 'height')
   box_name: str = 'auto'
   frame: Sequence[float] = ()
