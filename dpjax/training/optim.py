@@ -1,16 +1,72 @@
 """SGD as torch has it, learning-rate schedules, and what is decayed."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 
-SCHEDULES = ('constant', 'cosine', 'onecycle', 'step')
-
 # Where onecycle begins and ends, as shares of its peak: those of fastai.
 _ONECYCLE_START = 1 / 25
 _ONECYCLE_END = 1 / 250_000
+
+
+@dataclasses.dataclass(frozen=True)
+class _Course:
+  """What the shapes of a learning rate are made of, as shares of its peak.
+
+  optax composes the same from pieces of its own, equal to rounding (a test)
+  and not to the bit; with ours a run that an earlier version began ends with
+  the bits that it would have had there.
+
+  Attributes:
+    steps: updates in the whole run.
+    warm_steps: of them, those in which the rate rises.
+    boundaries: (n,) int32 counts at which 'step' drops.
+    step_factor: of each drop.
+  """
+
+  steps: int
+  warm_steps: int
+  boundaries: jax.Array
+  step_factor: float
+
+  def warmed(self, count):
+    """A line up to 1; no update is spent at 0."""
+    return jnp.minimum(1.0, (count + 1) / (self.warm_steps + 1))
+
+  def fallen(self, count):
+    """From 1 at the end of the rise along half a cosine to 0."""
+    progress = (count - self.warm_steps) / (self.steps - self.warm_steps)
+    return (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1))) / 2
+
+  def constant(self, count):
+    return self.warmed(count)
+
+  def cosine(self, count):
+    return self.warmed(count) * self.fallen(count)
+
+  def step(self, count):
+    drops = jnp.sum(count >= self.boundaries)
+    return self.warmed(count) * jnp.float32(self.step_factor) ** drops
+
+  def onecycle(self, count):
+    risen = jnp.clip(count / max(self.warm_steps, 1), 0, 1)
+    return jnp.where(
+      count < self.warm_steps,
+      _ONECYCLE_START + (1 - _ONECYCLE_START) * risen,
+      _ONECYCLE_END + (1 - _ONECYCLE_END) * self.fallen(count),
+    )
+
+
+# By the words of optim.schedule.
+SCHEDULES = {
+  'constant': _Course.constant,
+  'cosine': _Course.cosine,
+  'onecycle': _Course.onecycle,
+  'step': _Course.step,
+}
 
 
 def make_schedule(
@@ -26,10 +82,10 @@ def make_schedule(
 
   Args:
     kind: 'constant'; 'cosine' falls from the peak to 0 at `steps` (Loshchilov
-      and Hutter, 2017, without restarts); 'onecycle' rises from 1/25 of the
-      peak and falls along a cosine to 1/250,000 of it (Smith and Topin, 2018,
-      with fastai's shape); 'step' multiplies the rate by `step_factor` at each
-      of `step_fractions`.
+      and Hutter, 2017, without restarts); 'onecycle' rises in a line from 1/25
+      of the peak and falls along a cosine to 1/250,000 of it (Smith and Topin,
+      2018; fastai's ends, but fastai rises along a cosine too); 'step'
+      multiplies the rate by `step_factor` at each of `step_fractions`.
     steps: updates in the whole run.
     learning_rate: the peak.
     warmup: the share of `steps` in which the rate rises in a line to the peak.
@@ -61,28 +117,15 @@ def make_schedule(
     raise ValueError(
       "optim.step_fractions: schedule 'step' needs at least one, as (0.5, 0.75)"
     )
-  warm_steps = round(warmup * steps)
-  boundaries = jnp.array([round(f * steps) for f in step_fractions], jnp.int32)
+  course = _Course(
+    steps,
+    round(warmup * steps),
+    jnp.array([round(f * steps) for f in step_fractions], jnp.int32),
+    step_factor,
+  )
 
   def rate(count):
-    count = jnp.asarray(count)
-    warmed = jnp.minimum(1.0, (count + 1) / (warm_steps + 1))
-    progress = (count - warm_steps) / (steps - warm_steps)
-    fall = (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1))) / 2  # 1 to 0
-    if kind == 'constant':
-      scale = warmed
-    elif kind == 'cosine':
-      scale = warmed * fall
-    elif kind == 'step':
-      drops = jnp.sum(count >= boundaries)
-      scale = warmed * jnp.float32(step_factor) ** drops
-    else:
-      risen = jnp.clip(count / max(warm_steps, 1), 0, 1)
-      scale = jnp.where(
-        count < warm_steps,
-        _ONECYCLE_START + (1 - _ONECYCLE_START) * risen,
-        _ONECYCLE_END + (1 - _ONECYCLE_END) * fall,
-      )
+    scale = SCHEDULES[kind](course, jnp.asarray(count))
     return jnp.float32(learning_rate) * scale
 
   return rate

@@ -160,12 +160,70 @@ def test_cosine_falls_from_the_peak_over_the_half_to_zero_and_stays():
   assert (np.diff(rate[:101]) < 0).all()
 
 
-def test_cosine_is_that_of_optax():
-  theirs = optax.cosine_decay_schedule(0.4, STEPS - 20)
+@pytest.mark.parametrize(
+  ('kind', 'theirs'),
+  [
+    ('cosine', optax.cosine_decay_schedule(0.4, STEPS)),
+    (
+      'onecycle',
+      optax.join_schedules(
+        [
+          optax.linear_schedule(0.4 / 25, 0.4, 30),
+          optax.cosine_decay_schedule(0.4, STEPS - 30, alpha=1 / 250_000),
+        ],
+        [30],
+      ),
+    ),
+    ('step', optax.piecewise_constant_schedule(0.4, {50: 0.2, 75: 0.2})),
+  ],
+)
+def test_schedules_are_those_that_optax_composes(kind, theirs):
+  options = {
+    'onecycle': {'warmup': 0.3},
+    'step': {'step_fractions': (0.5, 0.75), 'step_factor': 0.2},
+  }
   np.testing.assert_allclose(
-    rates('cosine', warmup=0.2)[20:101],
-    [theirs(step) for step in range(81)],
+    rates(kind, **options.get(kind, {})),
+    [theirs(step) for step in range(STEPS + 2)],
     atol=1e-7,
+  )
+
+
+def closed_form(kind, count, steps, peak, warm):
+  """The learning rates of version faa881e, in float64."""
+  risen = np.minimum(1, (count + 1) / (warm + 1))
+  fall = (
+    1 + np.cos(np.pi * np.clip((count - warm) / (steps - warm), 0, 1))
+  ) / 2
+  return (
+    peak
+    * {
+      'constant': risen,
+      'cosine': risen * fall,
+      'step': risen
+      * 0.1 ** ((count >= steps // 2) + 1.0 * (count >= steps // 4)),
+      'onecycle': np.where(
+        count < warm,
+        1 / 25 + 24 / 25 * count / warm,
+        1 / 250_000 + (1 - 1 / 250_000) * fall,
+      ),
+    }[kind]
+  )
+
+
+@pytest.mark.parametrize('kind', optim.SCHEDULES)
+def test_the_rates_are_those_of_the_version_that_began_a_run(kind):
+  steps, peak, warm = 1000, 0.05, 100
+  rate = optim.make_schedule(
+    kind, steps=steps, learning_rate=peak, warmup=0.1,
+    step_fractions=(0.25, 0.5),
+  )  # fmt: skip
+  count = np.arange(steps)
+  np.testing.assert_allclose(
+    jax.vmap(rate)(count),
+    closed_form(kind, count, steps, peak, warm),
+    rtol=1e-6,
+    atol=1e-8,
   )
 
 
