@@ -176,6 +176,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   Returns:
     (B,) nats.
   """
+  # optax's takes a logit from a logsumexp, and so loses the digits of logits
+  # that are large together.
   log_p, is_true = _log_softmax(logits, labels)
   return -jnp.sum(jnp.where(is_true, log_p, 0), axis=1)
 

@@ -182,6 +182,26 @@ def test_nt_xent_of_a_collapsed_network_is_the_log_of_the_candidates():
   assert contrastive_accuracy(z, z).tolist() == [1, 0, 0, 0, 0, 0]
 
 
+def test_what_fills_a_batch_is_nobodys_negative_and_nobodys_candidate():
+  rng = np.random.default_rng(0)
+  z_a, z_b = rng.normal(size=(2, 16, 8)).astype(np.float32)
+  z_b[5:] = z_a[0]  # A candidate that would win.
+  valid = (np.arange(16) < 5).astype(np.float32)
+  found = nt_xent(z_a, z_b, valid=valid)
+  assert np.isfinite(found).all()
+  np.testing.assert_allclose(
+    found[:5], nt_xent_by_loops(z_a[:5], z_b[:5], 0.2), **FLOAT32
+  )
+  np.testing.assert_array_equal(
+    contrastive_accuracy(z_a, z_b, valid=valid)[:5],
+    contrastive_accuracy(z_a[:5], z_b[:5]),
+  )
+  assert contrastive_accuracy(z_a, z_b)[0] == 0
+  np.testing.assert_array_equal(
+    nt_xent(z_a, z_b, valid=np.ones(16)), nt_xent(z_a, z_b)
+  )
+
+
 def test_contrastive_accuracy_ranks_the_second_views_only():
   # The first is nearest to the second's partner. The second is nearer to the
   # first's first view than to its own partner, which does not count.
