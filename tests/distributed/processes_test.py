@@ -1,4 +1,4 @@
-"""What is settled before JAX starts: the job, and where programs are kept."""
+"""The processes of a job: who joins, what they tell each other, how it ends."""
 
 import os
 import pathlib
@@ -7,101 +7,13 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from dpjax.distributed import processes
+from dpjax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-  """A home of one's own; JAX's own setting is as at its start."""
-  before = jax.config.jax_compilation_cache_dir
-  jax.config.update('jax_compilation_cache_dir', None)
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  yield tmp_path / 'dpjax'
-  jax.config.update('jax_compilation_cache_dir', before)
-
-
-def kept_in():
-  return jax.config.jax_compilation_cache_dir
-
-
-def test_programs_are_kept_in_a_folder_of_the_user_alone(cache):
-  processes.start()
-  folder = pathlib.Path(kept_in())
-  assert folder.parent == cache
-  assert folder.stat().st_mode & 0o777 == 0o700
-  assert folder.stat().st_uid == os.getuid()
-
-
-@pytest.mark.parametrize('mode', [0o770, 0o702, 0o777])
-def test_a_folder_in_which_others_may_write_is_not_used(cache, mode, capsys):
-  processes.start()
-  folder = pathlib.Path(kept_in())
-  jax.config.update('jax_compilation_cache_dir', None)
-  folder.chmod(mode)
-  processes.start()
-  assert kept_in() is None
-  warning = capsys.readouterr().err
-  assert f'warning: {folder} is not yours alone' in warning
-  assert 'chmod 700' in warning and warning.count('\n') == 1
-
-
-@pytest.mark.parametrize('mode', [0o770, 0o777])
-def test_a_folder_that_others_may_replace_is_not_used(cache, mode, capsys):
-  for folder in (cache, cache.parent):
-    cache.mkdir(mode=0o700, exist_ok=True)
-    before = folder.stat().st_mode & 0o777
-    folder.chmod(mode)
-    processes.start()
-    folder.chmod(before)
-    assert kept_in() is None
-    assert f'warning: {folder} is not yours alone' in capsys.readouterr().err
-
-
-def test_a_sticky_folder_as_tmp_may_hold_the_users_own(cache, capsys):
-  cache.parent.chmod(0o1777)
-  processes.start()
-  assert kept_in() is not None
-  assert capsys.readouterr().err == ''
-
-
-def test_a_link_in_place_of_the_folder_is_not_followed(cache, tmp_path):
-  (tmp_path / 'elsewhere').mkdir(mode=0o700)
-  cache.symlink_to(tmp_path / 'elsewhere')
-  processes.start()
-  assert kept_in() is None
-
-
-def test_a_folder_of_another_user_is_not_used(cache, monkeypatch, capsys):
-  cache.mkdir(mode=0o700)
-  found = os.lstat(cache)
-  monkeypatch.setattr(
-    pathlib.Path,
-    'lstat',
-    lambda path: os.stat_result([*found[:4], 12345678, *found[5:]]),
-  )
-  processes.start()
-  assert kept_in() is None
-  assert 'not yours alone' in capsys.readouterr().err
-
-
-def test_the_users_own_choice_of_a_folder_stands(cache, tmp_path):
-  jax.config.update('jax_compilation_cache_dir', str(tmp_path / 'mine'))
-  processes.start()
-  assert kept_in() == str(tmp_path / 'mine')
-  assert not cache.exists()
-
-
-def test_without_a_home_nothing_is_kept_and_nothing_breaks(
-  cache, tmp_path, monkeypatch
-):
-  (tmp_path / 'file').touch()
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
-  processes.start()
-  assert kept_in() is None
 
 
 @pytest.mark.parametrize(
@@ -180,3 +92,52 @@ def test_in_a_job_only_a_lost_process_asks_for_another_start(
   said = capsys.readouterr().err
   assert message in said
   assert ('another process is gone' in said) == (status == 75)
+
+
+class Coordinator:
+  """JAX's, as far as process 0 sees it."""
+
+  def __init__(self):
+    self.told = {}
+    self.waited = []
+
+  def key_value_set(self, key, value):
+    self.told[key] = value
+
+  def wait_at_barrier(self, key, timeout):
+    del timeout
+    self.waited.append(key)
+
+
+@pytest.fixture
+def coordinator(monkeypatch):
+  from jax._src import distributed
+
+  client = Coordinator()
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(distributed.global_state, 'client', client)
+  return client
+
+
+def test_what_process_0_has_done_the_others_hear_of(coordinator):
+  assert processes.on_process_0('it', lambda: 7) == 7
+  assert coordinator.told == {'dpjax/it': 'done'}
+
+
+@pytest.mark.parametrize('kind', [UserError, OSError])
+def test_what_a_user_can_mend_ends_all_processes_with_its_line(
+  kind, coordinator
+):
+  def fail():
+    raise kind('no such file')
+
+  with pytest.raises(kind):
+    processes.on_process_0('it', fail)
+  assert coordinator.told == {'dpjax/it': 'no such file'}
+  assert coordinator.waited == ['dpjax/it/told']
+
+
+def test_a_bug_in_process_0_is_told_to_nobody_as_the_users_mistake(coordinator):
+  with pytest.raises(ValueError, match='broadcast'):
+    processes.on_process_0('it', lambda: np.ones(2) + np.ones(3))
+  assert coordinator.told == {}
