@@ -84,4 +84,4 @@ def test_what_a_page_says_to_stand_in_a_module_stands_there(page):
       if not any(name in names_in(one) for one in found(file)):
         missing.append((file, name))
   assert missing == []
-  assert checked > 40 or 'The commands' not in page  # The map of README.md.
+  assert checked > 40 or 'Where things stand' not in page  # The map.
