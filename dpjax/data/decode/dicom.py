@@ -32,7 +32,8 @@ def read(path: str) -> np.ndarray:
   MONOCHROME1 is turned over. Without VOI LUT and window, up to 8 bits stored
   fill 0..255 by the range of those bits, so that 8 bits stay as they are; more
   bits, which are seldom all in use, by the smallest and the largest level.
-  Padding takes no part in it and is 0. Colours become their luma.
+  Strays far beside the others (formats.without_strays) and padding take no part
+  in it; padding is 0. Colours become their luma.
 
   Args:
     path: the file.
@@ -42,7 +43,8 @@ def read(path: str) -> np.ndarray:
 
   Raises:
     SourceFault: it is no whole image of one frame with at most 16 bits and
-      `formats.MAX_PIXELS`: the reason.
+      `formats.MAX_PIXELS`, or its header makes one grey level of it: the
+      reason.
     UserError: pydicom or the decoder is not installed: one line.
   """
   _allow_offences()
@@ -65,7 +67,10 @@ def read(path: str) -> np.ndarray:
     table = _grey_scale(dataset, values, index)
   else:
     table = _spread(values, 0, (1 << bits) - 1)
-  return np.take(table, index)
+  grey = np.take(table, index)
+  if grey.min() == grey.max() and stored.min() < stored.max():
+    raise SourceFault(_why_one_level(dataset, stored))
+  return grey
 
 
 def header(path: str) -> dict[str, str]:
@@ -116,12 +121,35 @@ def _dataset(path, **reading):
     size = os.fstat(file.fileno()).st_size
     if size > MAX_BYTES:
       raise SourceFault(f'{size:,} bytes; wanted at most {MAX_BYTES:,}')
-    deflated = _deflated_part(path)
+    bare = formats.is_bare(path)
+    deflated = None if bare else _deflated_part(path)
     if deflated is not None:
       _check_deflated(file, deflated)
       file.seek(0)
     with asking_pydicom():
-      return pydicom.dcmread(file, **reading)
+      dataset = pydicom.dcmread(file, force=bare, **reading)
+      if bare:
+        _name_syntax(dataset)
+      return dataset
+
+
+def _name_syntax(dataset):
+  """Without a file's own header, the syntax is what the elements look like.
+
+  What is compressed cannot be told: its decoder is named nowhere.
+  """
+  from pydicom import uid
+
+  if dataset.file_meta:
+    return
+  pixels = dataset.get_item('PixelData')
+  if pixels is not None and pixels.length == 0xFFFFFFFF:
+    return
+  is_implicit, is_little = dataset.original_encoding
+  dataset.file_meta.TransferSyntaxUID = {
+    (True, True): uid.ImplicitVRLittleEndian,
+    (False, True): uid.ExplicitVRLittleEndian,
+  }.get((is_implicit, is_little), uid.ExplicitVRBigEndian)
 
 
 @asking_pydicom()
@@ -246,6 +274,9 @@ def _sequence_elements(dataset, keyword):
   if not dataset.get(keyword):
     return None
   item = dataset.get(keyword)[0]
+  # De-identified files have items that were emptied.
+  if not item.get('LUTDescriptor') or not item.get('LUTData'):
+    return None
   count, first, bits = map(int, item.LUTDescriptor)
   order = '<' if dataset.original_encoding[1] else '>'
   return count, first, bits, item.LUTData, order
@@ -284,34 +315,72 @@ def _grey_scale(dataset, values, index):
   elif None not in (window := _window(dataset)):
     table = _spread(_windowed(dataset, levels, *window), 0, 1)
   else:
-    shown = ~padding
-    if dataset.BitsStored > 8:
-      present = np.zeros(len(values), bool)
-      present[index] = True
-      shown &= present
-    shown = levels[shown] if shown.any() else levels
-    table = _spread(levels, shown.min(), shown.max())
+    table = _spread(levels, *_range(dataset, levels, padding, index))
   if dataset.PhotometricInterpretation == 'MONOCHROME1':
     table = 255 - table
   table[padding] = 0
   return table
 
 
+def _range(dataset, levels, padding, index):
+  """The levels that become black and white where the header names none."""
+  shown = ~padding
+  if dataset.BitsStored <= 8:
+    shown = levels[shown] if shown.any() else levels
+    return shown.min(), shown.max()
+  counts = np.bincount(index.ravel(), minlength=len(levels))
+  if (shown & (counts > 0)).any():
+    counts[padding] = 0
+  present = np.flatnonzero(counts)
+  order = present[np.argsort(levels[present], kind='stable')]
+  levels, counts = levels[order], counts[order]
+  high = formats.without_strays(levels, counts)
+  low = -formats.without_strays(-levels[::-1], counts[::-1])
+  return low, high
+
+
+def _why_one_level(dataset, stored):
+  """The reason where different stored values come out as one grey level."""
+  line = f'its stored values, {stored.min()} to {stored.max()}, all come out as'
+  line += ' one grey level: '
+  if _sequence_elements(dataset, 'VOILUTSequence'):
+    return line + 'its VOI LUT lies beside them'
+  if _number(dataset, 'RescaleSlope') == 0:
+    return line + 'its RescaleSlope is 0'
+  center, width = _window(dataset)
+  if None not in (center, width):
+    return line + f'its window, {width:g} wide at {center:g}, lies beside them'
+  return line + 'its header maps them so'
+
+
 @asking_pydicom()
 def _window(dataset):
   """Center and width of the first window; each None where there is none."""
-  found = []
-  for keyword in ('WindowCenter', 'WindowWidth'):
-    value = dataset.get(keyword)
+  return tuple(
+    _first_decimal(dataset.get_item(keyword))
+    for keyword in ('WindowCenter', 'WindowWidth')
+  )
+
+
+def _first_decimal(element):
+  """The first of the numbers of an element, or None.
+
+  Of the bytes, as some programs write a decimal comma, at which pydicom fails.
+  """
+  value = None if element is None else element.value
+  if isinstance(value, bytes) and element.VR in (None, 'DS'):
+    value = value.decode('ascii', 'replace').strip('\0 ')
+    value = value.split('\\')[0].strip().replace(',', '.') or None
+  elif value is not None:
     # Several windows are a list, one is a number.
-    values = [] if value is None else np.ravel(value)
-    found.append(float(values[0]) if len(values) else None)
-  return tuple(found)
+    values = np.ravel(value)
+    value = values[0] if len(values) else None
+  return None if value is None else float(value)
 
 
 def _windowed(dataset, levels, center, width):
   """Levels through a window, 0 to 1 (PS3.3 C.11.2.1.2, C.11.2.1.3)."""
-  function = _element(dataset, 'VOILUTFunction') or 'LINEAR'
+  function = (_text(dataset, 'VOILUTFunction') or 'LINEAR').upper()
   least = 1 if function == 'LINEAR' else 0
   if not (np.isfinite(center) and least <= width < np.inf and width > 0):
     raise SourceFault(f'a window of width {width:g} at {center:g}')

@@ -40,6 +40,8 @@ _DECODERS = {
   'HTJ2K': 'pylibjpeg',
   'RLELossless': 'pydicom',
 }
+# The begin of a JPEG 2000 code, which may lie in the boxes of a JP2 file.
+_SIZ = b'\xff\x4f\xff\x51'
 # Markers of a JPEG or JPEG-LS frame header: SOF0..SOF15 without DHT, JPG and
 # DAC, and SOF55.
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
@@ -83,11 +85,90 @@ def stored(dataset: Any) -> tuple[np.ndarray, str]:
   options = _options(dataset)
   try:
     if plugin == 'gdcm':
-      return apart.call(_decode, dataset.PixelData, syntax, plugin, options)
-    with formats.silent():
-      return _decode(dataset, syntax, plugin, options)
+      decoded = apart.call(_decode, dataset.PixelData, syntax, plugin, options)
+    else:
+      with formats.silent():
+        decoded = _decode(dataset, syntax, plugin, options)
   except apart.Died as error:
     raise SourceFault('broken (its decoder gave up)') from error
+  return _understood(dataset, syntax, *decoded)
+
+
+def _understood(dataset, syntax, values, photometric):
+  """What the header means, where it and the code are known to disagree."""
+  if values.ndim == 3:
+    if photometric == 'RGB' and syntax.keyword in _LOSSY and _is_ycbcr(values):
+      photometric = 'YBR_FULL'
+    return values, photometric
+  if 'JPEG2000' in syntax.keyword or 'HTJ2K' in syntax.keyword:
+    values = _resigned(dataset, values)
+  return _within_bits(dataset, values), photometric
+
+
+_LOSSY = ('JPEGBaseline8Bit', 'JPEGExtended12Bit')
+
+
+def _is_ycbcr(values):
+  """Whether the two last channels are the chroma of a grey picture.
+
+  Programs that convert to grey JPEG leave "RGB" in the header.
+  """
+  chroma, luma = values[..., 1:].astype(int), values[..., 0]
+  return abs(chroma - 128).max() <= 16 and int(luma.max()) - luma.min() > 64
+
+
+def _within_bits(dataset, values):
+  """Stored values (H, W) in the BitsStored bits below and with HighBit.
+
+  Bits above may hold overlays, bits below them too (PS3.5 8.1.1). pydicom
+  drops those above HighBit, not of JPEG 2000 though.
+  """
+  bits, high = dataset.BitsStored, _high_bit(dataset)
+  signed = np.issubdtype(values.dtype, np.signedinteger)
+  low, top = (-(1 << bits - 1), 1 << bits - 1) if signed else (0, 1 << bits)
+  if low <= values.min() and values.max() < top:
+    return values  # whatever HighBit says
+  shifted = values >> (high + 1 - bits)
+  masked = shifted & np.array((1 << bits) - 1, values.dtype)
+  if signed:
+    masked = np.where(masked >= top, masked - 2 * top, masked)
+  # Where BitsStored is too low, dropping bits would tear the picture.
+  if _roughness(masked) > _roughness(values):
+    return values
+  return masked.astype(values.dtype)
+
+
+def _high_bit(dataset):
+  """HighBit, if it is above what BitsStored says: left-justified values."""
+  with asking_pydicom():
+    high = dataset.get('HighBit')
+  low = dataset.BitsStored - 1
+  is_one = isinstance(high, int) and low < high < dataset.BitsAllocated
+  return high if is_one else low
+
+
+def _resigned(dataset, values):
+  """Values of a JPEG 2000 code whose sign the header has otherwise.
+
+  pydicom takes the code's bits for the header's numbers. Of a picture that was
+  shifted to be signed, as its writer's library wants it, and of one that is
+  not signed at all, the halves then change places: a tear at the middle level.
+  """
+  code = _coded(dataset)[0]
+  depth = code[code.find(_SIZ) + 42]  # the sign, and the bits less 1
+  signed, bits = depth >> 7, (depth & 127) + 1
+  if signed == dataset.PixelRepresentation or bits > 16:
+    return values
+  bits_only = values.astype(np.int32) & (1 << bits) - 1
+  # Signed code: less the middle level. Unsigned: as it is.
+  other = bits_only ^ (1 << bits - 1) if signed else bits_only
+  return other if _roughness(other) < _roughness(values) else values
+
+
+def _roughness(values):
+  """Sum of the steps between neighbours."""
+  values = values.astype(np.int64)
+  return sum(int(abs(np.diff(values, axis=axis)).sum()) for axis in (0, 1))
 
 
 def _syntax(dataset):
@@ -125,7 +206,9 @@ def _plugin(syntax):
 def _options(dataset):
   from pydicom import pixels
 
-  return pixels.utils.as_pixel_options(dataset, number_of_frames=1)
+  options = pixels.utils.as_pixel_options(dataset, number_of_frames=1)
+  # All up to HighBit: `_within_bits` takes what is meant.
+  return options | {'bits_stored': _high_bit(dataset) + 1}
 
 
 @asking_pydicom()
@@ -178,7 +261,9 @@ def _coded(dataset):
 
 def _coded_size(code):
   """(width, height, channels) of a JPEG, JPEG-LS or JPEG 2000 code, or None."""
-  if code.startswith(b'\xff\x4f\xff\x51') and len(code) >= 42:
+  if code.startswith(b'\0\0\0\x0cjP  '):
+    code = code[max(code.find(_SIZ), 0) :]
+  if code.startswith(_SIZ) and len(code) >= 42:
     right, bottom, left, top = struct.unpack('>4I', code[8:24])
     return right - left, bottom - top, *struct.unpack('>H', code[40:42])
   at = 2 if code.startswith(b'\xff\xd8') else len(code)

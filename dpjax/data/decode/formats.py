@@ -10,10 +10,13 @@ import logging
 import os
 import re
 import stat
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
 from typing import BinaryIO
+
+import numpy as np
 
 from dpjax.errors import SourceFault, UserError, printable
 
@@ -28,7 +31,14 @@ _BEGINNINGS = {
   b'II+\0': 'TIFF',  # of more than 4 GiB
   b'MM\0+': 'TIFF',
   b'BM': 'BMP',
+  # Not read, but told from what is no image at all.
+  b'GIF8': 'GIF',
+  b'\0\0\0\x0cjP  ': 'JPEG 2000',
+  b'\xff\x4f\xff\x51': 'JPEG 2000',
 }
+READ = ('PNG', 'JPEG', 'TIFF', 'BMP', 'DICOM')
+# Value representations of DICOM's first elements (PS3.5 6.2).
+_VRS = (b'UL', b'UI', b'CS', b'DA', b'TM', b'LO', b'SH', b'OB')
 # What names say of the content. The last three formats are not read, but a set
 # that has them must not lose them in silence.
 SUFFIXES = {
@@ -58,8 +68,8 @@ def kind(path: str | os.PathLike) -> str | None:
     path: the file.
 
   Returns:
-    'PNG', 'JPEG', 'TIFF', 'BMP', 'DICOM', or None: none of them, or no file
-    that can be read.
+    One of `READ`, or of those that are known and not read; None: none of
+    them, or no file that can be opened.
   """
   try:
     return _format(_start(path))
@@ -80,6 +90,13 @@ def checked_kind(path: str) -> str:
   if format is None:
     raise SourceFault('no PNG, JPEG, TIFF, BMP or DICOM file')
   suffix = os.path.splitext(path)[1]
+  if format not in READ:
+    named = SUFFIXES.get(suffix.lower(), format) != format
+    raise SourceFault(
+      f'holds a {format}'
+      + f' though it is named {suffix}' * named
+      + ', which is not read; convert it to PNG'
+    )
   if SUFFIXES.get(suffix.lower(), format) != format:
     raise SourceFault(f'holds a {format} but is named {suffix}; rename it')
   return format
@@ -93,6 +110,30 @@ def opened(path: str) -> BinaryIO:
   """
   with broken(OSError):
     return open(path, 'rb')
+
+
+def without_strays(levels: np.ndarray, counts: np.ndarray) -> float:
+  """The largest level of an image that is not a stray or a marker.
+
+  Levels above it are few, at most one pixel in a thousand, or just one, as of a
+  burnt-in letter; and they alone would take three quarters of the range, so
+  that all the rest came out nearly black.
+
+  Args:
+    levels: (N,) those that the image has, ascending.
+    counts: (N,) pixels of each.
+  """
+  above = counts[::-1].cumsum()[::-1]
+  many = int(np.count_nonzero(above * 1000 > above[0]))
+  if many < len(levels):  # up to the widest gap
+    many += int(np.argmax(np.diff(levels[many - 1 :])))
+  for kept in (many, len(levels) - 1):
+    # A picture of a few levels is no radiograph: nothing is a stray in it.
+    if 16 <= kept < len(levels):
+      rest, whole = levels[kept - 1] - levels[0], levels[-1] - levels[0]
+      if whole > 4 * rest:
+        return levels[kept - 1]
+  return levels[-1]
 
 
 def check_size(width: int, height: int) -> None:
@@ -199,5 +240,34 @@ def _start(path):
 def _format(start):
   if start[128:] == b'DICM':  # first: what comes before is free, even a TIFF
     return 'DICOM'
-  formats = (f for begin, f in _BEGINNINGS.items() if start.startswith(begin))
-  return next(formats, None)
+  for begin, format in _BEGINNINGS.items():
+    if start.startswith(begin):
+      return format
+  if start[:4] == b'RIFF' and start[8:12] == b'WEBP':
+    return 'WebP'
+  return 'DICOM' if _is_bare(start) else None
+
+
+def is_bare(path: str) -> bool:
+  """Whether a DICOM file has no preamble, as files from before 1996.
+
+  Raises:
+    SourceFault: it cannot be read.
+  """
+  return _start(path)[128:] != b'DICM'
+
+
+def _is_bare(start):
+  """Whether a file begins with an element that a DICOM data set begins with.
+
+  Group 2 is the file's own header, 8 the first of an image. Their first
+  elements are short.
+  """
+  if len(start) < 16:
+    return False
+  order = '>' if start[0] == 0 else '<'
+  group, element = struct.unpack(f'{order}2H', start[:4])
+  if group not in (2, 8) or element > 0x60:
+    return False
+  (length,) = struct.unpack(f'{order}L', start[4:8])
+  return start[4:6] in _VRS or (length % 2 == 0 and length <= 256)

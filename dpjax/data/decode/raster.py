@@ -53,9 +53,10 @@ def read(path: str, format: str) -> np.ndarray:
 
   8 bits stay as they are. Of 16 bits those are kept that matter: all levels are
   shifted right by what brings the largest from 10, 12, 14 or 16 bits to 8, as
-  many files hold 12 bits in 16. Floating point is scaled by its own range.
-  Colours become their luma (ITU-R BT.601) and transparent parts black, as air
-  is. An EXIF orientation is obeyed, unless its block is broken.
+  many files hold 12 bits in 16. Stray and marker levels far above the others
+  do not count as the largest, and come out white. Floating point is scaled by
+  its own range. Colours become their luma (ITU-R BT.601) and transparent parts
+  black, as air is. An EXIF orientation is obeyed, unless its block is broken.
 
   Args:
     path: the file.
@@ -75,7 +76,10 @@ def read(path: str, format: str) -> np.ndarray:
     if frames != 1:
       raise SourceFault(f'{frames} frames; wanted one')
     if _is_deep_colour(image):
-      raise SourceFault('16 bits a channel in colour or with alpha; wanted 8')
+      raise SourceFault(
+        '16 bits a channel in colour or with alpha, of which half would be'
+        ' lost; save it as 16 bits of grey, or with 8 bits a channel'
+      )
     decoded = _decoded(image, format)
   grey = _grey(decoded)
   if decoded.turn in _UPRIGHT:
@@ -155,6 +159,11 @@ def _grey(decoded):
     return _stretched(levels)
   grey = levels if levels.dtype == np.uint8 else _eight_bits(levels)
   if decoded.alpha is not None:
+    if not decoded.alpha.any():
+      raise SourceFault(
+        'transparent throughout (its alpha is 0 everywhere); save it without'
+        ' alpha'
+      )
     grey = (grey.astype(np.uint16) * decoded.alpha + 127) // 255
   return 255 - grey if decoded.white_is_0 else grey.astype(np.uint8, copy=False)
 
@@ -163,8 +172,28 @@ def _eight_bits(deep):
   low, high = int(deep.min()), int(deep.max())
   if low < 0 or high >= 1 << 16:
     raise SourceFault(f'grey levels {low} to {high}; wanted 0 to 65535')
-  bits = next(bits for bits in (8, 10, 12, 14, 16) if high < 1 << bits)
+  bits = _bits(high)
+  if bits > 8 and (top := _without_strays(deep, high, 1 << (bits - 2))) < high:
+    bits, deep = _bits(top), np.minimum(deep, (1 << _bits(top)) - 1)
   return (deep >> (bits - 8)).astype(np.uint8)
+
+
+def _bits(high):
+  return next(bits for bits in (8, 10, 12, 14, 16) if high < 1 << bits)
+
+
+def _without_strays(deep, high, lower):
+  """The largest level below `lower` if those above are strays, else `high`.
+
+  As formats.without_strays has it, without a count of each level: of a
+  million pixels that takes as long as decoding them.
+  """
+  above = np.count_nonzero(deep >= lower)
+  if above * 1000 > deep.size and above != np.count_nonzero(deep == high):
+    return high
+  rest = deep[deep < lower]
+  # A picture of a few levels is no radiograph: nothing is a stray in it.
+  return int(rest.max()) if len(np.unique(rest)) >= 16 else high
 
 
 def _stretched(levels):

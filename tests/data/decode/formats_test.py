@@ -20,12 +20,27 @@ def test_the_content_tells_the_format_whatever_the_name(tmp_path):
   # The 128 bytes before it are free.
   (tmp_path / 'a.txt').write_bytes(b'II*\0' + bytes(124) + b'DICM')
   assert formats.kind(tmp_path / 'a.txt') == 'DICOM'
-  for content in (b'', b'text', encoded(picture, 'GIF')):
+  for format in ('GIF', 'WebP'):  # not read, and not lost in silence
+    (tmp_path / 'a.txt').write_bytes(encoded(picture, format))
+    assert formats.kind(tmp_path / 'a.txt') == format
+  for content in (b'', b'text', b'\x08\0 a text of more than sixteen bytes'):
     (tmp_path / 'a.txt').write_bytes(content)
     assert formats.kind(tmp_path / 'a.txt') is None
   os.mkfifo(tmp_path / 'pipe')
   for path in (tmp_path, tmp_path / 'gone', tmp_path / 'pipe', 'a\0'):
     assert formats.kind(path) is None
+
+
+def test_a_format_that_is_not_read_is_named_with_what_to_do(tmp_path):
+  for kind, suffix in (('WebP', '.png'), ('GIF', '.gif'), ('JPEG2000', '.jp2')):
+    file = tmp_path / f'a{suffix}'
+    file.write_bytes(encoded(Image.fromarray(noise(20, 30)), kind))
+    with pytest.raises(SourceFault) as caught:
+      formats.checked_kind(str(file))
+    line = str(caught.value)
+    assert line.startswith(f'holds a {kind[:4]}')
+    assert line.endswith('which is not read; convert it to PNG')
+    assert ('though it is named .png' in line) == (suffix == '.png')
 
 
 def test_threads_that_silence_at_once_leave_standard_error_as_it_was():

@@ -129,6 +129,31 @@ def test_of_deep_levels_the_bits_in_use_are_kept(tmp_path, name, bits):
   np.testing.assert_array_equal(image_file.read(path), wanted)
 
 
+@pytest.mark.parametrize('share', [1, 300])
+def test_a_stray_or_a_marker_does_not_darken_the_rest(tmp_path, share):
+  levels = noise(64, 48, top=4096, dtype=np.uint16)
+  levels.flat[:share] = 65535
+  Image.fromarray(levels).save(tmp_path / 'a.png')
+  read = image_file.read(str(tmp_path / 'a.png'))
+  np.testing.assert_array_equal(read, np.minimum(levels >> 4, 255))
+
+
+def test_bright_levels_that_are_many_are_no_strays(tmp_path):
+  levels = noise(64, 48, top=4096, dtype=np.uint16)
+  levels.flat[:40] += 60000  # of 3072, and of forty levels
+  Image.fromarray(levels).save(tmp_path / 'a.png')
+  read = image_file.read(str(tmp_path / 'a.png'))
+  np.testing.assert_array_equal(read, levels >> 8)
+
+
+def test_what_is_transparent_throughout_is_refused(tmp_path):
+  pixels = noise(20, 30, 4)
+  pixels[..., 3] = 0
+  Image.fromarray(pixels).save(tmp_path / 'a.png')
+  line = refusal(tmp_path / 'a.png')
+  assert line.startswith('transparent throughout')
+
+
 def test_whole_numbers_of_32_bits_are_read_up_to_16(tmp_path):
   levels = noise(20, 30, top=4096, dtype=np.int32)
   levels[0, 0] = 4095
@@ -282,7 +307,7 @@ def test_colours_of_16_bits_are_refused_not_made_black(tmp_path):
     (b'', 'empty'),
     (b'id,label\n1,0\n', 'no PNG, JPEG, TIFF, BMP or DICOM file'),
     (b'<html>404</html>', 'no PNG, JPEG, TIFF, BMP or DICOM file'),
-    (encoded(Image.new('L', (9, 9)), 'GIF'), 'no PNG, JPEG, TIFF'),
+    (encoded(Image.new('L', (9, 9)), 'GIF'), 'holds a GIF though it is'),
     (
       encoded(Image.new('L', (9, 9)), 'JPEG'),
       'holds a JPEG but is named .png',
