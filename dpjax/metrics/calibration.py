@@ -35,19 +35,18 @@ def squared_error(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 def confidence_gaps(
   labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS
-) -> np.ndarray:
-  """(N, bins): in an image's bin whether it is right, less its confidence.
+) -> tuple[np.ndarray, np.ndarray]:
+  """(N,) the bin of each image, and whether it is right less its confidence.
 
-  With these g, the expected calibration error over images of multiplicity w is
+  With these, b and g, the expected calibration error over images of
+  multiplicity w is
 
-      ECE = sum_b |sum_i w_i g_ib| / sum_i w_i
+      ECE = sum_m |sum_{i: b_i = m} w_i g_i| / sum_i w_i
 
   Source: Guo et al. (2017), arXiv 1706.04599, Eq. 3.
   """
   confidence, right, places = _binned(labels, probabilities, bins)
-  gaps = np.zeros((len(labels), bins))
-  gaps[np.arange(len(labels)), places] = right - confidence
-  return gaps
+  return places, right - confidence
 
 
 def reliability(

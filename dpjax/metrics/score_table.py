@@ -5,8 +5,9 @@ bootstrap, the printed tables and the report go by these rows.
 
 A row's function scores many resamples of the images at once, without a loop
 over them: each resample is a row of counts that says how often it holds every
-image. All but the rankings are functions of sums over images, so that one
-product of matrices serves them all.
+image. All scores are functions of sums of these counts over groups of images
+that do not depend on the resample: the cells of the confusion matrix, and the
+stretches of a ranking. So nothing is sorted or ranked again in a resample.
 """
 
 import functools
@@ -19,17 +20,20 @@ from dpjax.metrics import calibration
 
 
 class Ranking(NamedTuple):
-  """Images in the order of a score.
+  """Images in the order of a score, cut where the positives stand.
+
+  Both measures of a ranking are sums over the scores that a positive image
+  has. For the k-th highest of these, three stretches are told apart: 3k the
+  negatives between it and the one before, 3k + 1 its positives, 3k + 2 its
+  negatives. The last one, 3K, is of the negatives below them all.
 
   Attributes:
-    order: (N,) of the images, by falling score.
-    positive: (N,) in that order, 1.0 or 0.0.
-    starts: (S,) of the groups of equal scores.
+    stretches: (N,) the stretch of each image, 0..3K.
+    num_scores: K.
   """
 
-  order: np.ndarray
-  positive: np.ndarray
-  starts: np.ndarray
+  stretches: np.ndarray
+  num_scores: int
 
 
 class Ranked(NamedTuple):
@@ -37,6 +41,22 @@ class Ranked(NamedTuple):
 
   auroc: np.ndarray
   average_precision: np.ndarray
+
+
+class Losses(NamedTuple):
+  """What calibration takes of each image, (N,) each.
+
+  Attributes:
+    bins: of its confidence (calibration.confidence_gaps).
+    gaps: whether it is right, less its confidence.
+    brier: its squared error.
+    nll: its log loss.
+  """
+
+  bins: np.ndarray
+  gaps: np.ndarray
+  brier: np.ndarray
+  nll: np.ndarray
 
 
 class Calibrated(NamedTuple):
@@ -67,44 +87,26 @@ class Images:
   ):
     self.labels, self.probabilities = labels, probabilities
     self.num_classes = probabilities.shape[1]
-    self.lesion = labels > 0
     called = np.zeros(len(labels), bool)
     if threshold is not None:
       called = calibration.lesion_score(probabilities) >= threshold
     cell = labels * self.num_classes + probabilities.argmax(axis=1)
-    columns = {
-      # One column for each cell (true, predicted) of the confusion matrix.
-      'confusion': np.eye(self.num_classes**2)[cell],
-      # Lesions, others, lesions called one, others spared.
-      'called': np.stack(
-        [
-          self.lesion,
-          ~self.lesion,
-          self.lesion & called,
-          ~self.lesion & ~called,
-        ],
-        axis=1,
-      ),
-      **_calibration_columns(labels, probabilities, ''),
-    }
+    self._cells = 2 * cell + called
+    self.raw = _losses(labels, probabilities)
     if temperature is not None:
       scaled = calibration.scale(probabilities, temperature)
-      columns |= _calibration_columns(labels, scaled, '_scaled')
-    self._names = list(columns)
-    self._columns = np.concatenate([*columns.values()], axis=1)
-    self._ends = np.cumsum([one.shape[1] for one in columns.values()])[:-1]
+      self.scaled = _losses(labels, scaled)
 
-  def sums(self, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Name -> (R, .) sums of the columns over resamples of counts (R, N)."""
-    # Sums of whole numbers below 2**53 are exact in any order.
-    parts = np.split(counts @ self._columns, self._ends, axis=1)
-    return dict(zip(self._names, parts, strict=True))
+  def cells(self, counts: np.ndarray) -> np.ndarray:
+    """(R, C, C, 2) images drawn by true class, predicted class, called."""
+    c = self.num_classes
+    return _grouped(counts, self._cells, 2 * c**2).reshape(-1, c, c, 2)
 
   @functools.cached_property
   def lesion_ranking(self) -> Ranking:
     """By the probability of any lesion."""
     # -p_0 ranks as 1 - p_0 does, without the ties that rounding 1 - p_0 makes.
-    return _ranking(self.lesion, -self.probabilities[:, 0])
+    return _ranking(self.labels > 0, -self.probabilities[:, 0])
 
   @functools.cached_property
   def class_rankings(self) -> list[Ranking]:
@@ -125,18 +127,19 @@ class Drawn:
 
   def __init__(self, images: Images, counts: np.ndarray):
     self._images, self._counts = images, counts
-    self._sums = images.sums(counts)
-    c = images.num_classes
     self.total = counts.sum(axis=1)  # (R,)
-    # (R, C, C), rows the true class.
-    self.confusion = self._sums['confusion'].reshape(-1, c, c)
+    cells = images.cells(counts)
+    self.confusion = cells.sum(axis=3)  # (R, C, C), rows the true class
     self.right = np.einsum('rcc->rc', self.confusion)  # (R, C)
     self.true = self.confusion.sum(axis=2)  # (R, C)
     self.predicted = self.confusion.sum(axis=1)  # (R, C)
     self.negatives = self.total[:, None] - self.true  # (R, C)
     self.recall = _ratio(self.right, self.true)  # (R, C)
     # (R,) lesions and others; lesions called one, and others that are not.
-    self.lesions, self.others, self.found, self.spared = self._sums['called'].T
+    self.lesions = self.true[:, 1:].sum(axis=1)
+    self.others = self.true[:, 0]
+    self.found = cells[:, 1:, :, 1].sum(axis=(1, 2))
+    self.spared = cells[:, 0, :, 0].sum(axis=1)
 
   @functools.cached_property
   def any_lesion(self) -> Ranked:
@@ -154,17 +157,23 @@ class Drawn:
   @functools.cached_property
   def raw(self) -> Calibrated:
     """Of the probabilities as they came."""
-    return self._calibrated('')
+    return self._calibrated(self._images.raw)
 
   @functools.cached_property
   def scaled(self) -> Calibrated:
     """Of the probabilities at the temperature."""
-    return self._calibrated('_scaled')
+    return self._calibrated(self._images.scaled)
 
-  def _calibrated(self, suffix):
-    gaps = np.abs(self._sums[f'gaps{suffix}']).sum(axis=1)
-    brier, nll = self._sums[f'losses{suffix}'].T
-    return Calibrated(*(value / self.total for value in (gaps, brier, nll)))
+  def _calibrated(self, losses):
+    counts = self._counts
+    gaps = _grouped(counts * losses.gaps, losses.bins, calibration.BINS)
+    sums = [np.abs(gaps).sum(axis=1)]
+    # Not as a product of matrices: its threads wait for each other, and its
+    # last digits hang on how many there are.
+    sums += [
+      np.einsum('rn,n->r', counts, x) for x in (losses.brier, losses.nll)
+    ]
+    return Calibrated(*(value / self.total for value in sums))
 
 
 class Score(NamedTuple):
@@ -301,22 +310,25 @@ PER_CLASS = {
 }  # fmt: skip
 
 
-def _calibration_columns(labels, probabilities, suffix):
-  """(N, .) columns whose sums give ECE, Brier score and log loss."""
-  losses = [
+def _losses(labels, probabilities):
+  return Losses(
+    *calibration.confidence_gaps(labels, probabilities),
     calibration.squared_error(labels, probabilities),
     calibration.log_loss(labels, probabilities),
-  ]
-  return {
-    f'gaps{suffix}': calibration.confidence_gaps(labels, probabilities),
-    f'losses{suffix}': np.stack(losses, axis=1),
-  }
+  )
+
+
+def _grouped(values, groups, num_groups):
+  """(R, num_groups) sums of values (R, N) over the images of each group."""
+  # Sums of whole numbers below 2**53 are exact in any order.
+  return np.stack([np.bincount(groups, row, num_groups) for row in values])
 
 
 def _ranking(positive: np.ndarray, score: np.ndarray) -> Ranking:
-  order = np.argsort(-score, kind='stable')
-  starts = np.flatnonzero(np.diff(-score[order], prepend=-np.inf))
-  return Ranking(order, positive[order].astype(np.float64), starts)
+  scores = np.unique(-score[positive])  # (K,) rising: the highest comes first
+  place = np.searchsorted(scores, -score)
+  same = np.append(scores, np.nan)[place] == -score  # as a positive's
+  return Ranking(3 * place + np.where(positive, 1, 2 * same), len(scores))
 
 
 def _ranked(counts: np.ndarray, ranking: Ranking) -> Ranked:
@@ -325,31 +337,27 @@ def _ranked(counts: np.ndarray, ranking: Ranking) -> Ranked:
   The AUROC is the share of (positive, negative) pairs that the score puts in
   order, ties counting one half (Hanley and McNeil, 1982). Average precision
   is the sum over falling scores of precision times the gain in recall. With
-  P_s and M_s the positives and all images of score s, and sums of those of s
+  P_s and N_s the positives and negatives of score s, and sums of those of s
   and above,
 
-      AUROC = sum_s P_s (N - N_{>=s} + N_s / 2) / (P N),   N_s = M_s - P_s
-      AP = sum_s P_s / P  P_{>=s} / M_{>=s}
+      AUROC = sum_s P_s (N - N_{>=s} + N_s / 2) / (P N)
+      AP = sum_s P_s / P  P_{>=s} / (P_{>=s} + N_{>=s})
+
+  where only the scores that a positive image has add anything.
   """
-  order, positive, starts = ranking
-  images = counts[:, order]
-  positives = images * positive
-  if len(starts) < len(order):
-    images = np.add.reduceat(images, starts, axis=1)  # (R, S)
-    positives = np.add.reduceat(positives, starts, axis=1)  # (R, S)
-  images_upto = images.cumsum(axis=1)
+  k = ranking.num_scores
+  sums = _grouped(counts, ranking.stretches, 3 * k + 1)
+  between, positives, tied = (sums[:, i : 3 * k : 3] for i in range(3))
   positives_upto = positives.cumsum(axis=1)
-  total_positive = positives_upto[:, -1].copy()  # It is divided in place below.
-  total_negative = images_upto[:, -1] - total_positive
-  # N_{>=s} - N_s / 2, of negatives = images - positives.
-  above = images_upto - positives_upto - (images - positives) / 2
-  misordered = np.einsum('rs,rs->r', positives, above)
+  negatives_upto = (between + tied).cumsum(axis=1)
+  total_positive = positives.sum(axis=1)
+  total_negative = sums.sum(axis=1) - total_positive
   pairs = total_positive * total_negative
+  misordered = np.einsum('rs,rs->r', positives, negatives_upto - tied / 2)
   auroc = _ratio(pairs - misordered, pairs)
   # Before the first drawn image nothing is counted: 0 of 0, worth 0.
-  np.maximum(images_upto, 1, out=images_upto)
-  positives_upto /= images_upto
-  gained = np.einsum('rs,rs->r', positives, positives_upto)
+  images_upto = np.maximum(positives_upto + negatives_upto, 1)
+  gained = np.einsum('rs,rs->r', positives, positives_upto / images_upto)
   precision = _ratio(gained, np.where(pairs > 0, total_positive, 0))
   return Ranked(auroc, precision)
 

@@ -75,6 +75,7 @@ def subgroups(
     ValueError: if an argument has a wrong shape or an impossible value.
   """
   labels, probabilities = predictions.check(labels, probabilities)
+  predictions.check_names(class_names, probabilities.shape[1])
   options = {
     'any_lesion': any_lesion,
     'ordinal': ordinal,
@@ -93,7 +94,8 @@ def subgroups(
     result[column] = {}
     for name, rows in members.items():
       part = labels[rows], probabilities[rows]
-      point = scores.scores(*part, class_names, **options)['scores']
+      score = scores.scorer(*part, None, **options)
+      point = scores.of_all(score, len(rows))
       intervals = resampling.bootstrap_intervals(
         *part,
         None,

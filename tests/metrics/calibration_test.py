@@ -22,8 +22,11 @@ def drawn_from(logits, temperature, seed=0):
 
 def expected_error(labels, probabilities, **kwargs):
   """Of one of each image, by the equation in `confidence_gaps`."""
-  gaps = calibration.confidence_gaps(labels, probabilities, **kwargs)
-  return np.abs(gaps.sum(axis=0)).sum() / len(labels)
+  places, of_image = calibration.confidence_gaps(
+    labels, probabilities, **kwargs
+  )
+  gaps = np.bincount(places, of_image)
+  return np.abs(gaps).sum() / len(labels)
 
 
 # --- reliability ------------------------------------------------------------

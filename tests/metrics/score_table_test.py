@@ -39,6 +39,15 @@ def test_each_resample_scores_what_scikit_learn_scores_on_it(kind):
     assert_same(found, expected_of(labels, probabilities, count))
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_resample_scores_the_same_to_the_bit_in_whatever_company(kind):
+  labels, probabilities = some_set(kind)
+  counts = np.random.default_rng(1).integers(0, 4, size=(7, len(labels)))
+  together = every_score(labels, probabilities, counts)
+  alone = [every_score(labels, probabilities, [row])[0] for row in counts]
+  np.testing.assert_equal(together, alone)
+
+
 def test_resamples_that_leave_a_score_undefined_give_nan_and_no_warning():
   labels = np.array([0, 0, 2, 2, 3])  # class 1 is never true
   probabilities = one_hot([0, 1, 2, 1, 0], 4)  # class 3 never predicted
