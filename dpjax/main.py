@@ -152,8 +152,9 @@ def _start():
   """Starts JAX; returns what resolves a config on the devices it finds."""
   if _PEER.value:  # By itself JAX takes three quarters of a GPU's memory.
     os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '.5')
+  config = resolve_lib.checked(_CONFIG.value)
   processes.start(
-    deterministic=_CONFIG.value.train.deterministic,
+    deterministic=config.train.deterministic,
     coordinator=_COORDINATOR.value,
     num_processes=_NUM_PROCESSES.value,
     process_id=_PROCESS_ID.value,

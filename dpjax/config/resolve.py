@@ -41,7 +41,7 @@ def resolve(
   Raises:
     UserError: one line that names the field and what would be right.
   """
-  c = _checked(config)
+  c = checked(config)
   c.data.threads = c.data.threads or min(machine.cores(), 16)
   c.data.workers = c.data.workers or machine.cores()
   accelerator = platform != 'cpu'
@@ -68,8 +68,15 @@ def resolve(
   return c
 
 
-def _checked(config):
-  """All fields, each with a value that it may have by itself."""
+def checked(config: Any) -> ml_collections.ConfigDict:
+  """All fields, each with a value that it may have by itself.
+
+  Args:
+    config: as given; fields that it lacks have their default.
+
+  Raises:
+    UserError: one line: there is no such field, or its value is none.
+  """
   given = fields.flatten(config)
   declared = fields.table()
   for name in given:

@@ -54,6 +54,17 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_status_2(
   assert all(word in lines[0] for word in words), lines[0]
 
 
+def test_a_value_is_refused_before_jax_starts():
+  result = run_main(
+    '--config=configs/retrain.py', '--config.loss.beta=2',
+    JAX_PLATFORMS='toaster',
+  )  # fmt: skip
+  assert result.returncode == 2
+  assert result.stderr == (
+    'error: config.loss.beta is 2.0; it must be a number, from 0.0 to 1.0\n'
+  )
+
+
 def test_a_platform_that_is_not_here_is_one_line():
   result = run_main('--config=configs/retrain.py', JAX_PLATFORMS='toaster')
   assert result.returncode == 2
