@@ -31,21 +31,28 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
   """
   workdir = pathlib.Path(workdir)
   config = prepare.as_made(config)  # a copy: the caller's stays as it is
-  if config.stage == 'pretrain':
-    if config.init.backbone == 'auto':
-      config.init.backbone = None  # Stage I starts from nothing.
-    loop.train(config, 'pretrain', workdir)
-    return
-  if config.stage == 'retrain':
-    if config.init.backbone == 'auto':
-      config.init.backbone = _found_backbone(workdir)
-    if config.retrain.freeze and config.init.backbone is None:
-      raise UserError(
-        f'config.retrain.freeze is True and there is no {PRETRAINED} to start'
-        ' from; name a stage I workdir in config.init.backbone'
-      )
-    loop.train(config, 'retrain', workdir)
-    return
+  run_stage = {'pretrain': _pretrain, 'retrain': _retrain, 'recipe': _recipe}
+  run_stage[config.stage](config, workdir)
+
+
+def _pretrain(config, workdir):
+  if config.init.backbone == 'auto':
+    config.init.backbone = None  # Stage I starts from nothing.
+  loop.train(config, 'pretrain', workdir)
+
+
+def _retrain(config, workdir):
+  if config.init.backbone == 'auto':
+    config.init.backbone = _found_backbone(workdir)
+  if config.retrain.freeze and config.init.backbone is None:
+    raise UserError(
+      f'config.retrain.freeze is True and there is no {PRETRAINED} to start'
+      ' from; name a stage I workdir in config.init.backbone'
+    )
+  loop.train(config, 'retrain', workdir)
+
+
+def _recipe(config, workdir):
   seconds = {}
   begun = any(
     checkpoint.has_checkpoint(workdir / stage)
@@ -59,10 +66,9 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
     return result
 
   if config.init.backbone == 'auto':
-    config.init.backbone = None
-    timed('pretrain', loop.train, config, 'pretrain', workdir / 'pretrain')
+    timed('pretrain', _pretrain, config, workdir / 'pretrain')
     config.init.backbone = str(workdir / 'pretrain')
-  timed('retrain', loop.train, config, 'retrain', workdir / 'retrain')
+  timed('retrain', _retrain, config, workdir / 'retrain')
 
   if jax.process_count() > 1:
     # One process of the job scores by itself, on one of its devices.

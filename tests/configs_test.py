@@ -5,9 +5,13 @@ import re
 
 import pytest
 
+from dpjax import losses
 from dpjax.config import fields
 from dpjax.config import resolve as resolve_lib
 from dpjax.data.feed import render_common
+from dpjax.data.sources import registry
+from dpjax.evaluation import gradcam
+from dpjax.training import optim
 from tests.config import given
 
 _END = "def get_config(variant=''):"  # of the declaration
@@ -79,6 +83,21 @@ def test_the_blur_that_may_be_asked_for_fits_what_the_renders_hold():
     field = fields.table()[f'{stage}.augment.blur_sigma']
     most = render_common.BLUR_RADIUS / 2
     assert field.fits((0.0, most)) and not field.fits((0.0, most + 1e-6))
+
+
+@pytest.mark.parametrize(
+  ('name', 'known'),
+  [
+    ('data.layout', {'phantom', *registry.LAYOUTS}),
+    ('evaluate.cam_target', gradcam.TARGETS),
+    ('mgacr.lesions_only', losses.MGACR_TERMS),
+    ('pretrain.optim.schedule', optim.SCHEDULES),
+    ('retrain.optim.schedule', optim.SCHEDULES),
+  ],
+)
+def test_every_declared_word_is_known_where_it_counts(name, known):
+  field = fields.table()[name]
+  assert set(field.words or field.default) == set(known)
 
 
 def test_the_paper_variant_takes_the_equations_literally():

@@ -101,6 +101,11 @@ def test_the_workdir_is_named_after_the_config_and_the_set_after_its_settings(
   config = json.loads((workdir / 'config.json').read_text())
   assert config['stage'] == 'retrain'
   assert config['init']['backbone'] is None  # there is no runs/pretrain
+  # Nothing is left open.
+  assert '"auto"' not in (workdir / 'config.json').read_text()
+  assert config['data']['threads'] > 0 and config['data']['workers'] > 0
+  assert config['train']['steps_per_dispatch'] > 0
+  assert config['parallel'] == {'devices': 1, 'mode': 'jit'}
   data = {path.name for path in (checkout / 'data').iterdir()}
   assert data == {pathlib.Path(config['data']['path']).name}
 

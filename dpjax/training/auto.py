@@ -16,7 +16,10 @@ from dpjax.distributed import parallel, processes
 def resolve(
   config: Any, stage: str, data: store.Store, records: pipeline.Records
 ) -> Any:
-  """A copy of `config` with its placement and its steps a dispatch.
+  """A copy of `config` in which nothing stays open.
+
+  That is its placement, its steps a dispatch, and the columns of a table where
+  no table was read: none.
 
   All processes of a job get the same: they run the same program.
 
@@ -40,6 +43,9 @@ def resolve(
       devices=config.parallel.devices,
       apart=config.eval.every * len(records) / batch_size,
     )
+  if config.data.layout != 'csv':
+    columns = config.data.csv
+    columns.update({n: '' for n, column in columns.items() if column == 'auto'})
   return config
 
 

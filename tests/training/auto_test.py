@@ -8,6 +8,8 @@ from dpjax.distributed import parallel, processes
 from dpjax.training import build as build_lib
 from tests import fakes
 
+OPEN = ('patient', 'split', 'boxes', 'box_name')  # a set says what they were
+
 
 def build(stage='retrain', data=None, **changes):
   config = fakes.make_config(
@@ -80,6 +82,7 @@ def test_what_a_user_has_chosen_stays_and_the_users_config_too():
   config = fakes.make_config(
     data__render='device', data__placement='resident',
     train__steps_per_dispatch=5,
+    **{f'data__csv__{name}': f'my {name}' for name in OPEN},
   )  # fmt: skip
   run = build_lib.build(config, 'retrain', fakes.make_store())
   assert run.config.to_dict() == config.to_dict()
@@ -88,3 +91,10 @@ def test_what_a_user_has_chosen_stays_and_the_users_config_too():
   build_lib.build(config, 'retrain', fakes.make_store())
   assert config.data.placement == 'auto'
   assert config.train.steps_per_dispatch == 0
+
+
+@pytest.mark.parametrize('layout, left', [('phantom', ''), ('csv', 'auto')])
+def test_columns_stay_open_where_only_the_set_could_tell(layout, left):
+  config = build(data__layout=layout, data__source='here').config
+  assert {config.data.csv[name] for name in OPEN} == {left}
+  assert config.data.csv.image == 'image'
