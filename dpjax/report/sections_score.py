@@ -53,6 +53,8 @@ def decisions(section: page.Section, report_data: ReportData) -> None:
         ('roc', 'ROC', '1 - specificity', 'Sensitivity', 'AUROC'),
         ('pr', 'Precision and recall', 'Recall', 'Precision', 'AP'),
       ):
+        if not shown[kind]:
+          continue  # all images are of one class
         chance = [figures.Series('', [0, 1], [0, 1], 0, 'faint')]
         charts[f'{kind}-{number}'] = (
           figures.lines(
@@ -66,9 +68,27 @@ def decisions(section: page.Section, report_data: ReportData) -> None:
     section.charts(charts)
     if run.probabilities is None:
       section.say('No curves: predictions.csv is missing.', 'note')
-    elif len(names) > MOST_CURVES:
-      section.say(f'Curves of the {MOST_CURVES} commonest classes.', 'note')
+    else:
+      _say_missing_curves(section, run)
     section.numbers[run.name] = numbers
+
+
+def _say_missing_curves(section, run):
+  names = run.class_names
+  there = [names[label] for label in np.unique(run.labels)]
+  if len(there) == 1:
+    section.say(
+      f'No curves: all images scored are of the class {there[0]}, and a curve'
+      ' sets one class against others.',
+      'note',
+    )
+    return
+  if len(names) > MOST_CURVES:
+    section.say(f'Curves of the {MOST_CURVES} commonest classes.', 'note')
+  missing = [name for name in names if name not in there]
+  if missing:
+    section.say(f'No curve, as no image is of it: {", ".join(missing)}.',
+                'note')  # fmt: skip
 
 
 def _curves(run):

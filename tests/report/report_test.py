@@ -337,6 +337,37 @@ def test_a_curve_has_the_area_that_its_legend_says(both):
     assert f'{name}: {area:.3f}' in text
 
 
+def test_a_test_split_of_one_class_has_no_curves_and_the_page_says_so(
+  tmp_path, monkeypatch, only
+):
+  only('decisions', 'calibration', 'scores')
+  test = STORE.split('test')
+  alone = dataclasses.replace(test, labels=np.ones_like(test.labels))
+  data = dataclasses.replace(STORE, splits={**STORE.splits, 'test': alone})
+  monkeypatch.setattr(report, '_open', lambda path: data)
+  workdirs.write(tmp_path / 'run', data)
+  text = report.write([tmp_path / 'run'], CONFIG).read_text()
+  section = read(tmp_path / 'run')['decisions']
+  assert section['figures'] == ['decisions-confusion-0.png']
+  assert 'No curves: all images scored are of the class 1' in text
+  assert section['run']['roc'] == {} and not left_out(read(tmp_path / 'run'))
+
+
+def test_a_class_without_images_in_the_test_split_is_named(
+  tmp_path, monkeypatch, only
+):
+  only('decisions')
+  test = STORE.split('test')
+  two = dataclasses.replace(test, labels=test.labels.clip(0, 1))
+  data = dataclasses.replace(STORE, splits={**STORE.splits, 'test': two})
+  monkeypatch.setattr(report, '_open', lambda path: data)
+  workdirs.write(tmp_path / 'run', data)
+  text = report.write([tmp_path / 'run'], CONFIG).read_text()
+  section = read(tmp_path / 'run')['decisions']
+  assert set(section['run']['roc']) == {'0', '1', 'any lesion'}
+  assert 'No curve, as no image is of it: 2.' in text
+
+
 def test_the_dot_on_the_roc_is_the_threshold(both):
   folder, text, sections = both
   _, labels, probabilities = predictions.read_predictions(
