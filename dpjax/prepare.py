@@ -121,27 +121,38 @@ def _read(config, faults):
   return records, provenance, {f'data.{k}': v for k, v in found.items()}
 
 
-def open_prepared(config: Any) -> store.Store:
-  """The prepared set of config.data; the phantom is prepared on first use.
+def prepare_missing(config: Any) -> None:
+  """Prepares the set of config.data and says so, if it is not there.
 
   Raises:
-    UserError: the set is missing, with the command that makes it, or broken.
+    UserError: what `prepare` raises; or there is no source either: with the
+      command that makes the set.
   """
-  path = pathlib.Path(config.data.path)
-  if not path.exists():
-    if config.data.layout != 'phantom':
-      raise UserError(
-        f'config.data.path: {path} is not there; make it by the same flags'
-        ' after python -m dpjax.main prepare, with --config.data.source='
-        f'{config.data.source or "FOLDER"}'
-      )
-    print(
-      f'{path} is not there: preparing {config.data.phantom.count} phantom'
-      ' radiographs',
-      flush=True,
+  data, path = config.data, pathlib.Path(config.data.path)
+  if path.exists():
+    return
+  if data.layout == 'phantom':
+    what = f'{data.phantom.count} phantom radiographs'
+  elif data.source and pathlib.Path(data.source).is_dir():
+    what = f'the {data.layout} set in {data.source}'
+  else:
+    raise UserError(
+      f'config.data.path: {path} is not there; make it by the same flags'
+      ' after python -m dpjax.main prepare, with --config.data.source='
+      f'{data.source or "FOLDER"}'
     )
-    print(summary.format_summary(prepare(config)), flush=True)
-  return store.load(path)
+  print(f'{path} is not there: preparing {what}', flush=True)
+  print(summary.format_summary(prepare(config)), flush=True)
+
+
+def open_prepared(config: Any) -> store.Store:
+  """The prepared set of config.data, which is made if it is not there.
+
+  Raises:
+    UserError: what `prepare_missing` raises, or the set is broken.
+  """
+  prepare_missing(config)
+  return store.load(pathlib.Path(config.data.path))
 
 
 def as_made(config: Any) -> Any:

@@ -110,6 +110,24 @@ def test_a_missing_competition_set_is_told_the_command_that_makes_it(tmp_path):
   assert not (tmp_path / 'set').exists()
 
 
+def test_a_set_that_is_not_there_is_prepared_from_its_source(tmp_path, capsys):
+  config = make_config(
+    tmp_path / 'set',
+    data__layout='competition',
+    data__source=str(write_competition(tmp_path / 'raw')),
+  )
+  made = prepare.open_prepared(config)
+  assert np.sum(list(made.info['counts'].values())) == 12
+  out = capsys.readouterr().out
+  assert out.startswith(
+    f'{tmp_path}/set is not there: preparing the competition set in'
+    f' {tmp_path}/raw\n'
+  )
+  assert 'validation' in out  # the table of counts
+  prepare.open_prepared(config)
+  assert capsys.readouterr().out == ''
+
+
 def test_the_competition_set_is_prepared_from_its_source(tmp_path):
   config = make_config(
     tmp_path / 'set',

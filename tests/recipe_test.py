@@ -2,10 +2,13 @@
 
 import pathlib
 
+import cv2
+import numpy as np
 import pytest
 
 from dpjax import recipe
 from dpjax.config import record as record_lib
+from dpjax.data import store
 from dpjax.errors import Stopped
 from dpjax.evaluation import evaluate, text
 from dpjax.training import loop
@@ -41,6 +44,33 @@ def checkpointed(workdir, backbone=None):
   folder = pathlib.Path(workdir)
   (folder / 'checkpoints' / '3').mkdir(parents=True)
   record_lib.save(make_config('retrain', backbone), folder / 'config.json')
+
+
+def test_a_set_that_is_not_there_is_prepared_before_anything_is_recorded(
+  monkeypatch, tmp_path
+):
+  rng = np.random.default_rng(0)
+  (tmp_path / 'raw').mkdir()
+  rows = ['image,label,patient_id']
+  for i in range(12):
+    image = rng.integers(0, 256, (64, 64)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / f'raw/{i}.png'), image)
+    rows.append(f'{i}.png,{i % 2},{i}')
+  (tmp_path / 'raw/labels.csv').write_text('\n'.join(rows))
+  config = fakes.make_config(
+    stage='retrain',
+    data__layout='csv',
+    data__source=str(tmp_path / 'raw'),
+    data__path=str(tmp_path / 'set'),
+    data__store_size=64,
+    data__workers=1,
+  )
+  trained = []
+  monkeypatch.setattr(loop, 'train', lambda config, *_: trained.append(config))
+  for _ in range(2):  # The run that goes on has the same config as the first.
+    recipe.run(config, 'here')
+  assert len(store.load(tmp_path / 'set').split('test')) >= 2
+  assert [c.data.csv.patient for c in trained] == ['patient_id'] * 2
 
 
 def test_pretraining_is_one_stage(calls):
