@@ -1,5 +1,6 @@
 """The command line: a user's mistake there is one line and exit status 2."""
 
+import ast
 import itertools
 import pathlib
 import runpy
@@ -20,7 +21,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
   ml_collections alone answers a misspelt field with a traceback.
   """
   try:
-    _check_fields_exist(argv)
+    _check_words(argv)
     return flags.FLAGS(argv)
   except (flags.Error, UserError) as error:
     if '--traceback' in argv:
@@ -30,26 +31,68 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     sys.exit(2)
 
 
-def _check_fields_exist(argv):
-  """Raises UserError for a field on the command line that the file lacks."""
+def _check_words(argv):
+  """Raises UserError for what absl and ml_collections take amiss.
+
+  That is a field that the file lacks, one without its config. before it, and a
+  tuple that is written as no tuple.
+  """
   words = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
-  arguments = [word.lstrip('-') for word in words if word.startswith('-')]
-  files = [a.partition('=')[2] for a in arguments if a.startswith('config=')]
-  # absl takes `--config FILE` too.
-  files += [
-    value
-    for flag, value in itertools.pairwise(words)
-    if flag in ('--config', '-config')
+  # absl takes `--config FILE` for `--config=FILE` too.
+  pairs = [
+    word.lstrip('-').partition('=')[::2]
+    if '=' in word or not after.strip() or after.startswith('-')
+    else (word.lstrip('-'), after)
+    for word, after in itertools.pairwise([*words, ''])
+    if word.startswith('-')
   ]
-  if not files:
-    return
-  # config_flags reads the whole command line at once, so not by it.
-  config = _read(*files[-1].split(':', 1))
-  known = fields.flatten(config)
-  for argument in arguments:
-    name = argument.partition('=')[0]
+  files = [value for name, value in pairs if name == 'config' and value]
+  if files:
+    # config_flags reads the whole command line at once, so not by it.
+    known = fields.flatten(_read(*files[-1].split(':', 1)))
+  else:
+    known = {name: f.default for name, f in fields.table().items()}
+  for name, value in pairs:
     if name.removeprefix('no').startswith('config.'):
-      fields.check_field(known, name.partition('config.')[2])
+      field = name.partition('config.')[2]
+      if files:
+        fields.check_field(known, field)
+      if isinstance(known.get(field), tuple):
+        _check_tuple(field, value)
+    elif name not in flags.FLAGS:
+      _check_is_no_field(known, f'--{name}', name, value)
+  for word in words:
+    name, equals, value = word.partition('=')
+    if equals and not word.startswith('-'):
+      _check_is_no_field(known, word, name.removeprefix('config.'), value)
+
+
+def _check_tuple(field, value):
+  """Refuses `a,b`, which would be one text, and `(a,b)`, which is no Python."""
+  try:
+    ast.literal_eval(value)
+    return
+  except (ValueError, SyntaxError):
+    parts = [part.strip(' \'"') for part in value.strip(' ()[]').split(',')]
+  if ',' in value or value.startswith(('(', '[')):
+    several = ','.join(repr(part) for part in parts if part)
+    comma = ',' if several.count("','") == 0 else ''
+    one = ''
+    if not value.startswith(('(', '[')):
+      one = f', or "({value!r},)" if that is one name'
+    raise UserError(
+      f'config.{field} is {value}; write a tuple as "({several}{comma})"{one}'
+    )
+
+
+def _check_is_no_field(known, given, name, value):
+  """Refuses a field without its prefix, with what would be right."""
+  same = [field for field in known if f'.{field}'.endswith(f'.{name}')]
+  if name and same:
+    raise UserError(
+      f'{given}: no such flag; did you mean --config.{min(same, key=len)}'
+      + (f'={value}?' if value else '?')
+    )
 
 
 def _read(file, *variant):

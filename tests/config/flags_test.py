@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from dpjax.config import flags as flags_lib
+from dpjax.errors import UserError
 from tests.config import given
 
 
@@ -63,6 +64,44 @@ def test_a_value_is_refused_before_jax_starts():
   assert result.stderr == (
     'error: config.loss.beta is 2.0; it must be a number, from 0.0 to 1.0\n'
   )
+
+
+@pytest.mark.parametrize(
+  ('given_as', 'hint'),
+  [
+    (['--config.data.findings=a,b'], "\"('a','b')\""),
+    (['--config.data.findings', 'a,b'], "\"('a','b')\""),
+    (['--config.data.classes=(a, b)'], "\"('a','b')\""),
+    (['--config.data.classes=(a)'], '"(\'a\',)"'),
+    (['--data.layout=csv'], '--config.data.layout=csv?'),
+    (['--data.layout', 'csv'], '--config.data.layout=csv?'),
+    (['--layout=csv'], '--config.data.layout=csv?'),
+    (['--data.csv.label'], '--config.data.csv.label?'),
+    (['config.data.layout=csv'], '--config.data.layout=csv?'),
+    (['data.layout=csv'], '--config.data.layout=csv?'),
+  ],
+)
+def test_a_tuple_or_field_that_is_written_otherwise_gets_a_hint(
+  given_as, hint, capsys
+):
+  words = ['main', '--config=configs/retrain.py', *given_as]
+  with pytest.raises(SystemExit) as end:
+    flags_lib.parse_flags(words)
+  error = capsys.readouterr().err
+  assert end.value.code == 2
+  assert hint in error and error.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  'value', ["('a','b')", '["a"]', "('a, b',)", 'a', '', '()', "a 'b'"]
+)
+def test_a_tuple_as_python_writes_it_and_one_text_get_no_hint(value):
+  flags_lib._check_tuple('data.findings', value)
+
+
+def test_one_name_with_a_comma_is_asked_for_as_such():
+  with pytest.raises(UserError, match=r"\('Effusion, left',\)"):
+    flags_lib._check_tuple('data.classes', 'Effusion, left')
 
 
 def test_a_platform_that_is_not_here_is_one_line():
@@ -136,6 +175,6 @@ def test_a_bug_of_ours_in_the_flags_keeps_its_traceback(monkeypatch):
   def broken(_):
     raise ValueError('of ours')
 
-  monkeypatch.setattr(flags_lib, '_check_fields_exist', broken)
+  monkeypatch.setattr(flags_lib, '_check_words', broken)
   with pytest.raises(ValueError, match='of ours'):
     flags_lib.parse_flags(['main'])
