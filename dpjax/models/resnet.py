@@ -29,6 +29,8 @@ TORCH_LEAVES = {
   'mean': 'running_mean',
   'var': 'running_var',
 }
+# Words that wrappers put before torch's names (`without_prefix`).
+PREFIXES = ('module', 'model', 'backbone', 'encoder', 'encoder_q')
 # torchvision's: normal, variance 2 / fan_out (He et al., 2015, Eq. 14).
 kaiming = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
@@ -308,7 +310,8 @@ def from_torch(state_dict: Mapping[str, Any], model: ResNet) -> dict[str, Any]:
     variables.
 
   Raises:
-    UserError: a tensor is missing, unexpected or has another shape.
+    UserError: a tensor is missing, unexpected, has another shape, or holds NaN
+      or infinities.
   """
   tensors = {
     name: _to_numpy(tensor)
@@ -336,6 +339,10 @@ def from_torch(state_dict: Mapping[str, Any], model: ResNet) -> dict[str, Any]:
       raise UserError(
         f'torch weights: {name} has shape {given.shape}, wanted {shape}'
       )
+    if not np.isfinite(tensor).all():
+      raise UserError(
+        f'torch weights: {name} holds NaN or infinities, wanted finite numbers'
+      )
     variables[path] = np.ascontiguousarray(_to_flax_layout(tensor))
   for name, tensor in tensors.items():
     raise UserError(
@@ -343,6 +350,45 @@ def from_torch(state_dict: Mapping[str, Any], model: ResNet) -> dict[str, Any]:
       ' only tensors that the model has'
     )
   return traverse_util.unflatten_dict(variables)
+
+
+def without_prefix(
+  state_dict: Mapping[str, Any],
+) -> tuple[str, dict[str, Any]]:
+  """The network of a state dict in which it stands under a prefix.
+
+  Wrappers of torch put one before each name: DataParallel's module., MoCo's
+  module.encoder_q., that of the attribute which holds the backbone.
+
+  Args:
+    state_dict: torch names to tensors.
+
+  Returns:
+    The prefix, of the words PREFIXES ('' for none), and what stands under it,
+    without it. The other tensors are left out: projectors, queues, the copy
+    that trains along.
+
+  Raises:
+    UserError: two networks are there.
+  """
+  stem = 'conv1.weight'
+  found = sorted(
+    prefix
+    for prefix in (n.removesuffix(stem) for n in state_dict if n.endswith(stem))
+    if all(word in PREFIXES for word in prefix.split('.')[:-1])
+    and (not prefix or prefix.endswith('.'))
+  )
+  if len(found) > 1:
+    raise UserError(
+      f'torch weights: there are several networks, under {found[0]!r} and'
+      f' {found[1]!r}; save one of them alone'
+    )
+  prefix = found[0] if found else ''
+  return prefix, {
+    name.removeprefix(prefix): tensor
+    for name, tensor in state_dict.items()
+    if name.startswith(prefix)
+  }
 
 
 def load_torch_weights(path: str | Path) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from dpjax import losses
 from dpjax.data import store
-from dpjax.distributed import parallel
+from dpjax.distributed import parallel, processes
 from dpjax.errors import UserError
 from dpjax.models import heads, resnet, sides, vgg
 from dpjax.training import (
@@ -281,9 +281,20 @@ def read_backbone(source: str, run: Run) -> Any:
         ' model.network resnet only'
       )
     try:
-      return resnet.from_torch(
-        resnet.load_torch_weights(source), run.objective.backbone
-      )
+      tensors = resnet.load_torch_weights(source)
+    except UserError as error:  # It names the file.
+      raise UserError(f'config.init.backbone: {error}') from error
+    try:
+      prefix, own = resnet.without_prefix(tensors)
+      backbone = resnet.from_torch(own, run.objective.backbone)
     except UserError as error:
       raise UserError(f'config.init.backbone: {source}: {error}') from error
+    if prefix and processes.is_process_0():
+      others = len(tensors) - len(own)
+      print(
+        f'init.backbone: {source}: the prefix {prefix} is taken off'
+        + (f'; left out beside it: {others}' if others else ''),
+        flush=True,
+      )
+    return backbone
   return checkpoint.load_backbone(source)

@@ -12,6 +12,7 @@ Where a run starts, the first that is there:
 
 import contextlib
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -45,6 +46,8 @@ class Checkpoints:
         save has left. False to look on: that may be a save under way.
     """
     self._best = best
+    if write and jax.process_index() == 0:
+      _clear(pathlib.Path(workdir) / 'checkpoints')
     policies = [checkpoint_managers.LatestN(keep)]
     if best:
       policies.append(
@@ -61,7 +64,6 @@ class Checkpoints:
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         best_fn=self._score if best else None,  # else no score is written
         create=write,
-        cleanup_tmp_directories=write,
         **({} if write else _alone()),
       ),
       item_handlers=_handlers(),
@@ -150,6 +152,17 @@ class Checkpoints:
     self._manager.close()
 
 
+def _clear(folder):
+  """Removes what a kill in the middle of a save has left.
+
+  Orbax would do so in a thread of its own, and closing does not wait for that:
+  it writes a traceback where the process ends before.
+  """
+  if folder.is_dir():
+    for half in ocp.utils.tmp_checkpoints(folder):
+      shutil.rmtree(half.get())
+
+
 def _alone():
   """Who looks on does not wait for the other processes of a job."""
   this = jax.process_index()
@@ -216,7 +229,7 @@ def load_backbone(path: str | pathlib.Path) -> dict[str, Any]:
     the backbone's (projector, attention) and without a classifier.
 
   Raises:
-    UserError: no checkpoint there.
+    UserError: no checkpoint there, or its numbers are not finite.
   """
   try:
     state = read_state(path)
@@ -229,6 +242,12 @@ def load_backbone(path: str | pathlib.Path) -> dict[str, Any]:
     part: dict(state[part]['backbone']) for part in ('params', 'batch_stats')
   }
   backbone['params'].pop('fc', None)
+  for name, array in traverse_util.flatten_dict(backbone, sep='/').items():
+    if not np.isfinite(array).all():
+      raise UserError(
+        f'config.init.backbone: {name} of {path} holds NaN or infinities; name'
+        ' another run'
+      )
   return backbone
 
 

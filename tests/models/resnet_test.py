@@ -608,6 +608,42 @@ def test_a_wrong_tensor_is_named_with_both_shapes_in_one_line(change, line):
   assert line in str(error.value) and '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(value):
+  state_dict = weights(torch_shapes(**BASIC), seed=0)
+  state_dict['layer2.1.bn2.running_var'][1] = value
+  with pytest.raises(UserError, match=r'layer2\.1\.bn2\.running_var holds NaN'):
+    resnet.from_torch(state_dict, resnet.ResNet(**BASIC))
+
+
+@pytest.mark.parametrize(
+  'prefix', ['', 'module.', 'backbone.', 'encoder.', 'model.',
+             'module.encoder_q.', 'model.backbone.'],
+)  # fmt: skip
+def test_the_network_is_found_under_a_wrappers_prefix(prefix):
+  own = weights(torch_shapes(**BASIC), seed=0)
+  wrapped = {f'{prefix}{name}': tensor for name, tensor in own.items()}
+  assert resnet.without_prefix(wrapped) == (prefix, own)
+
+
+def test_what_stands_beside_the_network_is_left_out():
+  own = weights(torch_shapes(**BASIC), seed=0)
+  # As MoCo saves it: a copy that trains along, a queue, a head of two layers.
+  moco = {f'module.encoder_q.{name}': tensor for name, tensor in own.items()}
+  moco |= {f'module.encoder_k.{name}': own[name] + 1 for name in own}
+  moco |= {'module.queue': np.zeros((128, 9)), 'module.queue_ptr': np.zeros(1)}
+  assert resnet.without_prefix(moco) == ('module.encoder_q.', own)
+
+
+def test_of_two_networks_none_is_guessed():
+  own = weights(torch_shapes(**BASIC), seed=0)
+  two = {
+    f'{at}.{name}': own[name] for at in ('model', 'encoder') for name in own
+  }
+  with pytest.raises(UserError, match=r"under 'encoder\.' and 'model\.'"):
+    resnet.without_prefix(two)
+
+
 @pytest.mark.parametrize('suffix', ['.npz', '.safetensors'])
 def test_weights_survive_the_way_through_a_file(tmp_path, suffix):
   path = tmp_path / f'weights{suffix}'

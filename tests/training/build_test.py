@@ -42,6 +42,16 @@ def test_an_unlabelled_training_image_is_refused_by_name_in_stage_two():
   build('pretrain', data)  # needs none
 
 
+def test_a_file_of_weights_is_named_once_in_an_error(tmp_path):
+  run = build('retrain')
+  for name in ('w.pth', 'w.npz', 'none.npz'):
+    if name != 'none.npz':
+      (tmp_path / name).write_bytes(b'\x80\x02no torch')
+    with pytest.raises(UserError, match=r'^config\.init\.backbone: ') as error:
+      build_lib.read_backbone(str(tmp_path / name), run)
+    assert str(error.value).count(name) == 1 and '\n' not in str(error.value)
+
+
 COUNTS = np.array([700, 200, 90, 9, 1])
 
 
@@ -128,6 +138,25 @@ def test_torch_weights_reach_the_backbone_and_the_classifier_stays_fresh(
   # Where the compiled step takes it.
   for leaf in jax.tree.leaves(state):
     assert len(leaf.sharding.device_set) == devices
+
+
+def test_a_prefix_of_weights_is_taken_off_and_said(
+  torch_file, tmp_path, capsys
+):
+  path, arrays = torch_file
+  run = build(init__backbone=path)
+  moco = {f'module.encoder_q.{name}': arrays[name] for name in arrays}
+  file = tmp_path / 'moco.npz'
+  np.savez(file, **moco, **{'module.queue': np.zeros(3)})
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    build_lib.read_backbone(str(file), run),
+    build_lib.read_backbone(path, run),
+  )
+  assert capsys.readouterr().out == (
+    f'init.backbone: {file}: the prefix module.encoder_q. is taken off; left'
+    ' out beside it: 1\n'
+  )
 
 
 def test_torch_weights_of_another_network_are_refused_by_array(torch_file):

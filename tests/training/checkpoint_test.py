@@ -1,6 +1,7 @@
 """Checkpoints: what comes back, what is kept, and what is refused."""
 
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 from dpjax.distributed import parallel
+from dpjax.errors import UserError
 from dpjax.training import checkpoint, optim, steps
 
 ITERATOR = {'next_index': 7, 'nested': [1, {'a': None}]}
@@ -136,6 +138,14 @@ def test_a_half_written_checkpoint_counts_as_none_and_is_cleared(interrupted):
   assert kept(interrupted) == {'7', '9'}
 
 
+def test_opening_has_no_thread_that_outlives_it(interrupted):
+  before = set(threading.enumerate())
+  checkpoint.Checkpoints(interrupted).close()
+  # Left to Orbax, the clearing may be under way still when the process ends.
+  assert kept(interrupted) == {'7'}
+  assert {t for t in threading.enumerate() if not t.daemon} <= before
+
+
 def test_who_looks_on_leaves_a_save_under_way_alone(interrupted):
   saved = checkpoint.Checkpoints(interrupted, write=False)
   assert saved.find('last') == 7
@@ -206,6 +216,18 @@ def test_a_backbone_that_is_not_there_is_refused_by_field(tmp_path):
     checkpoint.load_backbone(tmp_path / 'nowhere')
   assert str(tmp_path / 'nowhere') in str(error.value)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_a_backbone_that_is_not_finite_is_refused_by_the_array(tmp_path, value):
+  state = make_state()
+  kernel = state.params['backbone']['conv1']['kernel']
+  state.params['backbone']['conv1']['kernel'] = kernel.at[0, 0].set(value)
+  saved = checkpoint.Checkpoints(tmp_path)
+  saved.save(1, state, ITERATOR, RECORD)
+  saved.close()
+  with pytest.raises(UserError, match=r'params/conv1/kernel .*NaN'):
+    checkpoint.load_backbone(tmp_path)
 
 
 def variables_of(state):
