@@ -32,7 +32,7 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
   workdir = pathlib.Path(workdir)
   if config.data.source is not None:
     # First: what 'auto' stands for in a source is known when it was read.
-    processes.first_does('prepare', lambda: prepare.prepare_missing(config))
+    processes.on_process_0('prepare', lambda: prepare.prepare_missing(config))
   config = prepare.as_made(config)  # a copy: the caller's stays as it is
   run_stage = {'pretrain': _pretrain, 'retrain': _retrain, 'recipe': _recipe}
   run_stage[config.stage](config, workdir)
