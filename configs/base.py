@@ -133,8 +133,8 @@ c.data.findings = texts(source=True)
 # unlabelled. Empty: all, the normal one first.
 c.data.classes = texts(source=True)
 # folder, coco and csv: the patient is what this regular expression finds in the
-# image's path from the source (its first group, if it has one), e.g.
-# 'patient\d+'. Empty: the path says nothing.
+# image's name (its first group, if it has one); in its path from the source
+# where the expression has a / or is in no name. Empty: neither says who it is.
 c.data.patient_pattern = text('', source=True)
 # An image in whose path it finds nothing: fault, or own: a patient of its own.
 # No source mark: what it leads to is in the records.

@@ -170,8 +170,8 @@ def _start():
 
 
 def _workdir(command):
-  if _WORKDIR.value:
-    return _WORKDIR.value
+  if _WORKDIR.value:  # No shell expands the ~ of --workdir=~/run.
+    return ','.join(map(os.path.expanduser, _WORKDIR.value.split(',')))
   if command in ('ablate', 'compare', 'benchmark'):  # Not of one run.
     return f'runs/{command}'
   file = config_flags.get_config_filename(flags.FLAGS['config'])
@@ -227,15 +227,16 @@ def _evaluate(resolve, workdir):
   from dpjax.evaluation import against, evaluate, text
 
   config = resolve(_CONFIG.value)
-  if _AGAINST.value:
-    against.read_evaluation(_AGAINST.value)  # Before anything is computed.
+  other = os.path.expanduser(_AGAINST.value or '')
+  if other:
+    against.read_evaluation(other)  # Before anything is computed.
   result = evaluate.evaluate(config, workdir)
   print(text.format_table(result))
   written = pathlib.Path(result['workdir'])
   files = ['evaluation.json', 'predictions.csv']
-  if _AGAINST.value:
+  if other:
     found = against.compare_runs(
-      written, _AGAINST.value, resamples=config.evaluate.resamples,
+      written, other, resamples=config.evaluate.resamples,
       seed=config.evaluate.seed,
     )  # fmt: skip
     print(text.format_comparison(found))

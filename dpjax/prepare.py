@@ -118,6 +118,8 @@ def _read(config, faults):
     raise UserError(f'config.data.source: {source} is not a folder')
   fields = fields_lib.flatten(data)
   records, found = registry.read(data.layout, source, faults, fields)
+  for remark in faults.remarks:
+    _warn(remark)
   return records, provenance, {f'data.{k}': v for k, v in found.items()}
 
 

@@ -519,6 +519,7 @@ def test_a_field_is_on_record_where_it_is_not_as_before_there_was_it(tmp_path):
   changes = {'data__layout': 'csv', 'data__source': str(tmp_path / 'raw')}
   one = make_config(tmp_path / 'one', **changes)
   assert 'data.ignore' not in prepare.prepare(one)['provenance']
+  (tmp_path / 'raw/masks').mkdir()
   other = make_config(tmp_path / 'two', **changes, data__ignore=('masks',))
   made = prepare.prepare(other)
   assert made['provenance']['data.ignore'] == ['masks']

@@ -16,6 +16,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import os
 import pathlib
 import runpy
 import types
@@ -71,6 +72,8 @@ class Field:
     """
     if self.optional and value in (None, '', 'None'):
       return None  # The flag parser's None is a word.
+    if self.optional and type(value) is str:  # No shell expands --field=~/set.
+      value = os.path.expanduser(value)
     if self.kind is float and type(value) is int:
       value = float(value)
     if self.kind is tuple:

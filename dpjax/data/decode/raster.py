@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import struct
 import warnings
 import zlib
@@ -46,6 +47,25 @@ class _Decoded:
   alpha: np.ndarray | None
   turn: int | None
   white_is_0: bool
+
+
+def size(path: str) -> tuple[int, int] | None:
+  """Width and height as the file stores them; decodes nothing.
+
+  Args:
+    path: the file.
+
+  Returns:
+    None where it is DICOM by its name, or cannot be read.
+  """
+  suffix = os.path.splitext(path)[1].lower()
+  if formats.SUFFIXES.get(suffix, 'DICOM') == 'DICOM':
+    return None
+  try:
+    with formats.opened(path) as file:
+      return _opened(file, formats.checked_kind(path)).size
+  except SourceFault:
+    return None
 
 
 def read(path: str, format: str) -> np.ndarray:

@@ -17,6 +17,7 @@ import math
 import pathlib
 import re
 import reprlib
+from collections.abc import Sequence
 
 from dpjax.data import radiograph, vocabulary
 from dpjax.data.sources import files as files_lib
@@ -32,6 +33,7 @@ def read(
   *,
   annotations: str = '',
   patient_pattern: str = '',
+  ignore: Sequence[str] = (),
 ) -> list[radiograph.Radiograph]:
   """Reads the json of the set in the folder `source`; decodes no image.
 
@@ -41,13 +43,14 @@ def read(
     annotations: the json in the source, or several with commas between them;
       '': those there, in its folder annotations and in others.
     patient_pattern: see folder.patients.
+    ignore: see files.Files.
 
   Raises:
     UserError: one line: no such json, or it is not of COCO's form.
   """
-  files = files_lib.Files(source)
+  files = files_lib.Files(source, ignore=ignore)
   jsons = _find_jsons(files.root, annotations)
-  patient = folder.patients(files.found, patient_pattern)
+  patient = folder.patients(files, patient_pattern)
   records = []
   for file, split in jsons.items():
     records += _read_json(file, split, faults, files, patient)
@@ -92,7 +95,7 @@ def _find_jsons(root, annotations):
   splits = {}
   for file in found:
     words = re.split('[^a-z]+', file.relative_to(root).as_posix().lower())
-    named = {folder.SPLITS[word] for word in words if word in folder.SPLITS}
+    named = set(filter(None, map(vocabulary.split, words)))
     splits[file] = named.pop() if len(named) == 1 else None
   if (
     not found

@@ -11,6 +11,7 @@ left alone.
 """
 
 import pathlib
+from collections.abc import Sequence
 
 from dpjax.data import radiograph
 from dpjax.data.sources import files, tables
@@ -20,13 +21,16 @@ _COLUMNS = ('x', 'y', 'width', 'height')
 
 
 def read(
-  source: str | pathlib.Path, faults: tables.Faults
+  source: str | pathlib.Path,
+  faults: tables.Faults,
+  ignore: Sequence[str] = (),
 ) -> list[radiograph.Radiograph]:
   """Reads the tables of the set in the folder `source`; decodes no image.
 
   Args:
     source: the folder.
     faults: takes what is wrong with an image or a row.
+    ignore: see files.Files.
 
   Raises:
     UserError: one line that names what is wrong with a table or the folder.
@@ -37,15 +41,15 @@ def read(
       f'config.data.source: {source} has no train.csv; it must be a folder in'
       " the competition's layout (docs/datasets.md)"
     )
-  records = _read_part(source, 'train', None, faults)
+  records = _read_part(source, 'train', None, faults, ignore)
   # Either file says that the part is labelled; the other one is then missed.
   if any((source / f'test{end}.csv').exists() for end in ('', '_bboxes')):
-    records += _read_part(source, 'test', 'test', faults)
+    records += _read_part(source, 'test', 'test', faults, ignore)
   return records
 
 
-def _read_part(source, part, split, faults):
-  images = files.Files(source, [part])
+def _read_part(source, part, split, faults, ignore):
+  images = files.Files(source, [part], ignore)
   table = source / f'{part}.csv'
   labels = {}  # id -> (row, file, label)
   for row in tables.rows(

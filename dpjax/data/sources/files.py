@@ -2,9 +2,12 @@
 
 import collections
 import contextlib
+import fnmatch
 import functools
 import os
 import pathlib
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,21 +20,40 @@ from dpjax.errors import SourceFault, UserError, printable
 class Files:
   """The images below a folder: by their suffix, or else by their content.
 
-  Hidden files are none; links to folders are not followed.
+  Hidden files are none; links to folders are not followed. A name finds its
+  image however a table writes it: with Windows' separators, with ./ before it,
+  as an absolute path in the root, with accents composed or not, and, where no
+  image has it as it stands, with another suffix or in another case.
 
   Attributes:
+    given: the folder, as it was given.
     root: the folder, resolved.
     found: every image, sorted.
   """
 
-  def __init__(self, root: str | pathlib.Path, folders: Sequence[str] = ('.',)):
+  def __init__(
+    self,
+    root: str | pathlib.Path,
+    folders: Sequence[str] = ('.',),
+    ignore: Sequence[str] = (),
+  ):
     """Lists the images in `folders` of `root` and all below them.
 
+    Args:
+      root: the folder.
+      folders: of it, that are looked at.
+      ignore: files and folders that are passed over, by their name or their
+        path from the root, with wildcards (fnmatch); in any case.
+
     Raises:
-      UserError: one of the folders is not there, or one cannot be read.
+      UserError: one of the folders is not there, or one cannot be read; nothing
+        is there that would be passed over.
     """
+    self.given = root
     self.root = pathlib.Path(root).resolve()
+    self._roots = {f'{self.root}/', f'{pathlib.Path(root).absolute()}/'}
     self.found: list[pathlib.Path] = []
+    passed_over = _PassedOver(self.root, ignore)
     for folder in folders:
       start = self.root / folder
       if not os.path.isdir(start):
@@ -44,14 +66,25 @@ class Files:
         raise UserError(
           f'config.data.source: {start} is a link that leads out of {root}'
         )
-      self.found += _walk(start)
+      self.found += _walk(start, passed_over)
+    if folders == ('.',):  # Of some only, it may well be in the others.
+      passed_over.check()
     self.found.sort(key=str)  # of a hundred thousand paths: a second faster
     self._by_name = collections.defaultdict(list)
     for file in self.found:
-      self._by_name[file.name].append(file)
+      name = _composed(file.name)
+      self._by_name[name].append(file)
       if _known(file):  # 1.2.840.99 has no suffix, though it seems to
-        self._by_name[file.stem].append(file)
+        self._by_name[name[: -len(file.suffix)]].append(file)
     self._asked_for: set[pathlib.Path] = set()
+
+  @functools.cached_property
+  def _by_stem(self):
+    """{name in lower case, without its suffix: images}."""
+    found = collections.defaultdict(list)
+    for file in self.found:
+      found[_bare(_composed(file.name))].append(file)
+    return found
 
   def find(self, name: str, beside: pathlib.Path | None = None) -> pathlib.Path:
     """The one image of that name.
@@ -65,12 +98,7 @@ class Files:
       SourceFault: no name of a file, no such image, two of them, or one that
         leads out of the root.
     """
-    parts = name.split('/')
-    if (
-      any(part in ('', '.', '..') for part in parts)
-      or '\\' in name
-      or not name.isprintable()
-    ):
+    if not self._parts(name):
       raise SourceFault(f'{name!r} cannot name an image of the source folder')
     files = self.named(name, beside)
     if not files:
@@ -78,7 +106,10 @@ class Files:
     self._asked_for.update(files)
     if len(files) > 1:
       first, second = (file.relative_to(self.root) for file in files[:2])
-      raise SourceFault(f'two files are {name}: {first} and {second}')
+      raise SourceFault(
+        f'two files are {name}: {first} and {second}; if one of them is no'
+        ' radiograph of the set, config.data.ignore passes it over'
+      )
     return self.checked(files[0])
 
   def named(
@@ -89,12 +120,12 @@ class Files:
     Args:
       name, beside: as of `find`.
     """
-    *folders, last = name.split('/')
+    *folders, last = self._parts(name) or ('',)
     files = [
-      file
-      for file in self._by_name.get(last, [])
-      if not folders or file.parts[-len(folders) - 1 : -1] == tuple(folders)
+      file for file in self._by_name.get(last, ()) if _ends(file, folders)
     ]
+    if not files and last:
+      files = self._nearly(folders, last)
     # Of several, the one of just this path or name.
     for wanted in (
       lambda file: beside and file.parent == beside.joinpath(*folders),
@@ -104,6 +135,42 @@ class Files:
       if len(files) > 1:
         files = [file for file in files if wanted(file)] or files
     return files
+
+  def pass_over(self, name: str) -> None:
+    """Takes it that a table names an image, though it is not wanted."""
+    self._asked_for.update(self.named(name))
+
+  def _nearly(self, folders, last):
+    """Images of no other name but for suffix, case or the set's own folder."""
+    folded = [folder.casefold() for folder in folders]
+    files = [
+      file
+      for file in self._by_stem.get(_bare(last), ())
+      if _ends(file, folded, str.casefold)
+    ]
+    # Of a set whose folder has been renamed, in which the paths begin.
+    moved = len(folders) > 1 and not (self.root / folders[0]).exists()
+    if not files and moved:
+      parent = self.root.joinpath(*folders[1:])
+      files = [f for f in self._by_name.get(last, ()) if f.parent == parent]
+    return files
+
+  def _parts(self, name):
+    """The parts of a path from the root; () where it cannot be one."""
+    if not name.isprintable():
+      return ()
+    name = _composed(name.replace('\\', '/'))
+    if name.startswith('/'):
+      name = next(
+        (name[len(root) :] for root in self._roots if name.startswith(root)),
+        name,
+      )
+    while name.startswith('./') and name != './':
+      name = name[2:]
+    parts = tuple(name.split('/'))
+    if any(part in ('', '.', '..') for part in parts):
+      return ()
+    return parts
 
   def checked(self, file: pathlib.Path) -> pathlib.Path:
     """`file`, if it lies in the root even where it is a link.
@@ -123,7 +190,11 @@ class Files:
         self.find(id)
     for file in self.found:
       if file not in self._asked_for:
-        faults.add(file, f'no row of {table} names it')
+        faults.add(
+          file,
+          f'no row of {table} names it; if it is no radiograph of the set,'
+          ' config.data.ignore passes it over',
+        )
 
 
 def record(file: pathlib.Path, id: str, **fields: Any) -> radiograph.Radiograph:
@@ -159,18 +230,76 @@ def _is_image(file):
   return _known(file) or formats.kind(file) not in (None, 'BMP')
 
 
-def _walk(start):
+def _composed(name):
+  """A name with its accents composed: macOS takes them apart."""
+  return name if name.isascii() else unicodedata.normalize('NFC', name)
+
+
+def _bare(name):
+  """A name in lower case, without the suffix of an image's format."""
+  stem, suffix = os.path.splitext(name)
+  return (stem if suffix.lower() in formats.SUFFIXES else name).casefold()
+
+
+def _ends(file, folders, spelt=str):
+  """Whether a file lies in such folders."""
+  if not folders:
+    return True
+  there = file.parts[-len(folders) - 1 : -1]
+  return [spelt(_composed(part)) for part in there] == [*folders]
+
+
+class _PassedOver:
+  """Which files and folders are passed over."""
+
+  def __init__(self, root, patterns):
+    """Passes over what one of the `patterns` fits."""
+    self.root = root
+    self._left = {  # of the patterns that nothing has fitted yet
+      pattern: re.compile(fnmatch.translate(pattern.strip('/')), re.IGNORECASE)
+      for pattern in patterns
+    }
+    self._all = tuple(self._left.items())
+
+  def __call__(self, folder, name):
+    """Whether `name`, of a file or folder in `folder`, is passed over."""
+    for pattern, expression in self._all:
+      path = name
+      if '/' in pattern:
+        path = pathlib.Path(folder, name).relative_to(self.root).as_posix()
+      if expression.match(path):
+        self._left.pop(pattern, None)
+        return True
+    return False
+
+  def check(self):
+    """Raises UserError for a pattern that fitted nothing: a slip of the pen."""
+    for pattern in self._left:
+      raise UserError(
+        f'config.data.ignore: nothing in {self.root} is called {pattern!r}'
+      )
+
+
+def _walk(start, passed_over):
   def stop(error):
     raise error
 
   try:
     for folder, folders, names in os.walk(start, onerror=stop):
-      folders[:] = sorted(f for f in folders if not f.startswith('.'))
+      folders[:] = sorted(
+        f
+        for f in folders
+        if not (f.startswith('.') or f == '__MACOSX' or passed_over(folder, f))
+      )
       for name in names:
         file = pathlib.Path(folder, name)
         # Of a pipe or a dangling link nothing can be read, and the DICOMDIR of
         # an exported CD is a table of contents.
-        hidden = name.startswith('.') or name == 'DICOMDIR'
+        hidden = (
+          name.startswith('.')
+          or name == 'DICOMDIR'
+          or passed_over(folder, name)
+        )
         if not hidden and file.is_file() and _is_image(file):
           yield file
   except OSError as error:  # its images would be missing in silence

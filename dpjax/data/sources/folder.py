@@ -1,31 +1,24 @@
 """A folder for each class, as most small sets come.
 
     normal/1.png ...        or train/normal/1.png ..., test/normal/2.png ...
+    normal/patient7/1.png   where none lies in the class's folder itself
     boxes.csv               image,x,y,width,height and perhaps finding; if there
 
-The folder's name is the class. A box is in pixels of the stored image, x and y
-of its left upper corner; `image` is the path from the source, or the file's
-name where no other file has it.
+The folder's name is the class, or what `class_pattern` finds in the path. A box
+is in pixels of the stored image, x and y of its left upper corner; `image` is
+the path from the source, or the file's name where no other file has it.
 """
 
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from dpjax.data import radiograph, vocabulary
+from dpjax.data.decode import formats
 from dpjax.data.sources import files as files_lib
 from dpjax.data.sources import tables
 from dpjax.errors import SourceFault, UserError
-
-# What folders and cells call the sides of a split, in lower case.
-SPLITS = {
-  'train': 'train',
-  'val': 'validation',
-  'valid': 'validation',
-  'validation': 'validation',
-  'test': 'test',
-}
 
 
 def read(
@@ -33,6 +26,8 @@ def read(
   faults: tables.Faults,
   *,
   patient_pattern: str = '',
+  class_pattern: str = '',
+  ignore: Sequence[str] = (),
 ) -> list[radiograph.Radiograph]:
   """Reads the set in the folder `source`; decodes no image.
 
@@ -40,33 +35,27 @@ def read(
     source: the folder.
     faults: takes what is wrong with an image.
     patient_pattern: see `patients`.
+    class_pattern: regular expression that is searched in an image's path; the
+      class is what it finds. Empty: the name of a folder.
+    ignore: see files.Files.
 
   Raises:
     UserError: one line: no folders of classes, or a broken table or pattern.
   """
-  files = files_lib.Files(source)
-  parts = {file: file.relative_to(files.root).parts for file in files.found}
-  wanted = 'CLASS/IMAGE'
-  if any(len(p) > 1 and p[0].lower() in SPLITS for p in parts.values()):
-    wanted = 'SPLIT/CLASS/IMAGE (SPLIT being train, validation or test)'
-  depth = wanted.count('/') + 1
-  if not any(len(p) == depth for p in parts.values()):
-    raise UserError(
-      f'config.data.source: {source} has no folders of classes with images;'
-      f' wanted {wanted}, or config.data.layout=csv, which takes images without'
-      ' classes'
-    )
-  patient = patients(files.found, patient_pattern)
+  files = files_lib.Files(source, ignore=ignore)
+  if class_pattern:
+    place = _by_pattern(class_pattern)
+  else:
+    place = _by_folder(files, bool(patient_pattern))
+  patient = patients(files, patient_pattern)
   records = {}
-  for file, place in parts.items():
-    id = '/'.join(place)
+  for file in files.found:
+    parts = file.relative_to(files.root).parts
+    id = '/'.join(parts)
     with faults.at(file, id):
-      split = SPLITS.get(place[0].lower()) if depth == 3 else None
-      if len(place) != depth or (depth == 3 and split is None):
-        raise SourceFault(f'is in no folder of a class; wanted {wanted}')
       if not id.isprintable():
         raise SourceFault('its name has signs that cannot be printed')
-      name = place[-2]
+      split, name = place(parts)
       records[file] = files_lib.record(
         files.checked(file),
         id,
@@ -83,41 +72,146 @@ def read(
   return list(records.values())
 
 
+def _by_folder(files, patients_named):
+  """Where an image's path has its class: a call (parts) -> (split, class)."""
+  paths = [file.relative_to(files.root).parts for file in files.found]
+  has_splits = any(len(p) > 1 and vocabulary.split(p[0]) for p in paths)
+  wanted = 'CLASS/IMAGE'
+  if has_splits:
+    wanted = 'SPLIT/CLASS/IMAGE (SPLIT being train, validation or test)'
+  depth = wanted.count('/') + 1
+  depths = {len(p) for p in paths}
+  if max(depths, default=0) < depth:
+    raise UserError(
+      f'config.data.source: {files.given} has no folders of classes with'
+      f' images; wanted {wanted}, or config.data.layout=csv, which takes images'
+      ' without classes'
+    )
+  # Of folders below those of the classes, such as a patient's, the images may
+  # lie in all or in none: else they are something else's.
+  deep = depth not in depths
+  if deep:
+    deepest = [p for p in paths if len(p) > depth]
+    _check_below(files.given, deepest, depth, wanted)
+    if not patients_named:
+      _check_patients(deepest, depth)
+
+  def place(parts):
+    split = vocabulary.split(parts[0]) if has_splits else None
+    name, *below = parts[depth - 2 : -1] or ('',)
+    reason, other = '', parts[0]
+    if len(parts) < depth or (has_splits and split is None):
+      reason = 'is in no folder of a class'
+    elif below and not deep:
+      reason = f'is in no folder of a class, but in {"/".join(below)} below one'
+      other = below[0]
+    elif vocabulary.is_masks(parts[-2]):
+      reason, other = f'is in a folder {parts[-2]!r}, of masks', parts[-2]
+    if reason:
+      raise SourceFault(
+        f'{reason}; wanted {wanted}; config.data.ignore passes over what is no'
+        f' radiograph of the set, as ({other!r},)'
+      )
+    return split, name
+
+  return place
+
+
+def _check_below(source, paths, depth, wanted):
+  """Refuses a source that lies above the set: its folders are no classes."""
+  for path in paths:
+    for folder in path[depth - 1 : -1]:
+      normal = vocabulary.is_normal(folder) and not folder.isdecimal()
+      if normal or vocabulary.split(folder):
+        raise UserError(
+          f'config.data.source: {source} has a folder {folder!r} in'
+          f' {path[depth - 2]!r}, which is no class, then; wanted {wanted}'
+        )
+
+
+def _check_patients(paths, depth):
+  """Refuses folders below a class's that may well be those of patients."""
+  first = {}
+  for path in paths:
+    suffix = pathlib.PurePath(path[-1]).suffix.lower()
+    if formats.SUFFIXES.get(suffix, 'DICOM') == 'DICOM':
+      continue  # It names the patient itself.
+    other = first.setdefault(path[: depth - 1], path)
+    if other[:-1] != path[:-1]:
+      one, two = ('/'.join(p) for p in (other, path))
+      raise UserError(
+        f'config.data.patient_pattern: {one} and {two} are of one class and lie'
+        ' in folders of their own; if these are patients, give'
+        " '([^/]+)/[^/]+$', and if not, '.+'; config.data.ignore passes over a"
+        ' folder that has no radiographs, such as masks'
+      )
+
+
+def _by_pattern(pattern):
+  """As `_by_folder`, for a class that `pattern` finds."""
+  search = _search('class_pattern', pattern)
+
+  def place(parts):
+    name = search('/'.join(parts))
+    if not name:
+      raise SourceFault(
+        f'config.data.class_pattern {pattern!r} finds no class in its path'
+      )
+    return vocabulary.split(parts[0]) if len(parts) > 1 else None, name
+
+  return place
+
+
 def patients(
-  files: Sequence[pathlib.Path], pattern: str
+  files: files_lib.Files, pattern: str
 ) -> dict[pathlib.Path, str | None]:
-  """The patient of each file, None where its name does not tell.
+  """The patient of each file, None where its path does not tell.
 
   Args:
     files: of the set.
-    pattern: regular expression that is searched in a file's name; the patient
-      is its first group that takes part, or all that it matches where it has
-      no groups. Empty: no name tells.
+    pattern: regular expression that is searched in the files' names; in their
+      paths from the source where it has a / or is in no name. The patient is
+      its first group that takes part, or all that it matches where it has no
+      groups. Empty: no name tells.
 
   Raises:
-    UserError: no regular expression, or one that matches no name.
+    UserError: no regular expression, or one that matches no path.
   """
   if not pattern:
-    return dict.fromkeys(files)
+    return dict.fromkeys(files.found)
+  search = _search('patient_pattern', pattern)
+  found = {}
+  if '/' not in pattern:
+    found = {file: search(file.name) for file in files.found}
+  if not any(found.values()):
+    found = {
+      file: search(file.relative_to(files.root).as_posix())
+      for file in files.found
+    }
+  # Else a slip of the pen would make every image a patient of its own.
+  if found and not any(found.values()):
+    raise UserError(
+      f'config.data.patient_pattern: {pattern!r} finds a patient in no file'
+      f' name or path, such as {files.found[0].relative_to(files.root)}'
+    )
+  return found
+
+
+def _search(field, pattern) -> Callable[[str], str | None]:
+  """What a field's regular expression finds in a text, if anything."""
   try:
     expression = re.compile(pattern)
   except (re.error, RecursionError, OverflowError) as error:
     raise UserError(
-      f'config.data.patient_pattern: {pattern!r} is no regular expression'
-      f' ({error})'
+      f'config.data.{field}: {pattern!r} is no regular expression ({error})'
     ) from error
-  found = {}
-  for file in files:
-    match = expression.search(file.name)
+
+  def search(text):
+    match = expression.search(text)
     parts = (match.groups() or (match[0],)) if match else ()
-    found[file] = next(filter(None, parts), None)
-  # Else a slip of the pen would make every image a patient of its own.
-  if files and not any(found.values()):
-    raise UserError(
-      f'config.data.patient_pattern: {pattern!r} finds a patient in no file'
-      f' name, such as {files[0].name!r}'
-    )
-  return found
+    return next(filter(None, parts), None)
+
+  return search
 
 
 def header(table: pathlib.Path, columns: Sequence[str]) -> tuple[str, ...]:
@@ -134,6 +228,7 @@ def with_boxes(
   *,
   image: str = 'image',
   columns: Sequence[str] = ('x', 'y', 'width', 'height'),
+  form: str = 'sides',
   name: str = '',
 ) -> dict[pathlib.Path, radiograph.Radiograph]:
   """The records with the boxes of a table, a row a box.
@@ -147,9 +242,11 @@ def with_boxes(
     faults: takes the bad rows. An image that has one is left out whole: its
       boxes could not be counted.
     image, name: columns of the image, and of the finding or ''.
-    columns: of the left upper corner's x and y, width and height.
+    columns: of the left upper corner's x and y, and what `form` says.
+    form: 'sides': width and height; 'corners': the other corner's x and y.
   """
   boxes = {file: [] for file in records}
+  read_box = {'sides': tables.box, 'corners': tables.corners}[form]
   wanted = (image, *columns, *filter(None, [name]))
   for row in tables.rows(table, wanted, faults, check=False):
     cell, finding = row[image], row[name] if name else ''
@@ -160,7 +257,7 @@ def with_boxes(
       if not finding.isprintable():
         raise SourceFault(f'{finding!r} cannot name a finding')
       if not vocabulary.is_normal(finding):
-        box = tables.box(*(row[column] for column in columns))
+        box = read_box(*(row[column] for column in columns))
         boxes.get(owners[0], []).append((box, finding))
     except SourceFault as fault:
       # Where two files have the name, it may be the box of either.

@@ -11,6 +11,7 @@ ChestX-ray8: hospital-scale chest X-ray database and benchmarks, 2017.
 """
 
 import pathlib
+from collections.abc import Sequence
 
 from dpjax.data import radiograph
 from dpjax.data.sources import files, tables
@@ -37,17 +38,24 @@ FRAME = (1024.0, 1024.0)
 
 # The commas in the headers "Bbox [x,y,w,h]" split them.
 _CELLS = ('Bbox [x', 'y', 'w', 'h]')
+# What its releases call them.
+_AGE = ('Patient Age',)
+_SEX = ('Patient Gender', 'Patient Sex')
+_VIEW = ('View Position',)
 _LISTS = {'train': 'train_val_list.txt', 'test': 'test_list.txt'}
 
 
 def read(
-  source: str | pathlib.Path, faults: tables.Faults
+  source: str | pathlib.Path,
+  faults: tables.Faults,
+  ignore: Sequence[str] = (),
 ) -> list[radiograph.Radiograph]:
   """Reads the tables of the set in the folder `source`; decodes no image.
 
   Args:
     source: the folder.
     faults: takes what is wrong with an image or a row.
+    ignore: see files.Files.
 
   Raises:
     UserError: one line that names what is wrong with a table or the folder.
@@ -61,7 +69,7 @@ def read(
     )
   table = found[0]
   splits = _read_splits(source, faults)
-  images = files.Files(source)
+  images = files.Files(source, ignore=ignore)
   entries = {}  # id -> (row, file, findings)
   for row in tables.rows(
     table, ('Image Index', 'Finding Labels', 'Patient ID'), faults, check=False
@@ -100,6 +108,7 @@ def read(
     for id, (row, file, findings) in entries.items()
   ]
   images.add_unnamed(faults, table)
+  _remark_missing(table, faults)
   return [record for record in records if record.id not in faults.left_out]
 
 
@@ -151,8 +160,27 @@ def _read_boxes(path, table, entries, faults):
 
 def _metadata(row):
   values = {
-    'age': radiograph.age(row['Patient Age']),
-    'sex': row['Patient Gender'],
-    'view': row['View Position'],
+    'age': radiograph.age(_of(row, _AGE)),
+    'sex': _of(row, _SEX),
+    'view': _of(row, _VIEW),
   }
   return {name: value for name, value in values.items() if value}
+
+
+def _of(row, columns):
+  """The cell of the first column that is there; '' if none is."""
+  return next((row[column] for column in columns if row[column]), '')
+
+
+def _remark_missing(table, faults):
+  """Says which metadata the table does not have, under any of its names."""
+  row = next(tables.rows(table, (), tables.Faults('skip')), None)
+  lacking = [
+    ' or '.join(map(repr, columns))
+    for columns in (_AGE, _SEX, _VIEW)
+    if row and not set(columns) & row.cells.keys()
+  ]
+  if lacking:
+    faults.remarks.append(
+      f'{table} has no column {", nor ".join(lacking)}: the set goes without'
+    )

@@ -7,12 +7,17 @@
 The columns may have any names (config.data.csv). `image` is the file's name,
 with or without its suffix, or its path from the source. A label is the name of
 a class, or several with | between them; a number must be whole and 0 or more.
-An empty one leaves the image unlabelled, boxes or not. A box is in pixels of
-the stored image, x and y of its left upper corner.
+An empty one leaves the image unlabelled, boxes or not. In place of a label
+there may be a column for each finding, 1 where it is there, 0 where it is not,
+-1 where that is uncertain. A box is in pixels of the stored image, x and y of
+its left upper corner; or boxes are those of run-length masks.
 """
 
+import ast
 import dataclasses
+import math
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +26,9 @@ from dpjax.data.sources import files as files_lib
 from dpjax.data.sources import folder, tables
 from dpjax.errors import SourceFault, UserError
 
-# How programs write an empty cell, in lower case.
-_MISSING = ('nan', 'na', 'n/a', 'null')
+# The class of an image with none of the findings that have a column.
+NEGATIVE = 'negative'
+_LESION = 'lesion'  # what a mask covers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +36,23 @@ class Tables:
   """The tables of a source and their columns: config.data.csv.
 
   Attributes:
-    labels: the table of images, in the source.
+    labels: the table of images, in the source; several with commas between
+      them, each a side of the split where their names say so.
+    join: more tables, whose columns are added to it.
+    where: the rows that are read (tables.Where).
     image, label, patient, split: its columns; all but `image` may be '': none.
-      'auto': patient_id and split, if they are there.
+      'auto': patient_id and split, if they are there. `label` may be several
+      with commas between them, or a tuple: each a finding.
+    rle: its column of run-length masks, or ''.
     metadata: more columns, to be carried as text.
     boxes: the table of boxes; 'auto': boxes.csv, if it is there; '': none.
     box_image, box_columns, box_name: its columns; 'auto': finding, if it is
       there.
+    box_form: of a box: 'sides' or 'corners'.
     frame: width and height that boxes count in, if not the image's.
+
+  Raises:
+    UserError: one line: `frame` or `box_columns` is none.
   """
 
   labels: str = 'labels.csv'
@@ -56,12 +71,83 @@ class Tables:
   box_name: str = 'auto'
   frame: Sequence[float] = ()
 
+  def __post_init__(self):
+    frame, columns = tuple(self.frame), tuple(self.box_columns)
+    if frame and not (len(frame) == 2 and all(map(_is_length, frame))):
+      raise UserError(
+        f'config.data.csv.frame: {frame}; wanted a width and a height'
+      )
+    if self.rle and not all(
+      float(side).is_integer() for side in frame or (0.5,)
+    ):
+      raise UserError(
+        f'config.data.csv.frame: {frame}; with config.data.csv.rle it must be'
+        ' the whole width and height that masks count in, (1024, 1024) for'
+        " SIIM-ACR's"
+      )
+    if len(columns) != 4:
+      raise UserError(
+        f'config.data.csv.box_columns: {columns}; wanted four, of x, y, width'
+        ' and height'
+      )
+
+  @property
+  def findings(self) -> tuple[str, ...]:
+    """The columns of findings; () where `label` is one column of classes."""
+    if self.label.startswith('('):
+      try:
+        names = ast.literal_eval(self.label)
+      except (ValueError, SyntaxError):
+        names = None
+      if isinstance(names, str):
+        names = (names,)
+      if not isinstance(names, tuple) or not all(
+        isinstance(name, str) for name in names
+      ):
+        raise UserError(
+          f'config.data.csv.label: {self.label!r}; wanted a column, or several'
+          ' with commas between them'
+        )
+      return names
+    names = tuple(name.strip() for name in self.label.split(','))
+    return names if len(names) > 1 else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Meaning:
+  """What cells of a label mean, and who asks.
+
+  Attributes:
+    uncertain: -1 in a column of findings: 'ignore', 'positive' or 'negative'.
+    blank: an empty cell there: 'ignore' or 'negative'.
+    classes: of an image with several findings the class is the first of these.
+    policy: of labels.assign; under 'class' two findings need `classes`.
+  """
+
+  uncertain: str = 'ignore'
+  blank: str = 'ignore'
+  classes: Sequence[str] = ()
+  policy: str = 'class'
+
+  def of(self, value: int | None) -> bool | None:
+    """Whether a finding is there, by its cell's value; None: not known."""
+    if value == -1:
+      return {'positive': True, 'negative': False}.get(self.uncertain)
+    if value is None:
+      return {'negative': False}.get(self.blank)
+    return value == 1
+
 
 def read(
   source: str | pathlib.Path,
   faults: tables.Faults,
   *,
   patient_pattern: str = '',
+  ignore: Sequence[str] = (),
+  uncertain: str = 'ignore',
+  blank: str = 'ignore',
+  classes: Sequence[str] = (),
+  policy: str = 'class',
   **settings: Any,
 ) -> list[radiograph.Radiograph]:
   """Reads the tables of the set in the folder `source`; decodes no image.
@@ -71,16 +157,21 @@ def read(
     faults: takes what is wrong with a row or an image.
     patient_pattern: see folder.patients; for images without a patient in the
       table.
+    ignore: see files.Files.
+    uncertain, blank, classes, policy: see Meaning.
     **settings: the fields of `Tables`.
 
   Raises:
     UserError: one line: a table or column that is missing, or a bad setting.
   """
   names = Tables(**settings)
-  files = files_lib.Files(source)
+  files = files_lib.Files(source, ignore=ignore)
   names = _found(names, files.root)
-  patient = folder.patients(files.found, patient_pattern)
-  records = _read_labels(names, files, faults, patient)
+  patient = folder.patients(files, patient_pattern)
+  reader = _Images(
+    names, files, faults, patient, Meaning(uncertain, blank, classes, policy)
+  )
+  records = reader.read()
   if names.boxes:
     records = folder.with_boxes(
       records,
@@ -89,6 +180,7 @@ def read(
       faults,
       image=names.box_image,
       columns=names.box_columns,
+      form=names.box_form,
       name=names.box_name,
     )
   return list(records.values())
@@ -118,7 +210,11 @@ def find(source: str | pathlib.Path, **settings: Any) -> dict[str, str]:
 
 def _found(names, root):
   """The `Tables` without 'auto'."""
-  there = folder.header(root / names.labels, [names.image])
+  there = {
+    column
+    for table in (*_label_tables(names, root), *names.join)
+    for column in folder.header(root / table, [])
+  }
   boxes = names.boxes
   if boxes == 'auto':
     boxes = 'boxes.csv' if (root / 'boxes.csv').exists() else ''
@@ -139,66 +235,274 @@ def _column(name, usual, there):
   return name
 
 
-def _read_labels(names, files, faults, patient):
-  """{file: record without boxes} of the table of images."""
-  table = files.root / names.labels
-  columns = [names.image, *filter(None, [names.label, names.patient,
-             names.split]), *names.metadata]  # fmt: skip
-  records, out, row = {}, set(), None
-  for row in tables.rows(table, columns, faults, check=False):
-    file = None
-    with faults.at(row, row[names.image]):
-      file = files.find(row[names.image])
-      if file in out:
+def _label_tables(names, root):
+  """{table of images: its side of the split, or None}."""
+  if (root / names.labels).exists() or ',' not in names.labels:
+    return {names.labels: None}
+  found = [name.strip() for name in names.labels.split(',')]
+  sides = []
+  for name in found:
+    words = {vocabulary.split(w) for w in re.split('[^a-z]+', name.lower())}
+    named = words - {None}
+    sides.append(named.pop() if len(named) == 1 else None)
+  if None in sides or len(set(sides)) < len(sides):
+    sides = [None] * len(found)
+  return dict(zip(found, sides, strict=True))
+
+
+class _Images:
+  """Reads the table of images, row by row."""
+
+  def __init__(self, names, files, faults, patient, meaning):
+    self.names = names
+    self.files = files
+    self.faults = faults
+    self.patient = patient
+    self.meaning = meaning
+    self.findings = names.findings
+    # A column of classes has either names and numbers, or 1, 0 and what is
+    # neither: -1, perhaps blanks. Which, only all its rows tell.
+    self.names_met = set()
+    self.uncertain = []  # (row, file) with -1
+    self.first_blank = None  # where a class stands in for it
+
+  def read(self):
+    """{file: record}, without boxes but for those of masks."""
+    records, masks, out, row = {}, {}, set(), None
+    where = tables.Where(self.names.where)
+    for row, side in self._rows(where):
+      cell = row[self.names.image]
+      if not (row.fault or where(row)):
+        self.files.pass_over(cell)
         continue
-      if file in records:
-        # The rows may differ, and neither can be trusted.
-        id = records.pop(file).id
-        out.add(file)
-        faults.add(row, f'{id} stands in the table twice', id)
+      file = None
+      with self.faults.at(row, cell):
+        file = self.files.find(cell)
+        if file in out:
+          continue
+        try:
+          row.check()
+          record = self._record(row, file, side)
+          self._check_again(row, record, records.get(file), masks.get(file))
+        except SourceFault as fault:
+          # The rows may differ, and neither can be trusted.
+          before = records.pop(file, None)
+          out.add(file)
+          self.faults.add(row, str(fault), before.id if before else cell)
+          continue
+        records.setdefault(file, record)
+        if self.names.rle:
+          masks.setdefault(file, []).append(row[self.names.rle])
         continue
-      row.check()
-      records[file] = _record(row, names, file, patient[file])
-      continue
-    out.add(file)
-  if row is None:
-    raise UserError(f'{table}: no rows; wanted one for each image')
-  files.add_unnamed(faults, table)
-  return records
-
-
-def _record(row, names, file, patient):
-  """The record of a row; `patient` as the file's name tells."""
-  classes = _classes(row[names.label] if names.label else '')
-  findings = tuple(name for name in classes if not vocabulary.is_normal(name))
-  return files_lib.record(
-    file,
-    row[names.image],
-    classes=classes,
-    findings=findings if classes else None,
-    group=(row[names.patient] if names.patient else '') or patient,
-    split=_split(row[names.split]) if names.split else None,
-    frame=tuple(names.frame) or None,
-    metadata={column: row[column] for column in names.metadata},
-    where=str(row),
-  )
-
-
-def _classes(cell):
-  """The names in a label cell, each once."""
-  if not cell:
-    return ()
-  names = [name.strip() for name in cell.split('|')]
-  if not all(name and name.isprintable() for name in names):
-    raise SourceFault(f'label {cell!r}; wanted names with | between them')
-  for name in names:
-    if name.lower() in _MISSING:
-      raise SourceFault(f'label {name!r}; an empty cell leaves it unlabelled')
-    if not name.isdecimal() and _is_number(name):
-      raise SourceFault(
-        f'label {name!r}; wanted a whole number of 0 or more, or a name'
+      out.add(file)
+    if row is None:
+      raise UserError(
+        f'{self.files.root / self.names.labels}: no rows; wanted one for each'
+        ' image'
       )
-  return tuple(dict.fromkeys(names))
+    where.check()
+    self._check_labels(records)
+    self.files.add_unnamed(self.faults, ' or '.join(map(str, self._paths)))
+    return self._with_masks(records, masks) if self.names.rle else records
+
+  @property
+  def _paths(self):
+    root = self.files.root
+    return [root / name for name in _label_tables(self.names, root)]
+
+  def _rows(self, where):
+    """(row, its side of the split) of all tables of images, joined."""
+    names = self.names
+    wanted = dict.fromkeys(
+      filter(None, [names.image, *(self.findings or (names.label,)),
+             names.patient, names.split, names.rle, *where.columns,
+             *names.metadata])
+    )  # fmt: skip
+    sides = _label_tables(names, self.files.root)
+    for path, side in zip(self._paths, sides.values(), strict=True):
+      there = folder.header(path, [names.image])
+      joins = [
+        _Join(self.files.root / name, there, wanted, self.faults)
+        for name in names.join
+      ]
+      added = {column for join in joins for column in join.columns}
+      own = [column for column in wanted if column not in added]
+      for row in tables.rows(path, own, self.faults, check=False):
+        for join in joins:
+          join.add_to(row)
+        yield row, side
+
+  def _record(self, row, file, side):
+    """The record of a row, without boxes."""
+    names = self.names
+    if self.findings:
+      classes, findings = self._of_findings(row)
+    else:
+      classes = self._classes(row, file) if names.label else ()
+      findings = tuple(n for n in classes if not vocabulary.is_normal(n))
+      findings = findings if classes else None
+    return files_lib.record(
+      file,
+      row[names.image],
+      classes=classes,
+      findings=findings,
+      group=(row[names.patient] if names.patient else '') or self.patient[file],
+      split=_split(row[names.split]) if names.split else side,
+      frame=tuple(names.frame) or None,
+      metadata={column: row[column] for column in names.metadata},
+      where=str(row),
+    )
+
+  def _check_again(self, row, record, before, masks):
+    """Raises SourceFault where the image has had a row that this denies."""
+    if before is None:
+      return
+    id, mask = before.id, row[self.names.rle] if self.names.rle else ''
+    if not self.names.rle or mask in masks:
+      raise SourceFault(f'{id} stands in the table twice')
+    if '-1' in (mask, *masks):
+      raise SourceFault(f'{id} stands in the table twice, with a mask and none')
+    for field in ('classes', 'group', 'split', 'metadata'):
+      if getattr(record, field) != getattr(before, field):
+        raise SourceFault(f'{id} stands in the table twice, with two {field}')
+
+  def _of_findings(self, row):
+    """(classes, findings) of a row with a column for each finding."""
+    states = {
+      column: self.meaning.of(tables.finding(row[column], column))
+      for column in self.findings
+    }
+    there = [column for column, state in states.items() if state]
+    if len(there) > 1 and self.meaning.policy == 'class':
+      ranked = [name for name in self.meaning.classes if name in there]
+      if not self.meaning.classes:
+        raise SourceFault(
+          f'has both {there[0]} and {there[1]}; config.data.classes ranks them,'
+          ' and the first is the class'
+        )
+      classes = (*ranked[:1],) or (*there,)
+    elif there:
+      classes = (*there,)
+    elif None in states.values() or any(map(vocabulary.is_normal, states)):
+      # Not known; or not normal, by something that has no column here.
+      return (), None
+    else:
+      return (NEGATIVE,), ()
+    return classes, tuple(n for n in there if not vocabulary.is_normal(n))
+
+  def _classes(self, row, file):
+    """The names in a label cell, each once."""
+    cell = row[self.names.label]
+    if not cell:
+      if self.meaning.of(None) is None:
+        return ()
+      self.first_blank = self.first_blank or row
+      return ('0',)
+    if re.fullmatch(r'-1(\.0*)?', cell):
+      self.uncertain.append((row, file))
+      state = self.meaning.of(-1)
+      return () if state is None else (str(int(state)),)
+    names = [name.strip() for name in cell.split('|')]
+    if not all(name and name.isprintable() for name in names):
+      raise SourceFault(f'label {cell!r}; wanted names with | between them')
+    for i, name in enumerate(names):
+      if name.lower() in tables.MISSING:
+        raise SourceFault(f'label {name!r}; an empty cell leaves it unlabelled')
+      # As pandas writes whole numbers.
+      if len(names) == 1 and re.fullmatch(r'\d+\.0*', name):
+        name = names[i] = name.partition('.')[0]
+      if not name.isdecimal() and _is_number(name):
+        raise SourceFault(
+          f'label {name!r}; wanted a whole number of 0 or more, or a name'
+        )
+      self.names_met.add(name)
+    return tuple(dict.fromkeys(names))
+
+  def _check_labels(self, records):
+    """Takes -1, and no class for a blank, beside 1 and 0 only."""
+    other = min(self.names_met - {'0', '1'}, default=None)
+    if other is None:
+      return
+    if self.first_blank:
+      raise UserError(
+        f'{self.first_blank}: config.data.blank={self.meaning.blank} is for'
+        f' findings that are 1 or 0, and {self.names.label!r} has {other!r}'
+      )
+    for row, file in self.uncertain:
+      self.faults.add(
+        row,
+        f'label {row[self.names.label]!r}; wanted a whole number of 0 or more,'
+        ' or a name (-1 is an uncertain finding beside 1 and 0 only, and here'
+        f' is {other!r})',
+        row[self.names.image],
+      )
+      records.pop(file, None)
+
+  def _with_masks(self, records, masks):
+    """The records with the boxes of their masks."""
+    width, height = map(int, self.names.frame)
+    found = {}
+    for file, record in records.items():
+      with self.faults.at(record.where, record.id):
+        runs = [mask for mask in masks[file] if mask != '-1']
+        boxes = tables.run_length_boxes(runs, width, height) if runs else ()
+        seen = {}
+        if not self.names.label:
+          seen = {
+            'classes': (_LESION if boxes else vocabulary.NORMAL[0],),
+            'findings': (_LESION,) * bool(boxes),
+          }
+        found[file] = dataclasses.replace(
+          record, boxes=(*boxes,), names=(_LESION,) * len(boxes), **seen
+        )
+    return found
+
+
+class _Join:
+  """A table whose columns are added to the rows of another one.
+
+  Attributes:
+    columns: that it adds.
+  """
+
+  def __init__(self, path, there, wanted, faults):
+    """Reads it.
+
+    Args:
+      path: of it.
+      there: the columns of the other one: those that both have find the rows.
+      wanted: the columns of interest.
+      faults: takes what is wrong with its rows.
+    """
+    own = folder.header(path, [])
+    self._keys = [column for column in own if column in there]
+    if own and there and not self._keys:
+      raise UserError(
+        f'config.data.csv.join: {path} has no column of the table of images;'
+        f' has {",".join(own)}; wanted one of {",".join(there)}'
+      )
+    self.columns = [c for c in own if c in wanted and c not in there]
+    self._cells = {}
+    for row in tables.rows(path, [], faults):
+      cells = {column: row[column] for column in self.columns}
+      if self._cells.setdefault(self._key(row), cells) != cells:
+        raise UserError(
+          f'{row}: a second row of {", ".join(self._key(row))}, which says'
+          ' something else'
+        )
+
+  def _key(self, row):
+    return tuple(row[column] for column in self._keys)
+
+  def add_to(self, row):
+    """Adds its cells to a row; empty ones where it has no row for it."""
+    row.cells.update(
+      self._cells.get(self._key(row)) or dict.fromkeys(self.columns, '')
+    )
+
+
+def _is_length(value):
+  return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
 def _is_number(name):
@@ -212,8 +516,9 @@ def _is_number(name):
 def _split(cell):
   if not cell:
     return None
-  if cell.lower() not in folder.SPLITS:
+  side = vocabulary.split(cell)
+  if side is None:
     raise SourceFault(
-      f'split {cell!r}; wanted train, validation, test or nothing'
+      f'split {cell!r}; wanted nothing, or one of {vocabulary.split_words()}'
     )
-  return folder.SPLITS[cell.lower()]
+  return side

@@ -45,27 +45,34 @@ class Layout:
   find: Callable[..., dict[str, Any]] | None = None
 
 
-_PATIENT = {'patient_pattern': 'patient_pattern'}
+_IGNORE = {'ignore': 'ignore'}
+_PATIENT = {'patient_pattern': 'patient_pattern', **_IGNORE}
 
 LAYOUTS: dict[str, Layout] = {
   'competition': Layout(
     "the paper's set: train.csv, train_bboxes.csv and a folder train",
     competition.read,
+    _IGNORE,
   ),
-  'rsna': Layout('RSNA Pneumonia Detection Challenge, stage 2', rsna.read),
+  'rsna': Layout(
+    'RSNA Pneumonia Detection Challenge, stage 2', rsna.read, _IGNORE
+  ),
   'vindr': Layout(
     'VinDr-CXR, as PhysioNet or Kaggle ships it',
     vindr.read,
-    {'readers': 'vindr_readers'},
+    {'readers': 'vindr_readers', 'sizes': 'original_sizes', **_IGNORE},
   ),
-  'nih': Layout('NIH ChestX-ray14', nih.read, label='any'),
+  'nih': Layout('NIH ChestX-ray14', nih.read, _IGNORE, label='any'),
   'coco': Layout(
     'COCO annotations, one json or one a split',
     coco.read,
     {'annotations': 'coco_annotations', **_PATIENT},
   ),
   'folder': Layout(
-    'a folder for each class', folder.read, _PATIENT, label='class'
+    'a folder for each class',
+    folder.read,
+    {'class_pattern': 'class_pattern', **_PATIENT},
+    label='class',
   ),
   'csv': Layout(
     'a table with a row an image, and perhaps one with a row a lesion',
@@ -73,6 +80,10 @@ LAYOUTS: dict[str, Layout] = {
     {
       **{field.name: f'csv.{field.name}'
          for field in dataclasses.fields(plain_csv.Tables)},
+      'uncertain': 'uncertain',
+      'blank': 'blank',
+      'classes': 'classes',
+      'policy': 'label',
       **_PATIENT,
     },
     label='class',

@@ -12,6 +12,7 @@ expert annotations of possible pneumonia, 2019.
 """
 
 import pathlib
+from collections.abc import Sequence
 
 from dpjax.data import radiograph
 from dpjax.data.sources import files, tables
@@ -25,19 +26,22 @@ _LESION = 'Lung Opacity'
 
 
 def read(
-  source: str | pathlib.Path, faults: tables.Faults
+  source: str | pathlib.Path,
+  faults: tables.Faults,
+  ignore: Sequence[str] = (),
 ) -> list[radiograph.Radiograph]:
   """Reads the tables of the set in the folder `source`; decodes no image.
 
   Args:
     source: the folder.
     faults: takes what is wrong with an image or a row.
+    ignore: see files.Files.
 
   Raises:
     UserError: one line that names what is wrong with a table or the folder.
   """
   source = pathlib.Path(source)
-  images = files.Files(source, ['stage_2_train_images'])
+  images = files.Files(source, ['stage_2_train_images'], ignore)
   table = source / 'stage_2_train_labels.csv'
   exams = {}  # id -> (first row, file, Target, boxes)
   for row in tables.rows(

@@ -9,11 +9,19 @@ import contextlib
 import csv
 import dataclasses
 import difflib
+import gzip
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+import reprlib
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
 
 from dpjax.errors import SourceFault, UserError, printable
+
+# How programs write an empty cell, in lower case.
+MISSING = ('nan', 'na', 'n/a', 'null')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +58,7 @@ class Faults:
   Attributes:
     found: (place, id, reason) of each that was left out, one for an image.
     left_out: ids of the images that were.
+    remarks: lines on what is no fault, and should be known.
   """
 
   def __init__(self, on_error: str = 'fail'):
@@ -57,6 +66,7 @@ class Faults:
     self.on_error = on_error
     self.found: list[tuple[str, str, str]] = []
     self.left_out: set[str] = set()
+    self.remarks: list[str] = []
 
   def add(self, place: Row | pathlib.Path | str, reason: str, id: str = ''):
     """Notes a fault, unless its image is left out already.
@@ -100,7 +110,7 @@ def rows(
   """The rows of a csv, blank ones left out.
 
   A byte order mark, Windows line ends and blanks around cells are no faults,
-  nor are empty cells behind the last column.
+  nor are empty cells behind the last column. A file .gz is unpacked.
 
   Args:
     path: the file.
@@ -140,7 +150,7 @@ def _lines(path, columns):
   """Yields (line number from 1, stripped cells), blank rows left out."""
   try:
     # Spreadsheet programs write a byte order mark: utf-8-sig skips it.
-    with open(path, newline='', encoding='utf-8-sig') as file:
+    with _open(path)(path, 'rt', newline='', encoding='utf-8-sig') as file:
       # strict: else a quote that is never closed swallows the rows behind it.
       reader = csv.reader(file, strict=True)
       number = 1
@@ -159,12 +169,17 @@ def _lines(path, columns):
     ) from error
   except csv.Error as error:
     raise UserError(f'{path}: not a csv file ({error})') from error
-  except OSError as error:
-    raise UserError(f'{path}: cannot be read: {error.strerror}') from error
+  except (OSError, EOFError, zlib.error) as error:  # the last two: of gzip
+    reason = getattr(error, 'strerror', None) or error
+    raise UserError(f'{path}: cannot be read: {reason}') from error
+
+
+def _open(path):
+  return gzip.open if path.suffix.lower() == '.gz' else open
 
 
 def _first_undecodable(path):
-  with open(path, 'rb') as file:
+  with _open(path)(path, 'rb') as file:
     for number, line in enumerate(file, 1):
       try:
         line.decode('utf-8-sig' if number == 1 else 'utf-8')
@@ -185,6 +200,71 @@ def _check_header(path, number, names, columns):
   for name in columns:
     if names.count(name) > 1:
       raise UserError(f'{path}, row {number}: two columns are {name!r}')
+
+
+class Where:
+  """Which rows of a table are read: 'Column=Value;Other=A|B'.
+
+  Attributes:
+    columns: that it looks at.
+  """
+
+  def __init__(self, text: str):
+    """Reads the condition; '' lets every row pass.
+
+    Raises:
+      UserError: one line: it is none.
+    """
+    self.text = text
+    self._wanted = {}
+    for part in filter(None, map(str.strip, text.split(';'))):
+      column, equals, values = map(str.strip, part.partition('='))
+      if not (column and equals):
+        raise UserError(
+          f'config.data.csv.where: {part!r}; wanted Column=Value, or'
+          ' Column=A|B, and several with ; between them'
+        )
+      self._wanted[column] = {value.strip() for value in values.split('|')}
+    self.columns = tuple(self._wanted)
+    self._met = {column: set() for column in self.columns}
+    self._passed = not self.columns
+
+  def __call__(self, row: Row) -> bool:
+    """Whether the row is read."""
+    passes = True
+    for column, values in self._wanted.items():
+      cell = row[column]
+      passes &= cell in values
+      if not self._passed and len(self._met[column]) < 9:
+        self._met[column].add(cell)
+    self._passed |= passes
+    return passes
+
+  def check(self) -> None:
+    """Raises UserError if no row has passed so far: one line."""
+    if not self._passed:
+      met = '; '.join(
+        f'{column} is {", ".join(map(repr, sorted(values)[:8]))}'
+        for column, values in self._met.items()
+      )
+      raise UserError(f'config.data.csv.where: no row has {self.text!r}: {met}')
+
+
+def finding(cell: str, column: str) -> int | None:
+  """What the cell of a column of findings says: 1, 0, -1, or None: nothing.
+
+  Raises:
+    SourceFault: something else.
+  """
+  text = cell.lower()
+  if text in MISSING or not text:
+    return None
+  known = {'1': 1, '0': 0, '-1': -1, 'true': 1, 'false': 0}
+  head, _, zeros = text.partition('.')
+  value = known.get(head if not zeros.strip('0') else text)
+  if value is None:
+    raise SourceFault(f'{column} {cell!r}; wanted 1, 0, -1 or nothing')
+  return value
 
 
 def number(text: str, what: str) -> float:
@@ -236,3 +316,53 @@ def corners(
       ' below y_max'
     )
   return left, top, right, bottom
+
+
+def run_length_boxes(
+  masks: Iterable[str], width: int, height: int
+) -> list[tuple[float, float, float, float]]:
+  """The boxes (x0, y0, x1, y1) of what run-length masks cover together.
+
+  One for each connected component, by 8 neighbours. A mask reads, as SIIM-ACR
+  has it, 'GAP LENGTH GAP LENGTH ...' down the columns from the left upper
+  pixel, each gap from the end of the run before it.
+
+  Args:
+    masks: of one image.
+    width, height: of the frame that they count in, pixels.
+
+  Raises:
+    SourceFault: a mask of another form, or one that ends outside of the frame.
+  """
+  import cv2  # Training reads no masks, and imports this module.
+
+  runs = np.concatenate([_runs(mask, width * height) for mask in masks])  # K, 2
+  first = int(runs[:, 0].min()) // height  # columns
+  last = int(runs[:, 1].max() - 1) // height
+  covered = np.zeros((last - first + 1) * height, np.uint8)
+  for start, end in runs - first * height:
+    covered[start:end] = 1
+  _, _, stats, _ = cv2.connectedComponentsWithStats(
+    np.ascontiguousarray(covered.reshape(-1, height).T), connectivity=8
+  )
+  return [
+    (float(first + x), float(y), float(first + x + w), float(y + h))
+    for x, y, w, h, _ in stats[1:].tolist()  # the first is what is not covered
+  ]
+
+
+def _runs(mask, pixels):
+  """(K, 2): where each run begins and ends."""
+  words = mask.split()
+  if not words or len(words) % 2 or not all(w.isdecimal() for w in words):
+    raise SourceFault(
+      f'mask {reprlib.repr(mask)}; wanted -1, or pairs of gap and length'
+    )
+  if any(len(word) > 10 for word in words):
+    raise SourceFault(f'mask {reprlib.repr(mask)} ends outside of the image')
+  ends = np.cumsum(np.array(words, np.int64)).reshape(-1, 2)
+  if (ends[:, 1] == ends[:, 0]).any():
+    raise SourceFault(f'mask {reprlib.repr(mask)} has a run of length 0')
+  if ends[-1, 1] > pixels:
+    raise SourceFault(f'mask {reprlib.repr(mask)} ends outside of the image')
+  return ends

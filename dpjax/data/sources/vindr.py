@@ -14,6 +14,10 @@ Kaggle:
 
     train/{image_id}.dicom
     train.csv                               the columns of annotations_train.csv
+    train_meta.csv                          image_id,dim0,dim1: the originals'
+                                            height and width; smaller copies of
+                                            the set have it, or the columns
+                                            width,height in train.csv
 
 The three readers of a training image drew their boxes apart from each other; a
 test image has those that five agreed on. Kaggle's test part has no labels and
@@ -22,9 +26,13 @@ radiologist's annotations, 2022.
 """
 
 import dataclasses
+import functools
 import pathlib
+import re
+from collections.abc import Sequence
 
 from dpjax.data import radiograph
+from dpjax.data.decode import raster
 from dpjax.data.sources import files, tables
 from dpjax.errors import SourceFault, UserError
 
@@ -48,15 +56,21 @@ class _Scan:
     file: its image.
     readings: reader -> what he saw, (name, box), the box None for a label of
       the whole image; no entry for a reader who did not read it.
+    frame: width and height of the original image, None where `file` is that.
   """
 
   row: tables.Row
   file: pathlib.Path
   readings: dict[str, list[tuple[str, radiograph.Box | None]]]
+  frame: tuple[float, float] | None
 
 
 def read(
-  source: str | pathlib.Path, faults: tables.Faults, readers: str = 'union'
+  source: str | pathlib.Path,
+  faults: tables.Faults,
+  readers: str = 'union',
+  sizes: str = '',
+  ignore: Sequence[str] = (),
 ) -> list[radiograph.Radiograph]:
   """Reads the tables of the set in the folder `source`; decodes no image.
 
@@ -67,6 +81,10 @@ def read(
       what more than half of an image's readers saw; 'R8': that reader's, and
       images that he did not read are unlabelled. Test images have one reading,
       by all, that always counts.
+    sizes: of the original images: 'WIDTHxHEIGHT', a table in the source, or
+      'files': the images are the originals. '': train_meta.csv or the columns
+      width,height of the tables of boxes, if there; else the images' own.
+    ignore: see files.Files.
 
   Raises:
     UserError: one line that names what is wrong with a table or the folder,
@@ -80,23 +98,24 @@ def read(
     {part: folder / f'{table}_{part}.csv' for part in ('train', 'test')}
     for table in ('annotations', 'image_labels')
   )
+  frame_of = _frames(source, sizes, faults)
+  part = functools.partial(_read_part, source, faults, ignore, frame_of)
   scans = {}  # split -> {id: _Scan}
   if boxes['train'].exists():
-    train = _read_part(source, 'train', boxes['train'], labels['train'], faults)
+    train = part('train', boxes['train'], labels['train'])
     scans['train'] = train
     # Either says that there is a test part; the other one is then missed.
     if (source / 'test').exists() or boxes['test'].exists():
-      scans['test'] = _read_part(
-        source, 'test', boxes['test'], labels['test'], faults, train
-      )
+      scans['test'] = part('test', boxes['test'], labels['test'], train)
   elif (source / 'train.csv').exists():
-    table = source / 'train.csv'
-    scans[None] = _read_part(source, 'train', table, None, faults)
+    scans[None] = part('train', source / 'train.csv', None)
   else:
     raise UserError(
       f'config.data.source: {source} has neither'
       ' annotations/annotations_train.csv (PhysioNet) nor train.csv (Kaggle)'
     )
+  if not sizes:
+    _check_originals(scans)
   known = {
     reader
     for part in scans.values()
@@ -131,6 +150,7 @@ def _record(id, scan, split, readers):
     id,
     boxes=tuple(box for _, box in lesions),
     names=tuple(name for name, _ in lesions),
+    frame=scan.frame,
     classes=(findings or (NORMAL,)) if readings else (),
     findings=findings if readings else None,
     split=split,
@@ -204,9 +224,11 @@ def _mean(boxes):
   return tuple(sum(corner) / len(boxes) for corner in zip(*boxes, strict=True))
 
 
-def _read_part(source, part, box_table, label_table, faults, others=()):
+def _read_part(
+  source, faults, ignore, frame_of, part, box_table, label_table, others=()
+):
   """{id: _Scan} of a part; `others` are the ids of the other one."""
-  images = files.Files(source, [part])
+  images = files.Files(source, [part], ignore)
   who = () if part == 'test' else ('rad_id',)
   scans = {}
 
@@ -216,7 +238,8 @@ def _read_part(source, part, box_table, label_table, faults, others=()):
     if id not in scans:
       if id in others:
         raise SourceFault(f'{id} is in the other part as well')
-      scans[id] = _Scan(row, images.find(f'{part}/{id}'), {})
+      file = images.find(f'{part}/{id}')
+      scans[id] = _Scan(row, file, {}, frame_of(row))
     row.check()
     if 'rad_id' in row.cells and not row['rad_id']:
       raise SourceFault('no rad_id')
@@ -235,6 +258,71 @@ def _read_part(source, part, box_table, label_table, faults, others=()):
       reading(row).extend(_seen(row))
   images.add_unnamed(faults, box_table)
   return scans
+
+
+def _frames(source, sizes, faults):
+  """A call (row) -> width and height of its image's original, or None."""
+  side = re.fullmatch(r'(\d+)x(\d+)', sizes)
+  if sizes == 'files':
+    return lambda row: None
+  if side:
+    frame = float(side[1]), float(side[2])
+    return lambda row: frame
+  table = source / (sizes or 'train_meta.csv')
+  if not sizes and not table.exists():
+    return _own_frame
+  frames = {}
+  for row in tables.rows(table, ('image_id',), faults):
+    with faults.at(row, row['image_id']):
+      frame = _own_frame(row, ('dim1', 'dim0')) or _own_frame(row)
+      if frame is None:
+        raise SourceFault('no width,height nor dim1,dim0')
+      frames[row['image_id']] = frame
+
+  def frame_of(row):
+    id = row['image_id']
+    # Kaggle's table of sizes is one for each part.
+    if id not in frames:
+      raise SourceFault(f'{id!r} is not in {table.name}, which has the sizes')
+    return frames[id]
+
+  return frame_of
+
+
+def _own_frame(row, columns=('width', 'height')):
+  """Width and height as the row itself has them, if it does."""
+  cells = [row[column] for column in columns]
+  if not all(cells):
+    return None
+  frame = tuple(
+    tables.number(*pair) for pair in zip(cells, columns, strict=True)
+  )
+  if min(frame) <= 0:
+    raise SourceFault(f'an image of {" x ".join(cells)} pixels')
+  return frame
+
+
+def _check_originals(scans):
+  """Refuses smaller copies whose originals nobody tells the size of.
+
+  Such boxes would be clipped to the copy, or lie beside it.
+  """
+  for part in scans.values():
+    for id, scan in part.items():
+      boxes = [b for seen in scan.readings.values() for _, b in seen if b]
+      if not boxes or scan.frame:
+        continue
+      size = raster.size(str(scan.file))
+      corner = tuple(max(box[i] for box in boxes) for i in (2, 3))
+      if size and any(c > s + 2 for c, s in zip(corner, size, strict=True)):
+        raise UserError(
+          f'config.data.original_sizes: {id} has a box up to'
+          f' {corner[0]:g}, {corner[1]:g}, and its image is'
+          f' {size[0]} x {size[1]} pixels; boxes count in the original, so name'
+          ' a table with image_id,width,height of the originals (or'
+          ' WIDTHxHEIGHT where all are alike; files: the images are the'
+          ' originals)'
+        )
 
 
 def _read_labels(path, who, reading, faults):

