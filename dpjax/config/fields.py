@@ -248,12 +248,15 @@ def texts(*default: str, length: int | None = None, **marks: Any) -> Field:
 
 def some(*words: str, empty: bool = False, **marks: Any) -> Field:
   """A tuple of some of the words; all of them where nobody says which."""
+  least = '' if empty else 'one or more of '
   return Field(
     default=words,
     kind=tuple,
-    wanted=f'a tuple of {"" if empty else "one or more of "}{", ".join(words)}',
+    wanted=f'a tuple of {least}{", ".join(words)}, each once',
     fits=lambda value: (
-      (empty or len(value) > 0) and all(x in words for x in value)
+      (empty or len(value) > 0)
+      and all(x in words for x in value)
+      and len(set(value)) == len(value)
     ),
     **marks,
   )

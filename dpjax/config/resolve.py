@@ -170,8 +170,10 @@ def _check_network(c):
   if c.evaluate.cam_stage not in ('last', *stages):
     refuse('evaluate.cam_stage', c.evaluate.cam_stage, f'last or one of'
            f' {", ".join(stages)}')  # fmt: skip
-  if not set(c.mgacr.stages) <= set(stages):
-    refuse('mgacr.stages', c.mgacr.stages, f'a tuple of words among {stages}')
+  taught = c.mgacr.stages
+  if not set(taught) <= set(stages) or len(set(taught)) < len(taught):
+    refuse('mgacr.stages', taught, f'a tuple of words among {stages}, each'
+           ' once')  # fmt: skip
 
 
 def _check_schedules(c):

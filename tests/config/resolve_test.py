@@ -47,6 +47,8 @@ from tests.config import given
     ({'retrain__augment__scale': (0.9,)}, ['retrain.augment.scale']),
     ({'model__stage_sizes': (2, 0)}, ['model.stage_sizes']),
     ({'mgacr__stages': ('stage5',)}, ['mgacr.stages', 'stage4']),
+    ({'mgacr__stages': ('stage1', 'stage1')}, ['mgacr.stages', 'each once']),
+    ({'compare__methods': ('knn', 'knn')}, ['compare.methods', 'each once']),
     ({'mgacr__lesions_only': ('feet',)}, ['mgacr.lesions_only', 'feat']),
     (
       {'mgacr__attention': False, 'mgacr__stop_gradient_maps': False},
