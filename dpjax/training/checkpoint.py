@@ -2,7 +2,10 @@
 
 A checkpoint holds the state, the data iterator's state and a small record of
 the run (seconds trained). Orbax writes it beside and renames it when whole, so
-a kill at any moment leaves the one before.
+a kill at any moment leaves the one before. A step whose files were damaged
+later (checkpoint_files.find_fault) counts as none: who trains moves it to
+`damaged/` beside checkpoints/, out of the way of the next save of that step and
+of what is kept; who looks on takes the next one.
 
 Where a run starts, the first that is there:
   1. the newest checkpoint of its own workdir (it resumes),
@@ -11,8 +14,11 @@ Where a run starts, the first that is there:
 """
 
 import contextlib
+import itertools
 import pathlib
 import shutil
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -21,8 +27,21 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint.path import atomicity
 
 from dpjax.errors import UserError
+from dpjax.training import checkpoint_files
+
+DAMAGED = 'damaged'  # beside checkpoints/: the steps that were set aside
+
+
+class _Listed(atomicity.AtomicRenameTemporaryPath):
+  """A step that gets its list of files just before it gets its name."""
+
+  async def finalize(self) -> None:
+    if self.get_final().name.isdigit():  # The items of a step pass here too.
+      checkpoint_files.write_list(pathlib.Path(self.get()))
+    await super().finalize()
 
 
 class Checkpoints:
@@ -43,11 +62,14 @@ class Checkpoints:
       keep: how many of the newest to keep.
       best: the score whose highest checkpoint is kept too; '' for none.
       write: make the folder, and clear it of what a kill in the middle of a
-        save has left. False to look on: that may be a save under way.
+        save has left. False to look on: that may be a save under way. What
+        `set_aside_damaged` has not looked at is then checked here.
     """
     self._best = best
+    self._write = write
+    self._folder = _folder(workdir)
     if write and jax.process_index() == 0:
-      _clear(pathlib.Path(workdir) / 'checkpoints')
+      _clear(self._folder)
     policies = [checkpoint_managers.LatestN(keep)]
     if best:
       policies.append(
@@ -58,12 +80,15 @@ class Checkpoints:
         )
       )
     self._manager = ocp.CheckpointManager(
-      epath.Path(pathlib.Path(workdir).resolve() / 'checkpoints'),
+      epath.Path(self._folder),
       options=ocp.CheckpointManagerOptions(
         save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         best_fn=self._score if best else None,  # else no score is written
         create=write,
+        temporary_path_class=_Listed,
+        # Else it would read the scores of damaged steps too.
+        lightweight_initialize=not write,
         **({} if write else _alone()),
       ),
       item_handlers=_handlers(),
@@ -81,24 +106,38 @@ class Checkpoints:
     """The step of the 'last' or the 'best' checkpoint.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or none that is whole.
     """
-    step = self.newest()
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    faults = {} if self._write else _faults(self._folder, steps)
+    wanted = [step for step in steps if step not in faults]
     if which == 'best':
       scored = {
         step: self._score(metrics)
-        for step in self._manager.all_steps()
+        for step in wanted
         if (metrics := self._manager.metrics(step))
       }
       # Of equals the latest, as the policy keeps it.
-      step = max(scored, key=lambda s: (scored[s], s), default=None)
-    if step is None:
+      wanted = sorted(scored, key=lambda s: (scored[s], s), reverse=True)
+    while wanted and not self._write:
+      fault = checkpoint_files.find_fault(
+        self._folder / str(wanted[0]), thorough=True
+      )
+      if fault is None:
+        break
+      faults[wanted.pop(0)] = fault
+    if not wanted and faults:
+      raise _none_whole(self._folder, faults)
+    if not wanted:
       needs = ' with validations (eval.every)' if which == 'best' else ''
       raise UserError(
-        f'{self._manager.directory} holds no {which} checkpoint; train first'
-        + needs
+        f'{self._folder} holds no {which} checkpoint; train first' + needs
       )
-    return step
+    for step, fault in faults.items():
+      # An older one may have been the best.
+      if step > wanted[0] or which == 'best':
+        _warn(self._folder, step, fault, f'step {wanted[0]} is taken')
+    return wanted[0]
 
   def save(
     self, step: int, state: Any, data: Any, run: Any, scores: Any = None
@@ -143,6 +182,20 @@ class Checkpoints:
     )
     return restored['state'], restored['data'], restored['run']
 
+  def read_state(self, step: int) -> dict[str, Any]:
+    """The state as saved at `step`, as nested dicts of numpy arrays."""
+    tree = self._manager.item_metadata(step)['state'].tree
+    # As numpy, whatever devices it was saved from.
+    as_numpy = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+    )
+    return self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(item=tree, restore_args=as_numpy)
+      ),
+    )['state']
+
   def wait(self) -> None:
     """Blocks until the save under way is complete."""
     self._manager.wait_until_finished()
@@ -185,37 +238,97 @@ def _handlers():
 
 
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:
-  """Whether `workdir` holds a whole checkpoint; makes nothing."""
-  folder = pathlib.Path(workdir) / 'checkpoints'
-  return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
+  """Whether `workdir` holds a checkpoint, damaged or not; makes nothing."""
+  return bool(_steps(_folder(workdir)))
+
+
+def set_aside_damaged(workdir: str | pathlib.Path) -> None:
+  """Moves damaged steps from checkpoints/ to damaged/; a line for each.
+
+  Nothing is thrown away. For who will write in `workdir`, before that.
+
+  Raises:
+    UserError: none of its steps is whole.
+  """
+  folder = _folder(workdir)
+  steps = sorted(_steps(folder), reverse=True)
+  faults = _faults(folder, steps)
+  newest = None
+  for step in steps:
+    if step in faults:
+      continue
+    fault = checkpoint_files.find_fault(folder / str(step), thorough=True)
+    if fault is None:
+      newest = step
+      break
+    faults[step] = fault
+  if steps and newest is None:
+    raise _none_whole(
+      folder, faults, '; put a copy there, or remove the folder to begin anew'
+    )
+  for step, fault in sorted(faults.items(), reverse=True):
+    aside = folder.parent / DAMAGED
+    aside.mkdir(exist_ok=True)
+    # The same step may have been damaged before.
+    again = (f'{step}-{number}' for number in itertools.count(2))
+    name = next(
+      name
+      for name in itertools.chain([f'{step}'], again)
+      if not (aside / name).exists()
+    )
+    (folder / str(step)).rename(aside / name)
+    _warn(
+      folder, step, fault, f'it is now {aside / name}, and the run goes on from'
+      f' step {newest}',
+    )  # fmt: skip
+
+
+def _folder(workdir):
+  return pathlib.Path(workdir).resolve() / 'checkpoints'
+
+
+def _steps(folder):
+  """The steps of a run, whole or not."""
+  if not folder.is_dir():
+    return []
+  return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+
+
+def _faults(folder: pathlib.Path, steps: Iterable[int]) -> dict[int, str]:
+  """{step: what is wrong with it}, as far as a quick look tells."""
+  looked = {s: checkpoint_files.find_fault(folder / str(s)) for s in steps}
+  return {step: fault for step, fault in looked.items() if fault is not None}
+
+
+def _none_whole(folder, faults, mend=''):
+  newest = max(faults)
+  more = (
+    f', and {len(faults) - 1} before it likewise' if len(faults) > 1 else ''
+  )
+  return UserError(
+    f'{folder} holds no whole checkpoint: step {newest} is damaged'
+    f' ({faults[newest]}){more}{mend}'
+  )
+
+
+def _warn(folder, step, fault, then):
+  print(
+    f'warning: {folder}: step {step} is damaged ({fault}); {then}',
+    file=sys.stderr,
+    flush=True,
+  )
 
 
 def read_state(workdir: str | pathlib.Path) -> dict[str, Any]:
-  """The newest state of a run as nested dicts of numpy arrays.
+  """The newest whole state of a run as nested dicts of numpy arrays.
 
   Raises:
-    UserError: no checkpoint there.
+    UserError: no checkpoint there, or no whole one.
   """
   if not has_checkpoint(workdir):
     raise UserError(f'{workdir} holds no checkpoint')
-  manager = ocp.CheckpointManager(
-    epath.Path(pathlib.Path(workdir).resolve() / 'checkpoints'),
-    options=ocp.CheckpointManagerOptions(read_only=True, **_alone()),
-    item_handlers=_handlers(),
-  )
-  with contextlib.closing(manager):
-    step = manager.latest_step()
-    tree = manager.item_metadata(step)['state'].tree
-    # As numpy, whatever devices it was saved from.
-    as_numpy = jax.tree.map(
-      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
-    )
-    return manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.PyTreeRestore(item=tree, restore_args=as_numpy)
-      ),
-    )['state']
+  with contextlib.closing(Checkpoints(workdir, write=False)) as saved:
+    return saved.read_state(saved.find('last'))
 
 
 def load_backbone(path: str | pathlib.Path) -> dict[str, Any]:
@@ -231,13 +344,15 @@ def load_backbone(path: str | pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: no checkpoint there, or its numbers are not finite.
   """
+  if not has_checkpoint(path):
+    raise UserError(
+      f'config.init.backbone: {path} holds no checkpoint; it must be a workdir'
+      ' of stage I, an .npz or .safetensors file, auto, or None'
+    )
   try:
     state = read_state(path)
-  except ValueError as error:
-    raise UserError(
-      f'config.init.backbone: {error}; it must be a workdir of stage I, an .npz'
-      ' or .safetensors file, auto, or None'
-    ) from error
+  except UserError as error:
+    raise UserError(f'config.init.backbone: {error}') from error
   backbone = {
     part: dict(state[part]['backbone']) for part in ('params', 'batch_stats')
   }

@@ -92,6 +92,7 @@ def _open(config, stage, workdir):
 
   def claim_and_prepare():
     workdir_lib.claim_workdir(workdir, config, stage)
+    checkpoint.set_aside_damaged(workdir)
     return prepare.open_prepared(config)
 
   data = processes.on_process_0(f'{stage}: open', claim_and_prepare)

@@ -230,6 +230,82 @@ def test_a_backbone_that_is_not_finite_is_refused_by_the_array(tmp_path, value):
     checkpoint.load_backbone(tmp_path)
 
 
+@pytest.fixture
+def two_steps(tmp_path):
+  """A run whose newest steps are 7 and 9."""
+  save(tmp_path, {7: {'f1': 0.2}, 9: {'f1': 0.3}}, best='f1')
+  return tmp_path
+
+
+def cut_short(workdir, step, name='state/manifest.ocdbt'):
+  file = workdir / 'checkpoints' / str(step) / name
+  file.write_bytes(file.read_bytes()[:-1])
+
+
+def test_a_run_goes_on_from_the_newest_whole_step_and_names_both(
+  two_steps, capsys
+):
+  cut_short(two_steps, 9)
+  checkpoint.set_aside_damaged(two_steps)
+  (line,) = capsys.readouterr().err.splitlines()
+  assert 'step 9 is damaged (state/manifest.ocdbt has 1' in line
+  assert 'goes on from step 7' in line
+  # Nothing is thrown away, and the next save of that step is a whole one.
+  aside = two_steps / 'damaged'
+  assert str(aside / '9') in line and (aside / '9' / 'state').is_dir()
+  assert save(two_steps, {9: None}) == {'7', '9'}
+  cut_short(two_steps, 9)
+  checkpoint.set_aside_damaged(two_steps)
+  assert {path.name for path in aside.iterdir()} == {'9', '9-2'}
+  saved = checkpoint.Checkpoints(two_steps)
+  assert saved.newest() == 7
+  assert_same(saved.restore(7, make_state(seed=1))[0], make_state())
+  saved.close()
+
+
+def test_damaged_scores_of_an_older_step_stop_nobody(two_steps, capsys):
+  cut_short(two_steps, 7, 'metrics/metrics')
+  saved = checkpoint.Checkpoints(two_steps, best='f1', write=False)
+  assert saved.find('last') == 9 and not capsys.readouterr().err
+  assert saved.find('best') == 9
+  assert 'step 7 is damaged' in capsys.readouterr().err
+  saved.close()
+  checkpoint.set_aside_damaged(two_steps)
+  assert kept(two_steps) == {'9'}
+
+
+def test_who_looks_on_takes_the_newest_whole_step_and_moves_nothing(
+  two_steps, capsys
+):
+  cut_short(two_steps, 9)
+  saved = checkpoint.Checkpoints(two_steps, best='f1', write=False)
+  for which in ('last', 'best'):
+    assert saved.find(which) == 7
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'step 9 is damaged' in line and 'step 7 is taken' in line
+  saved.close()
+  assert set(checkpoint.load_backbone(two_steps)) == {'params', 'batch_stats'}
+  assert 'step 7 is taken' in capsys.readouterr().err
+  assert kept(two_steps) == {'7', '9'}
+
+
+def test_where_no_step_is_whole_all_say_so_and_leave_them_there(two_steps):
+  cut_short(two_steps, 7)
+  shutil.rmtree(two_steps / 'checkpoints' / '9')
+  (two_steps / 'checkpoints' / '9').mkdir()
+  saved = checkpoint.Checkpoints(two_steps, write=False)
+  for function in (
+    lambda: checkpoint.set_aside_damaged(two_steps),
+    lambda: saved.find('last'),
+    lambda: checkpoint.load_backbone(two_steps),
+  ):
+    with pytest.raises(UserError, match='no whole checkpoint: step 9 is') as e:
+      function()
+    assert '\n' not in str(e.value) and str(two_steps) in str(e.value)
+  saved.close()
+  assert kept(two_steps) == {'7', '9'}
+
+
 def variables_of(state):
   return {'params': state.params, 'batch_stats': state.batch_stats}
 

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -350,6 +351,20 @@ def test_a_workdir_in_which_nothing_was_saved_takes_the_corrected_flags(
     loop.train(wrong, 'retrain', tmp_path / 'run')
   loop.train(make_config(), 'retrain', tmp_path / 'run')
   assert steps_kept(tmp_path / 'run') == {3, 6}
+
+
+@pytest.mark.usefixtures('uncompiled')
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
+  tmp_path, capsys
+):
+  loop.train(make_config(), 'retrain', tmp_path)
+  shutil.rmtree(tmp_path / 'checkpoints' / '6' / 'run')  # half copied
+  loop.train(make_config(), 'retrain', tmp_path)
+  said = capsys.readouterr()
+  assert 'step 6 is damaged' in said.err and 'from step 3' in said.err
+  assert 'resumed at step 3' in said.out
+  assert steps_kept(tmp_path) == {3, 6}
+  assert [e['step'] for e in read_log(tmp_path, 'train')] == [*range(1, 7)]
 
 
 @pytest.mark.usefixtures('uncompiled')
