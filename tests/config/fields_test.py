@@ -1,6 +1,7 @@
 """The kinds of fields, their marks, and the configs that are made of them."""
 
 import math
+import os
 
 import ml_collections
 import pytest
@@ -75,6 +76,13 @@ def test_a_value_comes_back_in_the_type_of_its_field():
   assert type(fields.number(0.5, 0).checked('a', 1)) is float
   assert fields.counts(1, wanted='x').checked('a', [1, 2]) == (1, 2)
   assert fields.rows().checked('a', [['b', ['x=1']]]) == (('b', ('x=1',)),)
+
+
+def test_the_home_of_a_user_may_stand_in_a_path_and_in_no_other_text():
+  home = os.path.expanduser('~')
+  assert fields.path().checked('a', '~/set') == f'{home}/set'
+  assert fields.path().checked('a', 'x/~') == 'x/~'
+  assert fields.text('').checked('a', '~/set') == '~/set'
 
 
 @pytest.mark.parametrize('nothing', [None, '', 'None'])

@@ -102,6 +102,24 @@ def test_the_labels_of_any_finding_and_of_single_classes(tmp_path):
   assert names == ('No Finding', 'Infiltration')
 
 
+@pytest.mark.parametrize('name', ['Patient Gender', 'Patient Sex', 'Who'])
+def test_metadata_is_found_by_the_names_of_all_releases_or_said_to_lack(
+  tmp_path, name
+):
+  entries = HEADER.replace('Patient Gender', name) + ROWS
+  faults = tables.Faults()
+  records = nih.read(write(tmp_path, entries), faults)
+  sexes = [r.metadata.get('sex') for r in records]
+  if name == 'Who':
+    [remark] = faults.remarks
+    assert sexes == [None] * 4 and remark.startswith(
+      f'{tmp_path}/{ENTRIES} has'
+    )
+    assert "no column 'Patient Gender' or 'Patient Sex'" in remark
+  else:
+    assert sexes == ['M', 'M', 'F', 'F'] and not faults.remarks
+
+
 def test_ages_are_years_and_no_age_above_89_tells_who_it_is(tmp_path):
   records = read(write(tmp_path))
   assert [r.metadata for r in records] == [
