@@ -225,6 +225,7 @@ def _prepare(resolve, workdir):
 
 def _evaluate(resolve, workdir):
   from dpjax.evaluation import against, evaluate, text
+  from dpjax.evaluation import files as files_lib
 
   config = resolve(_CONFIG.value)
   other = os.path.expanduser(_AGAINST.value or '')
@@ -232,7 +233,7 @@ def _evaluate(resolve, workdir):
     against.read_evaluation(other)  # Before anything is computed.
   result = evaluate.evaluate(config, workdir)
   print(text.format_table(result))
-  written = pathlib.Path(result['workdir'])
+  written = files_lib.workdir_of(workdir)
   files = ['evaluation.json', 'predictions.csv']
   if other:
     found = against.compare_runs(

@@ -12,6 +12,7 @@ import csv
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -131,6 +132,22 @@ def test_its_predictions_are_the_same(folder):
     np.array([row[3:] for row in wanted[1:]], float),
     **CLOSE,
   )
+
+
+def test_it_goes_on_under_another_name_and_place(folder, tmp_path):
+  moved = tmp_path / 'moved/again'
+  shutil.copytree(folder / 'runs/rec', moved)
+  (tmp_path / 'data').symlink_to(folder / 'data')
+  config = moved / 'retrain/config.json'
+  with tarfile.open(ROOT / 'tests/recorded/faa881e.tar.xz') as recorded:
+    member = recorded.extractfile('runs/rec/retrain/config.json')
+    config.write_bytes(member.read())
+  backbones = [json.loads(config.read_text())['init']['backbone']]
+  for spelled in 'moved/../moved/again', moved:
+    said = run(tmp_path, [], spelled)
+    assert 'resumed at step 20, to step 20' in said, spelled
+    backbones.append(json.loads(config.read_text())['init']['backbone'])
+  assert backbones == ['runs/rec/pretrain', '../pretrain', '../pretrain']
 
 
 def test_it_is_evaluated_anew_and_reported(folder):

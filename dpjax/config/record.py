@@ -1,7 +1,9 @@
 """config.json: the config of a run, and what of it may change."""
 
 import json
+import os
 import pathlib
+import re
 from typing import Any
 
 import ml_collections
@@ -12,8 +14,27 @@ from dpjax.errors import UserError
 
 
 def save(config: Any, path: str | pathlib.Path) -> None:
-  """Writes config.json, whole or not at all."""
-  atomic.write_json(path, config.to_dict())
+  """Writes config.json, whole or not at all.
+
+  A backbone that stands beside the run, as a recipe's stage I does, is recorded
+  as ../NAME, relative to the run: both may move.
+  """
+  record = config.to_dict()
+  backbone = record.get('init', {}).get('backbone')
+  if backbone not in (None, 'auto'):
+    backbone = seen_from(pathlib.Path(path).parent, backbone)
+    record['init']['backbone'] = backbone
+  atomic.write_json(path, record)
+
+
+def seen_from(workdir: str | pathlib.Path, backbone: str) -> str:
+  """../NAME of a run that stands beside another; else the path as given."""
+  around, name = os.path.split(os.path.realpath(backbone))
+  beside = around == os.path.dirname(os.path.realpath(workdir))
+  if beside and os.path.isdir(backbone):
+    return f'../{name}'
+  # As given, but not to be taken for the former.
+  return os.path.abspath(backbone) if backbone.startswith('..') else backbone
 
 
 def load(path: str | pathlib.Path) -> ml_collections.ConfigDict:
@@ -35,21 +56,63 @@ def load(path: str | pathlib.Path) -> ml_collections.ConfigDict:
   for name, field in fields.table().items():
     if field.before is not fields.ALWAYS and name.split('.')[0] in record:
       values.setdefault(name, field.before)
+  if (backbone := values.get('init.backbone')) is not None:
+    folder = pathlib.Path(path).parent
+    values['init.backbone'] = _beside(folder, backbone) or backbone
   return fields.typed(values)
+
+
+def _beside(folder, backbone):
+  """What ../NAME in the record of `folder` means here; None for another path.
+
+  Earlier versions recorded what was given, relative to where they were run.
+  """
+  if not re.fullmatch(r'\.\./[^/]+', backbone):
+    return None
+  if os.path.islink(folder):
+    folder = os.path.realpath(folder)
+  there = os.path.normpath(os.path.join(folder, backbone))
+  return (
+    there if os.path.exists(there) or not os.path.exists(backbone) else None
+  )
 
 
 def differences(old: Any, new: Any) -> list[str]:
   """['field: old -> new'] of the fields that may not change in a resume.
 
   An 'auto' agrees with whatever it stands for: earlier versions recorded it.
+  The backbone may have been moved, or be named in another way.
   """
   old, new = fields.flatten(old), fields.flatten(new)
   return [
     f'{name}: {old.get(name)!r} -> {new.get(name)!r}'
     for name in sorted((old.keys() | new.keys()) - fields.marked('resume'))
     if old.get(name) != new.get(name)
-    and not (name in old and name in new and _any_auto(name, old, new))
+    and not (name in old and name in new and _agree(name, old, new))
   ]
+
+
+def _agree(name, old, new):
+  if name == 'init.backbone' and None not in (old[name], new[name]):
+    return _any_auto(name, old, new) or _same_run(old[name], new[name])
+  return _any_auto(name, old, new)
+
+
+def _same_run(old, new):
+  """Whether the path on record and the one given are of one run.
+
+  Under another path the same run may stand because it was moved, so that
+  nothing is where it was, or copied, with its config.json.
+  """
+  if os.path.realpath(old) == os.path.realpath(new):
+    return True
+  old, new = pathlib.Path(old).absolute(), pathlib.Path(new).absolute()
+  if old.name != new.name or not (new / 'config.json').is_file():
+    return False
+  if not old.exists():
+    return True
+  file = old / 'config.json'
+  return file.is_file() and load(file) == load(new / 'config.json')
 
 
 def _any_auto(name, *configs):

@@ -87,7 +87,7 @@ def compare_runs(
 def write(found: dict[str, Any]) -> pathlib.Path:
   """Writes what `compare_runs` found as against.json into a's workdir."""
   file = pathlib.Path(found['a']) / files.AGAINST
-  atomic.write_json(file, found)
+  atomic.write_json(file, {**found, 'a': '.'})  # The folder may move.
   return file
 
 

@@ -168,7 +168,6 @@ def score_classifier(
   draws = {'resamples': settings.resamples, 'seed': settings.seed}
   answers = split.labels, probabilities, class_names
   return {
-    'workdir': str(workdir),
     'checkpoint': settings.checkpoint,
     'data': str(images.path),
     'split': settings.split,

@@ -124,7 +124,7 @@ def _write(folder, html, written, runs):
     for name, data in section.files.items():
       (pictures / name).write_bytes(data)
   record = {
-    'workdirs': {run.name: str(run.workdir) for run in runs},
+    'workdirs': {run.name: run.path_from(folder) for run in runs},
     'sections': {
       section.key: {
         'title': section.title,

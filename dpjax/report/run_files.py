@@ -7,6 +7,7 @@ A file that is missing or cannot be read gives None or nothing, with a line of
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import zipfile
 from typing import Any
@@ -65,6 +66,12 @@ class Run:
   pointing: dict[str, float]
   benchmark: dict[str, Any] | None
   notes: tuple[str, ...]
+
+  def path_from(self, folder: pathlib.Path) -> str:
+    """Where it is; relative to `folder` if it is in there, which may move."""
+    place, folder = os.path.realpath(self.workdir), os.path.realpath(folder)
+    inside = pathlib.Path(place).is_relative_to(folder)
+    return os.path.relpath(place, folder) if inside else str(self.workdir)
 
   @property
   def class_names(self) -> list[str]:

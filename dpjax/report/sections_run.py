@@ -54,7 +54,7 @@ def what_was_run(section: page.Section, report_data: ReportData) -> None:
     kind='words',
   )
   section.numbers['runs'] = {
-    run.name: {'workdir': str(run.workdir), **one, 'notes': list(run.notes)}
+    run.name: {**one, 'notes': list(run.notes)}
     for run, one in zip(runs, facts, strict=True)
   }
   known = [run for run in runs if run.config]
@@ -99,7 +99,9 @@ def _facts(run):
     )
     start = c.init.backbone
     facts['Starts from'] = (
-      'scratch' if c.stage == 'pretrain' or start is None else str(start)
+      'scratch'
+      if c.stage == 'pretrain' or start is None
+      else record_lib.seen_from(run.workdir, start)
     )
     if c.stage != 'pretrain':
       facts['Classification loss'] = loss.classification

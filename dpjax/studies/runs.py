@@ -211,11 +211,6 @@ def make_task(
     pretraining = place(workdir, f'pretrain-{key}', config.seed)
     backbone = str(pretraining)
   folder = place(workdir, name, config.seed)
-  if pretraining is not None and (folder / 'config.json').is_file():
-    # The same folder may be named in another way, such as from the root.
-    recorded = record_lib.load(folder / 'config.json').init.backbone
-    if recorded and os.path.realpath(recorded) == os.path.realpath(backbone):
-      backbone = recorded
   config.init.backbone = backbone
   return Task(name, folder, config, pretraining)
 
@@ -306,7 +301,7 @@ def look(task: Task) -> Run:
   """What there is of a task; trains nothing."""
   run = Run(task.config.seed, task.workdir)
   if task.pretraining and (error := _failure(task.pretraining)) is not None:
-    error = f'stage I, {task.pretraining}: {error}'
+    error = f'stage I, {task.pretraining.name}: {error}'
     return dataclasses.replace(run, error=error)
   if not (task.workdir / 'config.json').is_file() or _changed(task):
     return run
@@ -337,7 +332,7 @@ def _result(task):
 
 
 def _same_path(a, b):
-  return pathlib.Path(a) == pathlib.Path(b)
+  return os.path.realpath(a) == os.path.realpath(b)
 
 
 def run(task: Task, work: Callable[[Task], None] | None = None) -> Run:

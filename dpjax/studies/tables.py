@@ -263,7 +263,8 @@ def records(of: Sequence[runs.Run]) -> list[dict[str, Any]]:
   return [
     {
       'seed': run.seed,
-      'workdir': str(run.workdir),
+      # In the study's own, which may move.
+      'workdir': '/'.join(run.workdir.parts[-2:]),
       'state': run.state,
       'error': run.error,
       **({'seconds': runs.seconds(run)} if run.state == 'finished' else {}),

@@ -1,6 +1,8 @@
 """config.json comes back as it was, and says what may change."""
 
 import json
+import pathlib
+import shutil
 
 import pytest
 
@@ -74,6 +76,84 @@ def test_a_run_of_the_version_before_goes_on(tmp_path):
   assert record_lib.differences(record_lib.load(path), new) == [
     "data.csv.image: 'auto' -> 'image'"
   ]
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+  """A recipe's folder, with both stages on record; the cwd is around it."""
+  monkeypatch.chdir(tmp_path)
+  one, two = (pathlib.Path('runs/a', s) for s in ('pretrain', 'retrain'))
+  config = given.resolve(init__backbone=None)
+  for workdir in one, two:
+    workdir.mkdir(parents=True)
+    record_lib.save(config, workdir / 'config.json')
+    config.init.backbone = str(one)
+  return pathlib.Path('runs/a')
+
+
+def backbone_differs(folder, backbone):
+  """Whether stage II in `folder` refuses to go on from `backbone`."""
+  old = record_lib.load(folder / 'retrain' / 'config.json')
+  new = given.resolve(init__backbone=str(backbone))
+  return record_lib.differences(old, new) != []
+
+
+def write_backbone(workdir, text):
+  file = workdir / 'retrain' / 'config.json'
+  record = json.loads(file.read_text())
+  record['init']['backbone'] = str(text)
+  file.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize('spelled', ['now', 'from the cwd', 'from the root'])
+@pytest.mark.parametrize('fate', ['stays', 'moves', 'is copied', 'is linked'])
+def test_a_recipe_goes_on_wherever_its_folder_is(recipe, spelled, fate):
+  if spelled != 'now':  # as earlier versions recorded it
+    own = recipe / 'pretrain'
+    write_backbone(recipe, own if spelled == 'from the cwd' else own.absolute())
+  place = recipe
+  if fate == 'moves':
+    place = recipe.rename('elsewhere')
+  elif fate == 'is copied':
+    place = pathlib.Path(shutil.copytree(recipe, 'elsewhere'))
+  elif fate == 'is linked':
+    place = pathlib.Path('elsewhere')
+    place.symlink_to(recipe)
+  own = place / 'pretrain'
+  for backbone in own, own.absolute(), f'./{own}':
+    assert not backbone_differs(place, backbone)
+
+
+def test_a_recipe_records_nothing_of_where_it_is(recipe):
+  text = (recipe / 'retrain' / 'config.json').read_text()
+  assert json.loads(text)['init']['backbone'] == '../pretrain'
+  found = record_lib.load(recipe / 'retrain' / 'config.json').init.backbone
+  assert pathlib.Path(found) == recipe / 'pretrain'
+  # Stage II alone may be a link too: what is beside it is where it is.
+  pathlib.Path('two').symlink_to(recipe / 'retrain')
+  found = record_lib.load('two/config.json').init.backbone
+  assert pathlib.Path(found).samefile(recipe / 'pretrain')
+
+
+def test_another_run_of_the_same_name_is_another_backbone(recipe):
+  other = pathlib.Path('runs/b/pretrain')
+  other.mkdir(parents=True)
+  config = given.resolve(init__backbone=None, seed=7)
+  record_lib.save(config, other / 'config.json')
+  assert backbone_differs(recipe, other)
+  assert backbone_differs(recipe, 'None')
+
+
+def test_a_backbone_elsewhere_is_recorded_as_given(recipe):
+  lone = pathlib.Path('lone/run')
+  lone.mkdir(parents=True)
+  for backbone in str(recipe / 'pretrain'), 'w.npz', '../w.npz':
+    config = given.resolve(init__backbone=backbone)
+    record_lib.save(config, lone / 'config.json')
+    found = record_lib.load(lone / 'config.json')
+    assert not record_lib.differences(found, config)
+    if not backbone.startswith('..'):
+      assert found.init.backbone == backbone
 
 
 def test_against_nothing_every_field_of_the_run_differs():

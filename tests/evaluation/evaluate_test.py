@@ -306,8 +306,7 @@ def test_a_recipe_is_scored_by_its_second_stage_and_a_save_there_left_alone(
   shutil.copytree(trained, tmp_path / 'retrain')
   under_way = tmp_path / 'retrain' / 'checkpoints' / '9.orbax-checkpoint-tmp'
   under_way.mkdir()
-  result = evaluate.evaluate(make_config(), tmp_path)
-  assert result['workdir'] == str(tmp_path / 'retrain')
+  evaluate.evaluate(make_config(), tmp_path)
   assert (tmp_path / 'retrain' / 'evaluation.json').is_file()
   assert under_way.is_dir()
 

@@ -168,7 +168,7 @@ def _evaluation(rng, folder, split, probabilities, names, path):
         'num_images': len(split) // 2, 'scores': found, 'intervals': spans,
       }  # fmt: skip
   return {
-    'workdir': str(folder), 'checkpoint': 'last', 'step': 60, 'data': path,
+    'checkpoint': 'last', 'step': 60, 'data': path,
     'split': 'test', 'device': 'cpu', 'class_names': names,
     'num_images': len(split), 'scores': scores, 'intervals': intervals,
     'per_class': {

@@ -110,7 +110,6 @@ def write_evaluation(workdir, split, rng, strength=1.0, settings=None):
   )
   is_test = split is STORE.split('test')
   result = {
-    'workdir': str(workdir),
     'checkpoint': 'last',
     'data': (settings and settings.path) or 'memory',
     **({'settings': settings.to_dict()} if settings else {}),
