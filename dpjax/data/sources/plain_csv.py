@@ -6,11 +6,12 @@
 
 The columns may have any names (config.data.csv). `image` is the file's name,
 with or without its suffix, or its path from the source. A label is the name of
-a class, or several with | between them; a number must be whole and 0 or more.
-An empty one leaves the image unlabelled, boxes or not. In place of a label
-there may be a column for each finding, 1 where it is there, 0 where it is not,
--1 where that is uncertain. A box is in pixels of the stored image, x and y of
-its left upper corner; or boxes are those of run-length masks.
+a class, or several with | between them or as a list, "['A', 'B']"; a number
+must be whole and 0 or more. An empty one leaves the image unlabelled, boxes or
+not. In place of a label there may be a column for each finding, 1 where it is
+there, 0 where it is not, -1 where that is uncertain. A box is in pixels of the
+stored image, x and y of its left upper corner; or boxes are those of run-length
+masks.
 """
 
 import ast
@@ -402,7 +403,7 @@ class _Images:
       self.uncertain.append((row, file))
       state = self.meaning.of(-1)
       return () if state is None else (str(int(state)),)
-    names = [name.strip() for name in cell.split('|')]
+    names = [*tables.names(cell)]
     if not all(name and name.isprintable() for name in names):
       raise SourceFault(f'label {cell!r}; wanted names with | between them')
     for i, name in enumerate(names):

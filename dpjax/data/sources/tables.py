@@ -12,6 +12,7 @@ import difflib
 import gzip
 import math
 import pathlib
+import re
 import reprlib
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -248,6 +249,32 @@ class Where:
         for column, values in self._met.items()
       )
       raise UserError(f'config.data.csv.where: no row has {self.text!r}: {met}')
+
+
+# An entry of a list in a cell, quoted or bare; possessive: in linear time.
+_ENTRY = (
+  r"""\s*+('(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+"|[^,'"\[\]\s][^,'"\[\]]*+|)"""
+  r'\s*+'
+)
+
+
+def names(cell: str) -> tuple[str, ...]:
+  """The names in a cell: 'A|B', or a list as Python writes it: "['A', 'B']".
+
+  Raises:
+    SourceFault: a list of another form.
+  """
+  if not cell.startswith('['):
+    return tuple(name.strip() for name in cell.split('|'))
+  if not re.fullmatch(rf'\[{_ENTRY}(?:,{_ENTRY})*\]', cell):
+    raise SourceFault(
+      f'{reprlib.repr(cell)} is no list of names, such as {["A", "B"]}'
+    )
+  found = (
+    entry[1:-1] if entry[:1] in ('"', "'") else entry
+    for entry in re.findall(f'(?:^|,){_ENTRY}(?=,|$)', cell[1:-1])
+  )
+  return tuple(filter(None, map(str.strip, found)))
 
 
 def finding(cell: str, column: str) -> int | None:

@@ -217,6 +217,38 @@ def test_mimic_joins_its_tables_and_keeps_its_split(tmp_path):
     read_documented('MIMIC-CXR-JPG', tmp_path, csv__join=('other.csv',))
 
 
+def test_padchest_reads_lists_of_labels(tmp_path):
+  rows = {
+    '1': ('PA', "['normal']", 0),
+    '2': ('AP', "['pneumonia', 'infiltrates']", 1),
+    '3': ('PA', "[' pleural effusion', 'pneumonia']", 1),
+    '4': ('PA', "['exclude']", None),
+    '5': ('PA', '[]', None),
+    '6': ('L', "['normal']", None),
+  }
+  write(
+    tmp_path,
+    {
+      'PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv': [
+        ',ImageID,ImageDir,StudyID,PatientID,Projection,Labels',
+        *(
+          f'{i},{i}.png,0,s{i},p{i},{view},"{cell}"'
+          for i, (view, cell, _) in rows.items()
+        ),
+      ]
+    },
+    *(f'0/{i}.png' for i in rows),
+  )
+  records, names = read_documented('PadChest', tmp_path)
+  assert names == ('normal', 'pneumonia')
+  assert labels(records) == {
+    f'{i}.png': label for i, (view, _, label) in rows.items() if view != 'L'
+  }
+  assert records['2.png'].findings == ('pneumonia', 'infiltrates')
+  assert records['5.png'].findings is None
+  assert records['3.png'].group == 'p3'
+
+
 def siim_mask(rle, width=1024, height=1024):
   """As the challenge's own mask_functions.py decodes it."""
   mask = np.zeros(width * height)

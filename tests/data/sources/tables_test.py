@@ -290,3 +290,40 @@ def test_any_cells_are_a_box_with_an_area_or_a_fault(a, b, c, d):
       assert str(fault)
     else:
       assert -math.inf < x0 < x1 < math.inf and -math.inf < y0 < y1 < math.inf
+
+
+@pytest.mark.parametrize(
+  'cell, names',
+  [
+    ('a', ['a']),
+    ('a | b|c', ['a', 'b', 'c']),
+    ("['normal']", ['normal']),
+    ("['a', ' b, c']", ['a', 'b, c']),
+    ('["a", \'b\']', ['a', 'b']),
+    ("['a', '']", ['a']),
+    ('[a, b c]', ['a', 'b c']),
+    ('[]', []),
+    ('[ ]', []),
+    ('["it\'s"]', ["it's"]),
+  ],
+)
+def test_a_cell_may_hold_several_names(cell, names):
+  assert [*tables.names(cell)] == names
+
+
+@pytest.mark.parametrize(
+  'cell',
+  [
+    '[',
+    '[a' + ' ' * 100_000,
+    "['a'",
+    "['a' 'b']",
+    "['a'] x",
+    "[['a']]",
+    "['a]",
+    "['a'b]",
+  ],
+)
+def test_a_list_of_another_form_is_a_fault(cell):
+  with pytest.raises(SourceFault, match='is no list of names'):
+    tables.names(cell)
