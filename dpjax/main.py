@@ -3,6 +3,8 @@
 python -m dpjax.main
     [train|prepare|evaluate|report|ablate|compare|benchmark]
     --config=configs/NAME.py [--workdir=DIR] [--config.section.field=value ...]
+python -m dpjax.main inspect --source=PATH    what is in a folder of images
+
 train also takes [--coordinator=auto|HOST:PORT] [--num_processes=N]
     [--process_id=I]; evaluate [--against=OTHER_WORKDIR]; benchmark
     [--peer=torch]; report several workdirs, with commas between them; prepare
@@ -32,6 +34,9 @@ _WORKDIR = flags.DEFINE_string(
 )
 _TRACEBACK = flags.DEFINE_bool(
   'traceback', False, 'Show where in the code an error was raised.'
+)
+_SOURCE = flags.DEFINE_string(
+  'source', None, 'inspect: the folder to look at, as downloaded.'
 )
 _ON_ERROR = flags.DEFINE_enum(
   'on_error', 'fail', ['fail', 'skip'],
@@ -69,6 +74,7 @@ _BEAM_OPTIONS = flags.DEFINE_list(
 
 # What is for one command only.
 _FLAGS_OF = {
+  'inspect': (_SOURCE,),
   'train': (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID),
   'prepare': (_ON_ERROR, _PREVIEW, _VERIFY, _BEAM_RUNNER, _BEAM_OPTIONS),
   'evaluate': (_AGAINST,),
@@ -116,12 +122,16 @@ def report_bug(kind: type, error: BaseException, trace: Any) -> None:
 def _run(words):
   logging.set_verbosity(logging.WARNING)
   command = words[0] if words else 'train'
+  if command == 'inspect' and len(words) == 2:
+    raise UserError(f'{words[1]}: did you mean --source={words[1]}?')
   if command not in _COMMANDS or len(words) > 1:
     raise UserError(
       f'command {" ".join(words)!r} is unknown; it must be one of'
       f' {", ".join(_COMMANDS)}'
     )
   _check_flags(command)
+  if command == 'inspect':  # before there is a config
+    return _inspect(None, None)
   if _CONFIG.value is None:
     raise UserError('--config is missing; e.g. --config=configs/retrain.py')
   if command in ('prepare', 'report'):
@@ -138,8 +148,11 @@ def _check_flags(command):
   for owner, own in _FLAGS_OF.items():
     given = [f'--{flag.name}' for flag in own if flag.present]
     if given and owner != command:
-      alone = ': that runs in one process' if owner == 'train' else ''
-      raise UserError(f'{given[0]} is for {owner}, not for {command}{alone}')
+      more = {
+        'train': ': that runs in one process',
+        'inspect': '; the others take --config.data.source',
+      }.get(owner, '')
+      raise UserError(f'{given[0]} is for {owner}, not for {command}{more}')
   others = (_ON_ERROR, _BEAM_RUNNER, _BEAM_OPTIONS)
   if _VERIFY.value and any(flag.present for flag in others):
     raise UserError('--verify looks at the set that is there; it goes with'
@@ -192,6 +205,18 @@ def _train(resolve, workdir):
   except NonFinite as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
+  return 0
+
+
+def _inspect(resolve, workdir):
+  from dpjax.data.sources import inspect
+
+  del resolve, workdir
+  if not _SOURCE.value:
+    raise UserError(
+      '--source is missing; the folder to look at, e.g. --source=PATH'
+    )
+  print(inspect.inspect(_SOURCE.value))
   return 0
 
 
@@ -291,6 +316,7 @@ def _study(study, resolve, workdir):
 
 _COMMANDS = {
   'train': _train,
+  'inspect': _inspect,
   'prepare': _prepare,
   'evaluate': _evaluate,
   'report': _report,

@@ -200,6 +200,31 @@ def test_what_needs_no_device_starts_no_jax(
   assert written in result.stdout
 
 
+def test_inspect_needs_a_folder_and_no_config(checkout, tmp_path):
+  said = run(checkout, 'inspect', f'--source={tmp_path}', platform='nowhere')
+  assert said.returncode == 0, said.stderr
+  assert 'There is no image here' in said.stdout
+  assert not {'jax', 'flax'} & set(said.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+  ('words', 'line'),
+  [
+    (['inspect'], '--source is missing; the folder to look at, e.g.'
+     ' --source=PATH'),
+    (['inspect', '/a'], '/a: did you mean --source=/a?'),
+    (['inspect', '--source=/a', '--verify'],
+     '--verify is for prepare, not for inspect'),
+    (['prepare', '--source=/a'], '--source is for inspect, not for prepare; the'
+     ' others take --config.data.source'),
+  ],
+)  # fmt: skip
+def test_what_inspect_is_not_told_rightly_is_one_line(words, line, checkout):
+  result = run(checkout, *words, driver=('-m', 'dpjax.main'))
+  assert result.returncode == 2
+  assert result.stderr == f'error: {line}\n'
+
+
 # `python -m dpjax.main`, where training meets something.
 MEETS = """
 import runpy, sys

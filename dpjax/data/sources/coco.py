@@ -11,6 +11,7 @@ in the json is ignored. Several files are one for each side of the split, which
 their path names: annotations/instances_train.json, valid/_annotations.json.
 """
 
+import collections
 import dataclasses
 import json
 import math
@@ -20,10 +21,13 @@ import reprlib
 from collections.abc import Sequence
 
 from dpjax.data import radiograph, vocabulary
+from dpjax.data.sources import facts as facts_lib
 from dpjax.data.sources import files as files_lib
 from dpjax.data.sources import folder, tables
+from dpjax.data.sources import guess as guess_lib
 from dpjax.errors import SourceFault, UserError
 
+_LISTS = ('images', 'annotations', 'categories')
 LIMIT = 1 << 30  # bytes of a json: they take several times as many in memory
 
 
@@ -56,6 +60,108 @@ def read(
     records += _read_json(file, split, faults, files, patient)
   files.add_unnamed(faults, ' or '.join(map(str, jsons)))
   return records
+
+
+def recognise(facts: facts_lib.Facts) -> guess_lib.Guess | None:
+  """Whether a folder is of this layout; None: it is not."""
+  near = {p: held for p, held in facts.jsons.items() if p.count('/') < 2}
+  found = {
+    path: held
+    for path, held in near.items()
+    if isinstance(held, dict)
+    and all(isinstance(held.get(key), list) for key in _LISTS)
+    and held['images']
+  }
+  if not found:
+    return None
+  guess = guess_lib.Guess(
+    'coco', f'COCO annotations, by {", ".join(found)}', 2.5
+  )
+  if len(found) < len(near):
+    guess.say(
+      'json',
+      f'{", ".join(sorted(set(near) - set(found)))} are of another form',
+      coco_annotations=','.join(found),
+    )
+  for path, held in found.items():
+    _guess_boxes(guess, facts, path, held)
+  sides = {p: _side(p) for p in found}
+  if len(found) == 1:
+    guess.say('split', 'drawn: there is one json')
+  elif None in sides.values() or len({*sides.values()}) < len(sides):
+    guess.unknown.append(
+      f'Which json is which side of the split: {", ".join(found)}. Name one, or'
+      ' one a side, in --config.data.coco_annotations.'
+    )
+    guess.fields['coco_annotations'] = next(iter(found))
+  else:
+    shown = ', '.join(f'{path} is {side}' for path, side in sides.items())
+    guess.say('split', f'by the names of the files: {shown}')
+  guess_lib.add_patients(
+    guess, facts, [p for p in facts.images if not facts_lib.is_masks(p)]
+  )
+  named = {
+    found
+    for held in found.values()
+    for item in held['images']
+    for found in facts.find(_name(item))
+  }
+  guess_lib.add_unnamed(
+    guess, [path for path in facts.images if path not in named], named
+  )
+  return guess
+
+
+def _guess_boxes(guess, facts, path, held):
+  """What the boxes of a json seem to be, and what is odd about them."""
+  names = {c['id']: str(c['name']) for c in held['categories']
+           if isinstance(c, dict) and {'id', 'name'} <= set(c)}  # fmt: skip
+  items = [a for a in held['annotations'] if isinstance(a, dict)]
+  boxes = [
+    (a.get('image_id'), tuple(a['bbox']), names.get(a.get('category_id'), '?'))
+    for a in items
+    if isinstance(a.get('bbox'), list) and len(a['bbox']) == 4
+    and all(type(x) in (int, float) for x in a['bbox'])
+  ]  # fmt: skip
+  counts = collections.Counter(name for *_, name in boxes)
+  shown = ', '.join(f'{name}: {n:,}' for name, n in counts.most_common(8))
+  images = [i for i in held['images'] if isinstance(i, dict)]
+  guess.say(
+    'labels',
+    f'the number of boxes: {len(images):,} images, {len(boxes):,} boxes in'
+    f' {path}' + (f' ({shown})' if shown else ''),
+  )
+  normal = [n for n in counts if vocabulary.is_normal(n) and not n.isdecimal()]
+  if normal:
+    guess.odd.append(
+      f'Boxes of {normal[0]!r} in {path} are no lesions: their images count as'
+      ' normal'
+    )
+  if boxes and max(max(box) for _, box, _ in boxes) <= 1:
+    guess.odd.append(
+      f'All boxes of {path} lie in 0..1 and COCO counts in pixels, so prepare'
+      " refuses them: multiply by the json's width and height"
+    )
+    guess.refused = True
+  twice = [key for key, n in collections.Counter(boxes).items() if n > 1]
+  if twice:
+    guess.odd.append(
+      f'{len(twice):,} boxes of {path} stand there twice, one on image'
+      f' {twice[0][0]}, so that lesions would count double: was a task'
+      ' labelled twice? Take them out of the json, as prepare stops there'
+    )
+    guess.refused = True
+  for item in facts_lib.spread(images, 5):
+    said = item.get('width'), item.get('height')
+    for file in facts.find(_name(item))[:1]:
+      upright = facts_lib.upright_size(facts.root / file)
+      if upright and upright == said[::-1] and said[0] != said[1]:
+        guess.odd.append(
+          f'{path} says {said[0]} x {said[1]} for {file}, which is'
+          f' {upright[0]} x {upright[1]} when its EXIF orientation has turned'
+          ' it; look at the boxes by --preview=9'
+        )
+        return
 
 
 def _read_json(file, split, faults, files, patient):
@@ -94,9 +200,7 @@ def _find_jsons(root, annotations):
     return {found[0]: None}
   splits = {}
   for file in found:
-    words = re.split('[^a-z]+', file.relative_to(root).as_posix().lower())
-    named = set(filter(None, map(vocabulary.split, words)))
-    splits[file] = named.pop() if len(named) == 1 else None
+    splits[file] = _side(file.relative_to(root).as_posix())
   if (
     not found
     or None in splits.values()
@@ -112,6 +216,13 @@ def _find_jsons(root, annotations):
       )
     )
   return splits
+
+
+def _side(path):
+  """The side of the split that the words of a path name; None: none or two."""
+  words = re.split('[^a-z]+', path.lower())
+  named = set(filter(None, map(vocabulary.split, words)))
+  return named.pop() if len(named) == 1 else None
 
 
 def _load(file):
@@ -140,7 +251,7 @@ def _load(file):
     raise UserError(
       f'{file}: no object; COCO has images, annotations and categories'
     )
-  for key in ('images', 'annotations', 'categories'):
+  for key in _LISTS:
     if not isinstance(data.get(key), list):
       raise UserError(
         f'{file}: no list {key!r}; COCO has images, annotations and categories'

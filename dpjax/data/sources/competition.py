@@ -10,11 +10,14 @@ The source names no patients. A test folder without tables has no labels and is
 left alone.
 """
 
+import collections
 import pathlib
 from collections.abc import Sequence
 
 from dpjax.data import radiograph
+from dpjax.data.sources import facts as facts_lib
 from dpjax.data.sources import files, tables
+from dpjax.data.sources import guess as guess_lib
 from dpjax.errors import SourceFault, UserError
 
 _COLUMNS = ('x', 'y', 'width', 'height')
@@ -46,6 +49,39 @@ def read(
   if any((source / f'test{end}.csv').exists() for end in ('', '_bboxes')):
     records += _read_part(source, 'test', 'test', faults, ignore)
   return records
+
+
+def recognise(facts: facts_lib.Facts) -> guess_lib.Guess | None:
+  """Whether a folder is of this layout; None: it is not."""
+  boxes = facts.table('train_bboxes.csv')
+  if not (boxes and facts.table('train.csv') and facts.below('train')):
+    return None
+  guess = guess_lib.Guess(
+    'competition',
+    "the layout of the paper's competition, by train.csv, train_bboxes.csv and"
+    ' the folder train',
+    3,
+  )
+  for part in ('train', 'test'):
+    table = facts.table(f'{part}.csv')
+    if table is None:
+      continue
+    # It has no header: its first row is an image.
+    rows = [table.columns, *table.rows]
+    counts = collections.Counter(row[1] for row in rows if len(row) > 1)
+    shown = ', '.join(f'{n}: {counts[n]:,}' for n in sorted(counts))
+    guess.say('labels', f'{part}: the number of boxes, {shown}')
+    there = len(facts.below(part))
+    if there != len(rows):
+      guess.odd.append(f'{part}.csv has {len(rows):,} rows and the folder'
+                       f' {part} {there:,} images')  # fmt: skip
+  kept = 'test is kept' if facts.table('test.csv') else 'drawn'
+  guess.say('split', kept)
+  guess.say(
+    'patients',
+    'not named, so two exams of one patient may come to both sides of a split',
+  )
+  return guess
 
 
 def _read_part(source, part, split, faults, ignore):

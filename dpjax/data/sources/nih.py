@@ -14,7 +14,9 @@ import pathlib
 from collections.abc import Sequence
 
 from dpjax.data import radiograph
+from dpjax.data.sources import facts as facts_lib
 from dpjax.data.sources import files, tables
+from dpjax.data.sources import guess as guess_lib
 from dpjax.errors import SourceFault, UserError
 
 NORMAL = 'No Finding'
@@ -110,6 +112,37 @@ def read(
   images.add_unnamed(faults, table)
   _remark_missing(table, faults)
   return [record for record in records if record.id not in faults.left_out]
+
+
+def recognise(facts: facts_lib.Facts) -> guess_lib.Guess | None:
+  """Whether a folder is of this layout; None: it is not."""
+  found = [t for t in facts.tables if t.path.startswith('Data_Entry_2017')]
+  if not (found and found[0].has('Image Index', 'Finding Labels')):
+    return None
+  table = found[0]
+  guess = guess_lib.Guess('nih', f'NIH ChestX-ray14, by {table.path}', 3)
+  labels = table.cells('Finding Labels')
+  normal = labels.count(NORMAL)
+  guess.say(
+    'labels',
+    f'none {normal:,}, any finding {len(labels) - normal:,}; findings are read'
+    ' from reports by a program',
+  )
+  boxes = facts.table('BBox_List_2017.csv')
+  if boxes:
+    guess.say('boxes', f'{len(boxes.rows):,}, in pixels of 1024 x 1024; no box'
+              ' does not mean no lesion')  # fmt: skip
+  lists = [name for name in _LISTS.values() if (facts.root / name).is_file()]
+  both = ' and '.join(_LISTS.values())
+  kept = f'by {both}' if lists else f'drawn, as {both} are not there'
+  guess.say('split', kept)
+  if len(lists) == 1:
+    guess.odd.append(f'{lists[0]} is there alone; both lists or neither')
+  guess.say('patients', "the column 'Patient ID'")
+  if len(found) > 1:
+    guess.odd.append(f'{found[1].path} is there too; one of them must go')
+  guess_lib.add_missing_images(guess, facts, table, 'Image Index')
+  return guess
 
 
 def _read_splits(source, faults):

@@ -1,6 +1,7 @@
 """The layouts of sources, and who reads each.
 
-A new reader is a file of this folder and an entry here. Its name is a word of
+A new reader is a file of this folder, which also has `recognise`, by which
+inspect knows such a set, and an entry here. Its name is a word of
 config.data.layout too, and its settings fields of config.data: configs/base.py
 declares both.
 """
@@ -14,7 +15,11 @@ from dpjax.data import radiograph
 from dpjax.data.sources import (
   coco,
   competition,
+  facts,
   folder,
+  guess,
+  guess_csv,
+  guess_folder,
   nih,
   plain_csv,
   rsna,
@@ -32,6 +37,8 @@ class Layout:
   Attributes:
     doc: what it is, in a line.
     reader: called as (source, faults, **settings); returns the records.
+    recognise: called as (facts); returns what a folder is if it seems to be of
+      this layout.
     settings: argument of `reader` -> the field of config.data that it is.
     label: the policy of labels.assign where data.label is 'auto'.
     find: called as (source, **settings); returns those of the settings that
@@ -40,6 +47,7 @@ class Layout:
 
   doc: str
   reader: Callable[..., list[radiograph.Radiograph]]
+  recognise: Callable[[facts.Facts], guess.Guess | None]
   settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
   label: str = 'count'
   find: Callable[..., dict[str, Any]] | None = None
@@ -52,31 +60,41 @@ LAYOUTS: dict[str, Layout] = {
   'competition': Layout(
     "the paper's set: train.csv, train_bboxes.csv and a folder train",
     competition.read,
+    competition.recognise,
     _IGNORE,
   ),
   'rsna': Layout(
-    'RSNA Pneumonia Detection Challenge, stage 2', rsna.read, _IGNORE
+    'RSNA Pneumonia Detection Challenge, stage 2',
+    rsna.read,
+    rsna.recognise,
+    _IGNORE,
   ),
   'vindr': Layout(
     'VinDr-CXR, as PhysioNet or Kaggle ships it',
     vindr.read,
+    vindr.recognise,
     {'readers': 'vindr_readers', 'sizes': 'original_sizes', **_IGNORE},
   ),
-  'nih': Layout('NIH ChestX-ray14', nih.read, _IGNORE, label='any'),
+  'nih': Layout(
+    'NIH ChestX-ray14', nih.read, nih.recognise, _IGNORE, label='any'
+  ),
   'coco': Layout(
     'COCO annotations, one json or one a split',
     coco.read,
+    coco.recognise,
     {'annotations': 'coco_annotations', **_PATIENT},
   ),
   'folder': Layout(
     'a folder for each class',
     folder.read,
+    guess_folder.recognise,
     {'class_pattern': 'class_pattern', **_PATIENT},
     label='class',
   ),
   'csv': Layout(
     'a table with a row an image, and perhaps one with a row a lesion',
     plain_csv.read,
+    guess_csv.recognise,
     {
       **{field.name: f'csv.{field.name}'
          for field in dataclasses.fields(plain_csv.Tables)},

@@ -11,11 +11,14 @@ Augmenting the National Institutes of Health chest radiograph dataset with
 expert annotations of possible pneumonia, 2019.
 """
 
+import collections
 import pathlib
 from collections.abc import Sequence
 
 from dpjax.data import radiograph
+from dpjax.data.sources import facts as facts_lib
 from dpjax.data.sources import files, tables
+from dpjax.data.sources import guess as guess_lib
 from dpjax.errors import SourceFault
 
 CLASSES = ('Normal', 'No Lung Opacity / Not Normal', 'Lung Opacity')
@@ -86,6 +89,43 @@ def read(
       )
   images.add_unnamed(faults, table)
   return [record for record in records if record.id not in faults.left_out]
+
+
+def recognise(facts: facts_lib.Facts) -> guess_lib.Guess | None:
+  """Whether a folder is of this layout; None: it is not."""
+  table = facts.table('stage_2_train_labels.csv')
+  images = facts.below('stage_2_train_images')
+  if not (table and images and table.has('patientId', *_CELLS, 'Target')):
+    return None
+  guess = guess_lib.Guess(
+    'rsna',
+    'RSNA Pneumonia Detection Challenge, stage 2, by stage_2_train_labels.csv',
+    3,
+  )
+  exams = collections.Counter(
+    id
+    for id, target in zip(
+      table.cells('patientId'), table.cells('Target'), strict=True
+    )
+    if target == '1'
+  )
+  every = set(table.cells('patientId'))
+  guess.say(
+    'labels',
+    f'the number of boxes: {len(every):,} exams in the table,'
+    f' {len(every) - len(exams):,} of them without a box',
+  )
+  guess.say('boxes', f'{exams.total():,}, in pixels of 1024 x 1024')
+  guess.say('split', 'drawn')
+  guess.say('patients', 'not known: patientId names exams')
+  without = len(every) - len(images)
+  if without > 0:
+    guess.odd.append(
+      f'{without:,} of {len(every):,} exams have no image: a part of the set'
+      ' only? --on_error=skip leaves them out'
+    )
+    guess.options.append('--on_error=skip')
+  return guess
 
 
 def _boxes(row):

@@ -33,7 +33,9 @@ from collections.abc import Sequence
 
 from dpjax.data import radiograph
 from dpjax.data.decode import raster
+from dpjax.data.sources import facts as facts_lib
 from dpjax.data.sources import files, tables
+from dpjax.data.sources import guess as guess_lib
 from dpjax.errors import SourceFault, UserError
 
 NORMAL = 'No finding'
@@ -134,6 +136,61 @@ def read(
     for id, scan in part.items()
     if id not in faults.left_out
   ]
+
+
+def recognise(facts: facts_lib.Facts) -> guess_lib.Guess | None:
+  """Whether a folder is of this layout; None: it is not."""
+  table = facts.table('annotations/annotations_train.csv')
+  whose = 'PhysioNet'
+  if table is None:
+    table, whose = facts.table('train.csv'), 'Kaggle'
+  wanted = ('image_id', 'class_name', 'rad_id', *_CORNERS)
+  if not (table and table.has(*wanted) and facts.below('train')):
+    return None
+  guess = guess_lib.Guess(
+    'vindr', f'VinDr-CXR as {whose} ships it, by the columns of {table.path}', 3
+  )
+  names = table.cells('class_name')
+  images = {*table.cells('image_id')}
+  guess.say(
+    'labels',
+    f'the number of lesions: {len(images):,} images, {names.count(NORMAL):,} of'
+    f' {len(names):,} rows {NORMAL!r}; boxes of {len({*table.cells("rad_id")})}'
+    ' readers are put together (data.vindr_readers)',
+  )
+  _guess_sizes(guess, facts, table)
+  kept = whose == 'PhysioNet' and facts.below('test')
+  guess.say('split', 'test is kept' if kept else 'drawn')
+  guess.say('patients', 'not named, nor are studies')
+  return guess
+
+
+def _guess_sizes(guess, facts, table):
+  """Says which sizes boxes count in."""
+  if facts.table('train_meta.csv') or table.has('width', 'height'):
+    where = 'train_meta.csv' if facts.table('train_meta.csv') else table.path
+    guess.say('boxes', f'in pixels of the originals, whose sizes {where} has')
+    return
+  rows = zip(table.cells('image_id'), *map(table.cells, _CORNERS[2:]),
+             strict=True)  # fmt: skip
+  boxed = [row for row in rows if all(row)]
+  for id, right, bottom in facts_lib.spread(boxed, 50):
+    for path in facts.find(id)[:1]:
+      size = raster.size(str(facts.root / path))
+      if size and (float(right) > size[0] + 2 or float(bottom) > size[1] + 2):
+        guess.say(
+          'boxes',
+          f'in pixels of originals that are not here: one of {id} reaches'
+          f' {right}, {bottom}, and the image is {size[0]} x {size[1]}',
+          original_sizes='WIDTHxHEIGHT',
+        )
+        guess.unknown.append(
+          'The size of the original images, which the boxes need. Put it for'
+          ' WIDTHxHEIGHT if all have one, or name a table in the folder with'
+          ' image_id,width,height.'
+        )
+        return
+  guess.say('boxes', "in the images' own pixels")
 
 
 def _record(id, scan, split, readers):
