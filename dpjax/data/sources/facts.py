@@ -96,6 +96,11 @@ class Facts:
       found[bare(path)].append(path)
     return found
 
+  @property
+  def incomplete(self) -> bool:
+    """Whether there may be images, or rows, that nobody looked at."""
+    return bool(self.limits)
+
   def find(self, cell: str) -> list[str]:
     """The images that a cell may name."""
     paths = self.by_name.get(bare(cell), [])
@@ -147,7 +152,9 @@ def look(root: pathlib.Path) -> Facts:
 
 def clean(cell: str) -> str:
   """A path of a table as the readers take it."""
-  path = unicodedata.normalize('NFC', cell.strip()).replace('\\', '/')
+  path = cell.strip().replace('\\', '/')
+  if not path.isascii():
+    path = unicodedata.normalize('NFC', path)
   while path.startswith('./'):
     path = path[2:]
   return path

@@ -22,6 +22,9 @@ _SETS = (
   ('BRAX', ('PngPath', 'PatientID', 'AccessionNumber')),
   ('a part of NIH ChestX-ray14', ('Image Index', 'Finding Labels')),
 )
+# Labelled by the program of CheXpert, which leaves a cell empty where a report
+# does not mention the finding.
+_BLANK_IS_NEGATIVE = ('CheXpert', 'MIMIC-CXR-JPG', 'BRAX')
 # Columns by their names, without signs and in lower case.
 _PATIENT = ('patientid', 'patient', 'subjectid', 'subject', 'patientnumber',
             'patientno', 'pid')  # fmt: skip
@@ -34,6 +37,7 @@ _BOX_NAME = ('finding', 'findings', 'findinglabel', 'class', 'classname',
              'label', 'name', 'category', 'lesion')  # fmt: skip
 _VIEW = ('frontallateral', 'viewposition', 'view', 'projection')
 _FRONTAL = ('frontal', 'pa', 'ap', 'aphorizontal', 'apsupine')
+_PERSON = ('age', 'patientage', 'sex', 'gender', 'patientsex', 'patientgender')
 _RLE = ('encodedpixels', 'rle', 'rlemask')
 _SIDES = (('x', 'y', 'width', 'height'), ('x', 'y', 'w', 'h'),
           ('left', 'top', 'width', 'height'), ('bboxx', 'y', 'w', 'h'),
@@ -96,10 +100,17 @@ def recognise(facts: facts_lib.Facts) -> guess_lib.Guess | None:
     column: next(t for t in (table, *joined) if column in t.columns)
     for column in columns
   }
-  _add_label(guess, table, main.image, cells)
+  _add_label(guess, table, main.image, cells, sets)
   _add_rows(guess, cells, sets)
   _add_split(guess, cells, table, parts)
   _add_patients(guess, facts, cells)
+  carried = tuple(column for column in cells if _plain(column) in _PERSON)
+  if carried:
+    guess.say(
+      'carried',
+      f'{", ".join(carried)}, for scores by group',
+      csv_metadata=carried,
+    )
   _add_boxes(guess, facts, [o for o in named if _box_columns(o.table)])
   _add_missing(guess, facts, parts)
   return guess
@@ -114,6 +125,8 @@ def _named(facts, table):
       continue
     cells = [cell for cell in table.cells(column) if cell]
     some = facts_lib.spread(cells, 300)
+    if len({*some}) < min(10, len(some) / 4):
+      continue  # a few values again and again
     there = sum(bool(facts.find(cell)) for cell in some) / max(1, len(some))
     asked = {facts_lib.bare(cell) for cell in cells}
     share = max(there, len(asked & names) / max(1, len(names)))
@@ -151,7 +164,7 @@ def _joined(facts, table):
   ]  # fmt: skip
 
 
-def _add_label(guess, table, image, columns):
+def _add_label(guess, table, image, columns, sets):
   """Which column, or columns, say what an image shows."""
   rle = _one(columns, _RLE)
   findings = _finding_columns(columns)
@@ -170,13 +183,13 @@ def _add_label(guess, table, image, columns):
   elif label:
     _add_classes(guess, label, columns[label].cells(label))
   elif findings:
-    _add_findings(guess, findings, columns)
+    _add_findings(guess, findings, columns, sets)
   else:
     few = [
       column
       for column in table.columns
       if column != image
-      and _plain(column) not in (*_PATIENT, *_SPLIT, *_VIEW, 'sex', 'gender')
+      and _plain(column) not in (*_PATIENT, *_SPLIT, *_VIEW, *_PERSON)
       and 2 <= len({c for c in table.cells(column) if c}) <= 12
     ]
     if few:
@@ -233,7 +246,7 @@ def _add_classes(guess, label, cells):
     )
 
 
-def _add_findings(guess, findings, columns):
+def _add_findings(guess, findings, columns, sets):
   """A column for each finding: 1, 0, -1, or empty."""
   values = {c: columns[c].cells(c) for c in findings}
   states = {
@@ -251,9 +264,14 @@ def _add_findings(guess, findings, columns):
   wanted = [c for c in findings if c.lower() == _DISEASE]
   column = (wanted or [c for c in findings if not vocabulary.is_normal(c)])[0]
   count = states[column]
+  of = (
+    f'one of {len(findings)} columns'
+    if findings[1:]
+    else 'the one column of findings'
+  )
   guess.say(
     'labels',
-    f'{column}, one of {len(findings)} columns of findings: 1: {count["1"]:,},'
+    f'{column}, {of}: 1: {count["1"]:,},'
     f' 0: {count["0"]:,}, -1 (uncertain): {count["-1"]:,}, empty:'
     f' {count[""]:,}',
     csv_label=column,
@@ -269,11 +287,18 @@ def _add_findings(guess, findings, columns):
       '-1 leaves an image without a label; --config.data.uncertain=positive or'
       ' negative takes it for 1 or 0',
     )  # fmt: skip
-  if count['']:
+  if count[''] and set(sets) & set(_BLANK_IS_NEGATIVE):
+    guess.say(
+      'empty',
+      "an empty cell counts as 0, as CheXpert's authors take it; with"
+      ' --config.data.blank=ignore such images stay without a label',
+      blank='negative',
+    )
+  elif count['']:
     guess.say(
       'empty',
       'an empty cell leaves an image without a label;'
-      " --config.data.blank=negative takes it for 0, as CheXpert's authors do",
+      ' --config.data.blank=negative takes it for 0',
     )
 
 
@@ -378,7 +403,16 @@ def _add_boxes(guess, facts, found):
 
 
 def _add_missing(guess, facts, parts):
-  """Rows without an image, and images without a row."""
+  """Rows without an image, and images without a row; if all were looked at."""
+  masks = sorted(facts_lib.mask_folders(facts.images))
+  if masks:
+    guess.say(
+      'left out',
+      f'folders {", ".join(masks)}: by their name masks, no radiographs',
+      ignore=(*masks,),
+    )
+  if facts.incomplete:
+    return
   named, without, total = set(), [], 0
   for one in parts:
     cells = [cell for cell in one.table.cells(one.image) if cell]
@@ -389,14 +423,7 @@ def _add_missing(guess, facts, parts):
       if not found:
         without.append(cell)
   extra = [path for path in facts.images if path not in named]
-  masks = sorted(facts_lib.mask_folders(facts.images))
-  if masks:
-    guess.say(
-      'left out',
-      f'folders {", ".join(masks)}: by their name masks, no radiographs',
-      ignore=(*masks,),
-    )
-    extra = [path for path in extra if not facts_lib.is_masks(path)]
+  extra = [path for path in extra if not facts_lib.is_masks(path)]
   other = sum(
     facts_lib.clean(cell).lower().endswith(tuple(facts_lib.formats.SUFFIXES))
     and not any(p.endswith(facts_lib.clean(cell).rpartition('/')[2])
@@ -409,8 +436,6 @@ def _add_missing(guess, facts, parts):
       'files have another suffix or spelling than in the table; they are taken'
       ' by the rest of their name'
     )
-  if facts.limits and any('folders' in limit for limit in facts.limits):
-    return
   if without and len(without) > total / 2:
     guess.odd.append(
       f'{len(without):,} of {total:,} rows have no image, such as {without[0]}:'

@@ -9,6 +9,7 @@ from dpjax.data.sources import guess as guess_lib
 
 # The class at the end of names, as in the sets of Shenzhen and Montgomery.
 _CLASS_IN_NAME = r'_([01])\.[a-z]+$'
+_JSRT = 'JPC(NN|LN)'  # no nodule, lung nodule
 _BY_NAME = {
   'CHNCXR': 'the Shenzhen set, by names such as CHNCXR_0001_0.png',
   'MCUCXR': 'the Montgomery County set, by names such as MCUCXR_0001_0.png',
@@ -22,6 +23,9 @@ def recognise(facts: facts_lib.Facts) -> guess_lib.Guess | None:
   in_names = [re.search(_CLASS_IN_NAME, path) for path in images]
   if images and all(in_names) and len({m[1] for m in in_names}) == 2:
     return _by_name(guess, facts, images, in_names)
+  in_names = [re.search(_JSRT, path) for path in images]
+  if images and all(in_names):
+    return _as_jsrt(guess, facts, images, in_names)
   paths = [path.split('/') for path in images]
   splits = any(len(p) > 1 and vocabulary.split(p[0]) for p in paths)
   depth = 3 if splits else 2
@@ -68,6 +72,21 @@ def _by_name(guess, facts, images, found):
     'labels',
     f'0: {counts["0"]:,}, 1: {counts["1"]:,}, by the ends of the names',
     class_pattern=_CLASS_IN_NAME,
+  )
+  guess.say('split', 'drawn: no folder says')
+  guess_lib.add_patients(guess, facts, images)
+  return guess
+
+
+def _as_jsrt(guess, facts, images, found):
+  guess.certainty = 1.5
+  guess.what = 'JSRT, by names such as JPCLN001'
+  counts = collections.Counter(match[1] for match in found)
+  guess.say(
+    'labels',
+    f'NN (no nodule): {counts["NN"]:,}, LN (a nodule): {counts["LN"]:,}',
+    class_pattern=_JSRT,
+    classes=('NN', 'LN'),
   )
   guess.say('split', 'drawn: no folder says')
   guess_lib.add_patients(guess, facts, images)

@@ -198,6 +198,11 @@ def montgomery(root):
   return 8, 0, 0
 
 
+def jsrt(root):
+  draw(root, *(f'All247images/JPC{"NL"[i % 2]}N{i:03}.png' for i in range(8)))
+  return 8, 0, 0
+
+
 def nih_sample(root):
   draw(root, *(f'sample/images/{i:08}_000.png' for i in range(8)))
   labels = ('No Finding', 'Pneumonia|Edema', 'Edema', 'Pneumonia')
@@ -308,8 +313,8 @@ def words_in_two_cases(root):
 
 
 SETS = (chexpert, mimic, padchest, siim, covid, chest_xray, brax, shenzhen,
-        montgomery, nih_sample, nih, rsna, competition, vindr, coco, plain,
-        columns_of_classes, patients_as_folders,
+        montgomery, jsrt, nih_sample, nih, rsna, competition, vindr, coco,
+        plain, columns_of_classes, patients_as_folders,
         words_in_two_cases)  # fmt: skip
 
 
@@ -332,7 +337,7 @@ def test_a_finding_against_the_rest_is_read_as_its_column_says(tmp_path):
   mimic(tmp_path)
   fields, records = read(tmp_path)
   assert fields['csv.label'] == 'Pneumonia'
-  assert [records[f'{i:08x}-aa'].classes for i in (0, 1)] == [('1',), ()]
+  assert [records[f'{i:08x}-aa'].classes for i in (0, 1)] == [('1',), ('0',)]
   assert {r.split for r in records.values()} == {'train', 'validation', 'test'}
   assert not any(int(id[:8], 16) % 4 == 3 for id in records)  # lateral
 
