@@ -10,6 +10,7 @@ the first one writes the log and speaks, and all save.
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import pathlib
@@ -37,7 +38,6 @@ from dpjax.training import (
   validation,
 )
 from dpjax.training import workdir as workdir_lib
-from dpjax.training.run import Run
 
 
 def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
@@ -83,8 +83,10 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
       signals.Signals() as received,
       processes.job(),
     ):
-      loop = _Loop(run, begin, stream, saved, log, clock, received)
-      loop.make_steps(optimizer, schedule)
+      _loop(
+        run, begin, optimizer, schedule,
+        stream=stream, saved=saved, log=log, clock=clock, received=received,
+      )  # fmt: skip
 
 
 def _open(config, stage, workdir):
@@ -121,133 +123,152 @@ def crosses_multiple(step: int, size: int, every: int) -> bool:
   return bool(every) and step // every > (step - size) // every
 
 
-class _Loop:
-  """A run between two dispatches: its state, and what is under way."""
+def _loop(
+  run, begin, optimizer, schedule, *, stream, saved, log, clock, received
+):
+  """Makes the steps that are left; raises as `train`."""
+  settings, total = run.config.train, run.total_steps
+  several, whole = jax.process_count() > 1, settings.steps_per_dispatch
+  sizes = [*dispatches(begin.done, total, whole)]
+  validated = validation.validation_steps(
+    total, run.config.eval.every, run.steps_per_epoch, whole
+  )
+  write = functools.partial(_write, run, log, clock)
+  trained_on = leakage.fingerprint(run.records)
+  state, step = begin.state, begin.done
+  with (
+    _progress_bar(run, step) as bar,
+    contextlib.closing(programs.Programs()) as compiled,
+  ):
+    metrics = _LateMetrics(run, saved, write, bar)
+    clock.start()
+    if sizes:  # A finished run has no step to make.
+      host = _read(stream, sizes[0], received)
+      prefetched = _send(run, stream, host)
+      images, validate = _compile(
+        compiled, run, optimizer, schedule, sizes, state, host, prefetched[0]
+      )
+    metrics.restart()
+    for size, following in itertools.zip_longest(sizes, sizes[1:]):
+      batch, data_state = prefetched
+      state, sent = compiled[size](state, batch, images)
+      step += size
+      if following:
+        host = _read(stream, following, received)
+        prefetched = _send(run, stream, host)
+      metrics.flush()
+      metrics.put(step, sent)
+      stop = metrics.stop_requested if several else received.received
+      save = crosses_multiple(step, size, settings.save_every)
+      if not (stop or save or step in validated):
+        continue
+      metrics.flush()
+      clock.stop()
+      scores = None
+      if step in validated and run.config.eval.every:
+        scores = validate(state)
+        _check_scores(step, scores, saved)
+        write(step, 'validation', scores)
+        if processes.is_process_0():
+          bar.write(_describe_scores(run, step, scores))
+      saved.save(
+        step, state, data_state, _record(run, clock, trained_on), scores
+      )
+      if stop:
+        break
+      metrics.restart()
+      clock.start()
+  saved.wait()
+  # At the last step too: a recipe would go on with its next stage.
+  if processes.any_process(bool(metrics.stop_requested or received.received)):
+    raise _stopped(step, total, received.received)
 
-  def __init__(
-    self, run: Run, begin: start.Start, stream: Any,
-    saved: checkpoint.Checkpoints, log: metrics_log.MetricsLog,
-    clock: metrics_log.Clock, received: signals.Signals,
-  ):  # fmt: skip
+
+def _read(stream, size, received):
+  """The host batches of a dispatch."""
+  host = [next(stream) for _ in range(size)]
+  if jax.process_count() == 1:
+    return host
+  # That one process was asked to stop, all must know at the same step.
+  stop = np.float32(received.received is not None)
+  return [{**b, 'stop': np.full(len(b['label']), stop)} for b in host]
+
+
+def _send(run, stream, host):
+  """(batch on its way to the devices, the stream's state after it)."""
+  return batches.place_dispatch(run, host), stream.get_state()
+
+
+def _compile(compiled, run, optimizer, schedule, sizes, state, host, batch):
+  """Starts all compilations at once, while Grain fills its queue.
+
+  Args:
+    compiled: programs.Programs, which gets one for each of the sizes.
+    run, optimizer, schedule: what is compiled.
+    sizes: of the dispatches.
+    state: on the devices.
+    host: batches of the first dispatch.
+    batch: the same on the devices.
+
+  Returns:
+    the training images on the devices or None, and f(state) -> scores.
+  """
+  images = batches.resident_images(run, run.records)
+  for size in {*sizes}:
+    own = batch
+    if size != len(host):
+      own = batches.place_dispatch(run, host[:1] * size)
+    step = programs.compile_training(run, optimizer, schedule, size)
+    compiled.begin(size, step, state, own, images)
+  eval_step = held_out = None
+  split = run.data.splits.get('validation', ())
+  if run.config.eval.every and len(split):
+    held_out = batches.resident_images(run, split)
+    first = inference.first_batch(run, split, run.settings.batch_size, held_out)
+    eval_step = programs.compile_evaluation(run)
+    compiled.begin('validation', eval_step, state, first, held_out)
+    eval_step = compiled['validation']
+  return images, lambda state: validation.validate(
+    run, eval_step, state, held_out
+  )
+
+
+class _LateMetrics:
+  """Metrics of the dispatches, each read after the next one is sent.
+
+  Attributes:
+    stop_requested: by a process of several, as all of them have read.
+  """
+
+  def __init__(self, run, saved, write, bar):
+    self.stop_requested = False
     self._run = run
-    self._state = begin.state
-    self._step = begin.done
-    self._stream = stream
     self._saved = saved
-    self._log = log
-    self._clock = clock
-    self._received = received
-    self._trained_on = leakage.fingerprint(run.records)
-    self._several = jax.process_count() > 1
-    self._stop_requested = False  # by any process of several, once all know it
-    self._pending = None  # (last step, metrics still on the device)
-    self._images = self._validation_images = None
-    self._eval_step = programs.compile_evaluation(run)
-    self._programs = programs.Programs()
+    self._write = write
+    self._bar = bar
     self._interval = metrics_log.Interval(run.settings.batch_size)
-    self._bar = tqdm.tqdm(
-      total=run.total_steps,
-      initial=begin.done,
-      desc=run.stage,
-      unit='step',
-      disable=not (run.config.train.progress and processes.is_process_0()),
-      file=sys.stderr,
-      dynamic_ncols=True,
-    )
+    self._pending = None  # (last step, metrics still on the device)
 
-  def make_steps(self, optimizer: Any, schedule: Any) -> None:
-    """Makes the steps that are left.
+  def put(self, step: int, metrics: Any) -> None:
+    """Holds the metrics of the dispatch that ends with `step`."""
+    self._pending = step, metrics
+
+  def restart(self) -> None:
+    """Lets the means of the next line begin here."""
+    self._interval.restart()
+
+  def flush(self) -> None:
+    """Reads what is held, if there is any; a line of the log, if it is due.
 
     Raises:
-      NonFinite, Stopped: as `train`.
+      NonFinite: a loss or a gradient norm is not finite.
     """
-    settings, total = self._run.config.train, self._run.total_steps
-    sizes = [*dispatches(self._step, total, settings.steps_per_dispatch)]
-    validated = validation.validation_steps(
-      total,
-      self._run.config.eval.every,
-      self._run.steps_per_epoch,
-      settings.steps_per_dispatch,
-    )
-    self._clock.start()
-    with contextlib.closing(self._bar), contextlib.closing(self._programs):
-      if sizes:  # A finished run has no step to make.
-        prefetched = self._compile(sizes, optimizer, schedule)
-      self._interval.restart()
-      for size, following in itertools.zip_longest(sizes, sizes[1:]):
-        batch, data_state = prefetched
-        metrics = self._dispatch(size, batch)
-        if following:
-          prefetched = self._prefetch(following)
-        self._flush()
-        self._pending = self._step, metrics
-        stop = self._must_stop()
-        validate = self._step in validated
-        save = crosses_multiple(self._step, size, settings.save_every)
-        if stop or validate or save:
-          self._flush()
-          self._clock.stop()
-          scores = self._validate() if validate else None
-          self._save(data_state, scores)
-          if stop:
-            break
-          self._interval.restart()
-          self._clock.start()
-    self._saved.wait()
-    self._raise_if_stopped()
-
-  def _compile(self, sizes, optimizer, schedule):
-    """Starts all compilations at once; returns the first dispatch's batch."""
-    run = self._run
-    self._images = batches.resident_images(run, run.records)
-    host = self._read(sizes[0])
-    prefetched = batches.place_dispatch(run, host), self._stream.get_state()
-    # While Grain fills its queue.
-    for size in {*sizes}:
-      batch = prefetched[0]
-      if size != sizes[0]:
-        batch = batches.place_dispatch(run, host[:1] * size)
-      step = programs.compile_training(run, optimizer, schedule, size)
-      self._programs.begin(size, step, self._state, batch, self._images)
-    split = run.data.splits.get('validation', ())
-    if run.config.eval.every and len(split):
-      images = batches.resident_images(run, split)
-      batch = inference.first_batch(run, split, run.settings.batch_size, images)
-      self._programs.begin(
-        'validation', self._eval_step, self._state, batch, images
-      )
-      self._eval_step = self._programs['validation']
-      self._validation_images = images
-    return prefetched
-
-  def _read(self, size):
-    """The host batches of a dispatch."""
-    host = [next(self._stream) for _ in range(size)]
-    if not self._several:
-      return host
-    stop = np.float32(self._received.received is not None)
-    return [{**b, 'stop': np.full(len(b['label']), stop)} for b in host]
-
-  def _prefetch(self, size):
-    """(batch on its way to the devices, the stream's state after it)."""
-    batch = batches.place_dispatch(self._run, self._read(size))
-    return batch, self._stream.get_state()
-
-  def _dispatch(self, size, batch):
-    """Sends off `size` steps; their metrics, still on the device."""
-    program = self._programs[size]
-    self._state, metrics = program(self._state, batch, self._images)
-    self._step += size
-    return metrics
-
-  def _flush(self):
-    """Reads the metrics of the dispatch before; raises NonFinite."""
     if self._pending is None:
       return
     last, metrics = self._pending
     self._pending = None
     metrics = {k: np.atleast_1d(v) for k, v in jax.device_get(metrics).items()}
-    self._stop_requested |= bool(metrics.pop('stop', np.zeros(1)).any())
+    self.stop_requested |= bool(metrics.pop('stop', np.zeros(1)).any())
     size = len(metrics['loss'])
     for i in range(size):
       values = {name: float(value[i]) for name, value in metrics.items()}
@@ -260,59 +281,53 @@ class _Loop:
       self._bar.set_postfix(loss=f'{means["loss"]:.3f}', refresh=False)
       self._write(last, 'train', means)
 
-  def _must_stop(self):
-    """Whether this process, or in a job of several all, stop here."""
-    if self._several:
-      return self._stop_requested
-    return self._received.received is not None
 
-  def _validate(self):
-    """The scores of the state, logged; None where eval.every says never."""
-    run = self._run
-    if not run.config.eval.every:
-      return None
-    scores = validation.validate(
-      run, self._eval_step, self._state, self._validation_images
-    )
-    # The one look at the state itself: step's loss is of the one before.
-    loss = scores.get('loss', 0.0)
-    if not math.isfinite(loss):
-      raise _non_finite(self._step, {'validation loss': loss}, self._saved)
-    self._write(self._step, 'validation', scores)
-    if processes.is_process_0():
-      epoch = self._step / run.steps_per_epoch
-      self._bar.write(_describe_scores(run.stage, epoch, scores))
-    return scores
+def _progress_bar(run, done):
+  return tqdm.tqdm(
+    total=run.total_steps,
+    initial=done,
+    desc=run.stage,
+    unit='step',
+    disable=not (run.config.train.progress and processes.is_process_0()),
+    file=sys.stderr,
+    dynamic_ncols=True,
+  )
 
-  def _write(self, step, split, values):
-    """A line of the log."""
-    self._log.write(
-      step,
-      epoch=step / self._run.steps_per_epoch,
-      split=split,
-      **values,
-      seconds_training=self._clock.training,
-      seconds_wall=self._clock.wall,
-    )
 
-  def _save(self, data_state, scores):
-    """Starts to save the state, with the stream's state after its batches."""
-    record = {
-      'training': self._clock.training,
-      'wall': self._clock.wall,
-      'trained_on': self._trained_on,
-      'steps_per_dispatch': self._run.config.train.steps_per_dispatch,
-    }
-    self._saved.save(self._step, self._state, data_state, record, scores)
+def _write(run, log, clock, step, split, values):
+  """A line of the log."""
+  log.write(
+    step,
+    epoch=step / run.steps_per_epoch,
+    split=split,
+    **values,
+    seconds_training=clock.training,
+    seconds_wall=clock.wall,
+  )
 
-  def _raise_if_stopped(self):
-    # At the last step too: a recipe would go on with its next stage.
-    name = self._received.received
-    if processes.any_process(self._stop_requested or name is not None):
-      raise Stopped(
-        f'stopped by {name or "another process"} and saved at step {self._step}'
-        f' of {self._run.total_steps}; the same command goes on from there'
-      )
+
+def _record(run, clock, trained_on):
+  """What a checkpoint says of the run, for the start that finds it."""
+  return {
+    'training': clock.training,
+    'wall': clock.wall,
+    'trained_on': trained_on,
+    'steps_per_dispatch': run.config.train.steps_per_dispatch,
+  }
+
+
+def _stopped(step, total, signal):
+  return Stopped(
+    f'stopped by {signal or "another process"} and saved at step {step} of'
+    f' {total}; the same command goes on from there'
+  )
+
+
+def _check_scores(step, scores, saved):
+  # The one look at the state itself: a step's loss is of the state before.
+  loss = scores.get('loss', 0.0)
+  if not math.isfinite(loss):
+    raise _non_finite(step, {'validation loss': loss}, saved)
 
 
 def _check_finite(step, metrics, saved):
@@ -359,8 +374,11 @@ def _describe_devices(run):
   return ', '.join(parts)
 
 
-def _describe_scores(stage, epoch, scores):
+def _describe_scores(run, step, scores):
   text = ', '.join(
     f'{name} {value:.4g}' for name, value in scores.items() if value is not None
   )
-  return f'{stage} epoch {epoch:.2f}, validation: {text or "no radiographs"}'
+  epoch = step / run.steps_per_epoch
+  return (
+    f'{run.stage} epoch {epoch:.2f}, validation: {text or "no radiographs"}'
+  )

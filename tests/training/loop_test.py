@@ -475,13 +475,13 @@ def test_nothing_reaches_the_devices_but_what_the_loop_sends(
 ):
   # The guard lets device_put through and no other transfer. (What comes back
   # from a CPU device is no transfer to JAX; the next test is about that.)
-  real = loop._Loop.make_steps
+  real = loop._loop
 
-  def guarded(*args):
+  def guarded(*args, **kwargs):
     with jax.transfer_guard('disallow'):
-      real(*args)
+      real(*args, **kwargs)
 
-  monkeypatch.setattr(loop._Loop, 'make_steps', guarded)
+  monkeypatch.setattr(loop, '_loop', guarded)
   config = make_config(
     data__render='device', data__placement=placement, parallel__mode=mode,
     parallel__devices=1 if mode == 'jit' else 4,
