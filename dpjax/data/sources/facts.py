@@ -110,8 +110,11 @@ class Facts:
         if os.path.isfile(self.root / path):
           return [path]
     folders = clean(cell).split('/')[:-1]
-    near = [p for p in paths if p.split('/')[-len(folders) - 1 : -1] == folders]
-    return near if folders and near else paths
+    for wanted in (folders, folders[1:]):  # The set's own folder may be gone.
+      near = [p for p in paths if p.split('/')[-len(wanted) - 1 : -1] == wanted]
+      if wanted and near:
+        return near
+    return paths
 
   def table(self, path: str) -> Table | None:
     """The table of that path."""

@@ -104,7 +104,14 @@ def recognise(facts: facts_lib.Facts) -> guess_lib.Guess | None:
   _add_rows(guess, cells, sets)
   _add_split(guess, cells, table, parts)
   _add_patients(guess, facts, cells)
-  carried = tuple(column for column in cells if _plain(column) in _PERSON)
+  carried = tuple(
+    column
+    for column in cells
+    if _plain(column) in _PERSON
+    or (
+      column == _one(cells, _VIEW) and '|' in guess.fields.get('csv.where', '')
+    )
+  )
   if carried:
     guess.say(
       'carried',
@@ -144,7 +151,8 @@ def _worth(named):
   return (
     2 * usual
     + label
-    + 0.5 * any(_plain(c) in (*_PATIENT, *_SPLIT) for c in table.columns)
+    + 0.5 * any(_plain(c) in _PATIENT for c in table.columns)
+    + 0.25 * any(_plain(c) in _SPLIT for c in table.columns)
   )
 
 
@@ -212,7 +220,9 @@ def _add_label(guess, table, image, columns, sets):
 def _add_classes(guess, label, cells):
   """One column of names: one an image, or several."""
   lists = [_names(cell) for cell in cells if cell]
-  counts = collections.Counter(name for names in lists for name in set(names))
+  counts = collections.Counter(
+    name for names in lists for name in dict.fromkeys(names)
+  )
   shown = ', '.join(f'{n}: {c:,}' for n, c in counts.most_common(6))
   several = sum(len(names) > 1 for names in lists)
   text = f'column {label!r}: {shown}'
@@ -271,10 +281,9 @@ def _add_findings(guess, findings, columns, sets):
   )
   guess.say(
     'labels',
-    f'{column}, {of}: 1: {count["1"]:,},'
-    f' 0: {count["0"]:,}, -1 (uncertain): {count["-1"]:,}, empty:'
-    f' {count[""]:,}',
-    csv_label=column,
+    f'{column}, {of}: 1 ({count["1"]:,} rows), 0 ({count["0"]:,}), -1, unsure'
+    f' ({count["-1"]:,}), empty ({count[""]:,})',
+    csv_label=f'("{column}",)',
   )
   if not wanted:
     guess.unknown.append(

@@ -4,10 +4,12 @@ Each set is in the form that its publishers ship, with computed images.
 """
 
 import ast
+import gzip
 import hashlib
 import json
 import pathlib
 import shlex
+import textwrap
 
 import cv2
 import numpy as np
@@ -17,10 +19,12 @@ from dpjax.config import fields as fields_lib
 from dpjax.data.sources import facts, inspect, registry, tables
 from dpjax.errors import UserError
 
+ROOT = pathlib.Path(__file__).parents[3]
+SIZE = 160, 150  # of an image
 LIST = "['pneumonia', 'infiltrates']"
 
 
-def draw(root, *paths, size=(50, 40)):
+def draw(root, *paths, size=SIZE):
   """Images of noise, each another one."""
   for path in paths:
     file = root / path
@@ -32,7 +36,10 @@ def draw(root, *paths, size=(50, 40)):
 
 def table(root, path, *lines):
   (root / path).parent.mkdir(parents=True, exist_ok=True)
-  (root / path).write_text('\n'.join(lines) + '\n')
+  data = ('\n'.join(lines) + '\n').encode()
+  (root / path).write_bytes(
+    gzip.compress(data) if path.endswith('.gz') else data
+  )
 
 
 def guessed(root):
@@ -107,23 +114,23 @@ def mimic(root):
   split = ('train', 'validate', 'test')
   table(
     root,
-    'mimic-cxr-2.0.0-split.csv',
+    'mimic-cxr-2.0.0-split.csv.gz',
     'dicom_id,study_id,subject_id,split',
     *(f'{id},5{i:02},1000{i // 2},{split[i // 2 % 3]}'
       for i, (_, id) in enumerate(ids)),
   )  # fmt: skip
   table(
     root,
-    'mimic-cxr-2.0.0-chexpert.csv',
+    'mimic-cxr-2.0.0-chexpert.csv.gz',
     'subject_id,study_id,Edema,No Finding,Pneumonia',
     *(f'1000{i // 2},5{i:02},,{"1.0," if i % 2 else ",1.0"}'
       for i in range(12)),
   )  # fmt: skip
   table(
     root,
-    'mimic-cxr-2.0.0-metadata.csv',
+    'mimic-cxr-2.0.0-metadata.csv.gz',
     'dicom_id,subject_id,study_id,ViewPosition',
-    *(f'{id},1000{i // 2},5{i:02},{"LATERAL" if i % 4 == 3 else "AP"}'
+    *(f'{id},1000{i // 2},5{i:02},{("AP", "PA", "PA", "LATERAL")[i % 4]}'
       for i, (_, id) in enumerate(ids)),
   )  # fmt: skip
   return 9, 0, 6
@@ -136,10 +143,10 @@ def padchest(root):
     root,
     'PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv',
     ',ImageID,ImageDir,PatientID,Projection,Labels',
-    *(f'{i},{i:05}.png,{i % 2},P{i // 2},{"L" if i == 11 else "PA"},'
+    *(f'{i},{i:05}.png,{i % 2},P{i // 2},{("PA", "AP", "PA", "L")[i // 3]},'
       f'{cells[i % 4]}' for i in range(12)),
   )  # fmt: skip
-  return 11, 0, 6
+  return 9, 0, 5
 
 
 def siim(root):
@@ -181,7 +188,7 @@ def brax(root):
     'DicomPath,PngPath,PatientID,PatientSex,AccessionNumber,Pneumonia,Edema,'
     'ViewPosition',
     *(f'anonymized/{i}.dcm,{p},id_{i // 2},M,A{i},{i % 2}.0,{i % 2}.0,'
-      f'{"L" if i == 7 else "PA"}' for i, p in enumerate(paths)),
+      f'{"L" if i == 7 else ("PA", "AP")[i % 2]}' for i, p in enumerate(paths)),
   )  # fmt: skip
   return 7, 0, 4
 
@@ -267,8 +274,8 @@ def coco(root, categories=('opacity',), box=(5, 6, 7, 8), **changes):
     (root / 'annotations').mkdir(exist_ok=True)
     (root / f'annotations/instances_{side}2017.json').write_text(
       json.dumps({
-        'images': [{'id': i, 'file_name': f'{side}2017/{i}.png', 'width': 50,
-                    'height': 40} for i in range(6)],
+        'images': [{'id': i, 'file_name': f'{side}2017/{i}.png',
+                    'width': SIZE[0], 'height': SIZE[1]} for i in range(6)],
         'annotations': [
           {'id': 10 * i + k, 'image_id': i, 'category_id': i // 2 % len(
             categories), 'bbox': box} for i in range(1, 6, 2)],
@@ -327,7 +334,7 @@ def test_the_printed_command_reads_the_set(make, tmp_path):
   assert len({r.group for r in records.values()} - {None}) == patients
   frames = {r.frame for r in records.values() if r.boxes} - {None}
   for record in records.values():
-    width, height = record.frame or (50, 40)
+    width, height = record.frame or SIZE
     for x0, y0, x1, y1 in record.boxes:
       assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
   assert len(frames) <= 1
@@ -336,8 +343,11 @@ def test_the_printed_command_reads_the_set(make, tmp_path):
 def test_a_finding_against_the_rest_is_read_as_its_column_says(tmp_path):
   mimic(tmp_path)
   fields, records = read(tmp_path)
-  assert fields['csv.label'] == 'Pneumonia'
-  assert [records[f'{i:08x}-aa'].classes for i in (0, 1)] == [('1',), ('0',)]
+  assert fields['csv.label'] == '("Pneumonia",)'
+  assert [records[f'{i:08x}-aa'].classes for i in (0, 1)] == [
+    ('Pneumonia',),
+    ('negative',),
+  ]
   assert {r.split for r in records.values()} == {'train', 'validation', 'test'}
   assert not any(int(id[:8], 16) % 4 == 3 for id in records)  # lateral
 
@@ -386,7 +396,7 @@ def one_class_in_test(root):
 def damaged(root):
   draw(root, *(f'{c}/{i}.png' for c in ('normal', 'ill') for i in range(3)))
   (root / 'ill/0.png').write_bytes((root / 'ill/0.png').read_bytes()[:200])
-  cv2.imwrite(str(root / 'ill/1.png'), np.full((40, 50), 7, np.uint8))
+  cv2.imwrite(str(root / 'ill/1.png'), np.full((150, 160), 7, np.uint8))
 
 
 def rows_without_images(root):
@@ -454,7 +464,7 @@ def test_sizes_of_originals_that_are_not_told_are_asked_for(tmp_path):
   rows = [line.split(',')[:8] for line in table.read_text().splitlines()]
   table.write_text('\n'.join(map(','.join, rows)))
   said = ' '.join(inspect.inspect(tmp_path).split())
-  assert 'reaches 300, 400, and the image is 50 x 40' in said
+  assert 'reaches 300, 400, and the image is 160 x 150' in said
   assert '--config.data.original_sizes=WIDTHxHEIGHT' in said
   assert 'when the above is filled in' in said
 
@@ -507,3 +517,26 @@ def test_nothing_of_the_folder_is_changed(tmp_path):
   before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
   inspect.inspect(tmp_path)
   assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
+
+
+# The sets of docs/datasets.md, by their headings there.
+DOCUMENTED = {
+  'CheXpert': (chexpert, 'CheXpert-v1.0-small'),
+  'MIMIC-CXR-JPG': (mimic, ''),
+  'PadChest': (padchest, ''),
+  'SIIM-ACR Pneumothorax': (siim, ''),
+  'COVID-19 Radiography Database': (covid, 'Set'),
+  'Kaggle chest_xray': (chest_xray, ''),
+}
+
+
+@pytest.mark.parametrize('heading', DOCUMENTED)
+def test_the_manual_quotes_what_inspect_says(heading, tmp_path, monkeypatch):
+  make, inner = DOCUMENTED[heading]
+  make(tmp_path / 'set')
+  (tmp_path / 'PATH').symlink_to(tmp_path / 'set' / inner)
+  monkeypatch.chdir(tmp_path)
+  page = (ROOT / 'docs' / 'datasets.md').read_text()
+  section = page.partition(f'\n### {heading}\n')[2].partition('\n##')[0]
+  said = textwrap.indent(inspect.inspect('PATH'), '    ')
+  assert said in section

@@ -107,7 +107,7 @@ def write_chexpert(root, name=ROOT):
 def test_chexpert_one_finding_against_the_rest(tmp_path, name):
   root, paths = write_chexpert(tmp_path, name)
   records, names = read_documented('CheXpert', root)
-  assert names == ('0', '1')
+  assert names == ('negative', 'Pneumonia')
   frontal = [path for path in paths if 'frontal' in path]
   # Uncertain is not known; blank is negative, as its authors take it.
   assert labels(records) == dict(zip(frontal, [1, 0, None, 0, 1], strict=True))
