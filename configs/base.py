@@ -151,7 +151,7 @@ c.data.class_pattern = text('', source=True, before='')
 c.data.uncertain = word('ignore', 'positive', 'negative', source=True,
                         before='ignore')  # fmt: skip
 # csv: what an empty one means. Nobody is called healthy because nobody looked,
-# so ignore; CheXpert's authors take it for negative.
+# so ignore; many readers of CheXpert take it for negative.
 c.data.blank = word('ignore', 'negative', source=True, before='ignore')
 # vindr: whose boxes count. union, majority (of an image's readers), or the one
 # reader that it names, e.g. R8.

@@ -19,7 +19,7 @@ _SETS = (
   ('MIMIC-CXR-JPG', ('dicom_id', 'study_id', 'subject_id')),
   ('PadChest', ('ImageID', 'PatientID', 'Labels')),
   ('SIIM-ACR Pneumothorax Segmentation', ('ImageId', 'EncodedPixels')),
-  ('BRAX', ('PngPath', 'PatientID', 'AccessionNumber')),
+  ('BRAX', ('DicomPath', 'PngPath', 'PatientID')),
   ('a part of NIH ChestX-ray14', ('Image Index', 'Finding Labels')),
 )
 # Labelled by the program of CheXpert, which leaves a cell empty where a report
@@ -299,7 +299,7 @@ def _add_findings(guess, findings, columns, sets):
   if count[''] and set(sets) & set(_BLANK_IS_NEGATIVE):
     guess.say(
       'empty',
-      "an empty cell counts as 0, as CheXpert's authors take it; with"
+      'an empty cell (the report does not mention it) counts as 0; with'
       ' --config.data.blank=ignore such images stay without a label',
       blank='negative',
     )

@@ -16,7 +16,8 @@ Kaggle:
     train.csv                               the columns of annotations_train.csv
     train_meta.csv                          image_id,dim0,dim1: the originals'
                                             height and width; smaller copies of
-                                            the set have it, or the columns
+                                            the set have it (xhlulu's on Kaggle,
+                                            without train.csv), or the columns
                                             width,height in train.csv
 
 The three readers of a training image drew their boxes apart from each other; a

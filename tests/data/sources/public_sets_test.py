@@ -109,7 +109,7 @@ def test_chexpert_one_finding_against_the_rest(tmp_path, name):
   records, names = read_documented('CheXpert', root)
   assert names == ('negative', 'Pneumonia')
   frontal = [path for path in paths if 'frontal' in path]
-  # Uncertain is not known; blank is negative, as its authors take it.
+  # Uncertain is not known; blank, not mentioned, is negative.
   assert labels(records) == dict(zip(frontal, [1, 0, None, 0, 1], strict=True))
   assert [r.group for r in records.values()] == [
     'patient00001', 'patient00002', 'patient00003', 'patient00003',
@@ -450,7 +450,8 @@ def test_vindrs_boxes_fit_smaller_copies(tmp_path, form):
 
 
 def test_brax_reads_its_paths_and_findings(tmp_path):
-  paths = [f'images/id_{i}/Study_{i}.1/Series_1/image-{i}.png' for i in '123']
+  # As RadHarmony and MaCheX read them; the DICOM files lie beside the PNG.
+  paths = [f'id_{i}/Study_{i}.1/Series_1/image-{i}' for i in '1234']
   write(
     tmp_path,
     {
@@ -458,28 +459,37 @@ def test_brax_reads_its_paths_and_findings(tmp_path):
         'DicomPath,PngPath,PatientID,PatientSex,PatientAge,No Finding,'
         'Pneumonia,ViewPosition',
         *(
-          f'{path[:-3]}dcm,{path},p{i},F,45,{cells}'
+          f'Anonymized_DICOMs/{path}.dcm,images/{path}.png,p{i},F,85 or more,'
+          f'{cells}'
           for i, (path, cells) in enumerate(
-            zip(paths, (',1.0,PA', '1.0,,AP', ',1.0,L'), strict=True)
+            zip(
+              paths, (',1.0,PA', '1.0,,AP', ',1.0,LL', ',-1.0,PA'), strict=True
+            )
           )
         ),
       ]
     },
-    *paths,
+    *(f'images/{path}.png' for path in paths),
+    *(f'Anonymized_DICOMs/{path}.dcm' for path in paths),
   )
   records, names = read_documented('BRAX', tmp_path)
   assert names == ('negative', 'Pneumonia')
-  assert [*labels(records).values()] == [1, 0]
-  assert [r.group for r in records.values()] == ['p0', 'p1']
+  assert [*labels(records).values()] == [1, 0, None]
+  assert [r.group for r in records.values()] == ['p0', 'p1', 'p3']
 
 
 @pytest.mark.parametrize(
   'heading, files, classes',
   [
-    ('Shenzhen and Montgomery',
-     {'CXR_png/CHNCXR_0001_0.png': 0, 'CXR_png/CHNCXR_0327_1.png': 1,
-      'ManualMask/leftMask/CHNCXR_0001_0.png': None}, ('0', '1')),
-    ('JSRT', {'JPCLN001.png': 1, 'JPCNN001.png': 0}, ('NN', 'LN')),
+    ('Shenzhen',
+     {'CXR_png/CHNCXR_0001_0.png': 0, 'CXR_png/CHNCXR_0327_1.png': 1},
+     ('0', '1')),
+    ('Montgomery',
+     {'CXR_png/MCUCXR_0001_0.png': 0, 'CXR_png/MCUCXR_0104_1.png': 1,
+      'ManualMask/leftMask/MCUCXR_0001_0.png': None,
+      'ManualMask/rightMask/MCUCXR_0001_0.png': None}, ('0', '1')),
+    ('JSRT', {'Nodule154images/JPCLN001.png': 1,
+              'NonNodule93images/JPCNN001.png': 0}, ('NN', 'LN')),
   ],
 )  # fmt: skip
 def test_the_class_may_stand_in_the_files_name(
@@ -669,9 +679,10 @@ def test_a_word_that_is_no_split_is_told_those_that_are(tmp_path):
 @pytest.mark.parametrize(
   'json, image, file_name',
   [
-    # CVAT; Label Studio, also as Windows writes it; Roboflow; VIA; labelme's
-    # own converter.
+    # CVAT, now with a folder for each subset; Label Studio, also as Windows
+    # writes it; Roboflow; VIA, whose file may have any name; labelme2coco.py.
     ('annotations/instances_default.json', 'images/1.png', '1.png'),
+    ('annotations/instances_default.json', 'images/default/1.png', '1.png'),
     ('annotations/instances_default.json', 'images/a/1.png', 'a/1.png'),
     ('result.json', 'images/8ee8-1.png', 'images/8ee8-1.png'),
     ('result.json', 'images/8ee8-1.png', 'images\\8ee8-1.png'),
@@ -685,15 +696,30 @@ def test_coco_as_the_tools_of_the_field_write_it(
   tmp_path, json, image, file_name
 ):
   text = (
-    '{"info": {}, "licenses": [], "images": [{"id": 1, "width": 40, "height":'
+    '{"info": {}, "licenses": [], "images": [{"id": 0, "width": 40, "height":'
     ' 30, "file_name": "%s", "license": 0, "flickr_url": "", "coco_url": "",'
-    ' "date_captured": 0}], "annotations": [{"id": 1, "image_id": 1,'
+    ' "date_captured": 0}], "annotations": [{"id": 0, "image_id": 0,'
     ' "category_id": 1, "segmentation": [], "area": 12.0, "bbox": [1.0, 2.0,'
     ' 3.0, 4.0], "iscrowd": 0, "ignore": 0, "attributes": {"occluded":'
-    ' false}}], "categories": [{"id": 1, "name": "opacity", "supercategory":'
-    ' ""}]}'
+    ' false}}], "categories": [{"id": 0, "name": "chest", "supercategory":'
+    ' "none"}, {"id": 1, "name": "opacity"}]}'
   )
   write(tmp_path, {json: [text % file_name.replace('\\', '\\\\')]}, image)
   [record] = read('coco', tmp_path)[0].values()
   assert record.file == str(tmp_path / image)
   assert record.boxes == ((1, 2, 4, 6),)
+  drawn = f'Visualization/{pathlib.Path(image).name}'
+  write(tmp_path, {}, drawn)
+  [record] = read('coco', tmp_path, ignore=('Visualization',))[0].values()
+  assert record.file == str(tmp_path / image)
+
+
+def test_coco_as_label_studio_1_16_writes_it_on_windows_is_a_fault(tmp_path):
+  text = (
+    '{"images": [{"id": 0, "width": 40, "height": 30, "file_name":'
+    ' "..\\\\..\\\\media\\\\upload\\\\4\\\\8ee8-1.png"}], "annotations": [],'
+    ' "categories": []}'
+  )
+  write(tmp_path, {'result.json': [text]}, 'images/8ee8-1.png')
+  with pytest.raises(UserError, match=r'result\.json, image 0'):
+    read('coco', tmp_path)
