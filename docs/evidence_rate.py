@@ -79,7 +79,7 @@ def main():
       seconds[name] = time.perf_counter() - start
       start = time.perf_counter()
 
-    result = evaluate.judge(
+    result = evaluate.score_classifier(
       workdir,
       config.evaluate,
       data.class_names,

@@ -11,15 +11,17 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dpjax import atomic
 from dpjax.data import store
-from dpjax.data.feed import pipeline
 from dpjax.data.prepare import duplicates
 from dpjax.errors import UserError
+
+if TYPE_CHECKING:  # Grain imports JAX.
+  from dpjax.data.feed import pipeline
 
 FILE = 'training_manifest.csv'
 _COLUMNS = ('stage', 'id', 'source_xxh3', 'perceptual_hash')
@@ -28,7 +30,7 @@ _COLUMNS = ('stage', 'id', 'source_xxh3', 'perceptual_hash')
 def write(
   workdir: str | pathlib.Path,
   stage: str,
-  records: pipeline.Records,
+  records: 'pipeline.Records',
   backbone: str | pathlib.Path | None = None,
 ) -> None:
   """Writes the manifest of a run, whole or not at all.
@@ -121,14 +123,14 @@ def check_none_held_out(
         )
 
 
-def fingerprint(records: pipeline.Records) -> str:
+def fingerprint(records: 'pipeline.Records') -> str:
   """Of training records: the same set, wherever it stands."""
   columns = (records.column(c).tolist() for c in ('ids', 'labels', 'digests'))
   return hashlib.sha256(json.dumps([*columns]).encode()).hexdigest()
 
 
 def check_trained_on(
-  record: dict[str, Any], records: pipeline.Records, path: str
+  record: dict[str, Any], records: 'pipeline.Records', path: str
 ) -> None:
   """Refuses to go on with a checkpoint that was trained on other data.
 

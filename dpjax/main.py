@@ -12,6 +12,7 @@ train also takes [--coordinator=auto|HOST:PORT] [--num_processes=N]
     [--beam_options=--a=b,--c]
 """
 
+import errno
 import functools
 import os
 import pathlib
@@ -72,6 +73,14 @@ _BEAM_OPTIONS = flags.DEFINE_list(
 )
 
 
+# What the operating system refuses a user: a full disk, no permission, a path
+# or a mount that is not there. Anything else that it says is about us.
+_REFUSALS = {
+  errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM,
+  errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+  errno.ENAMETOOLONG, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV,
+}  # fmt: skip
+
 # What is for one command only.
 _FLAGS_OF = {
   'inspect': (_SOURCE,),
@@ -101,20 +110,18 @@ def _users_line(error):
   """What the user can mend, in a line; None if it is our own bug."""
   if isinstance(error, UserError):
     return str(error)
-  if isinstance(error, OSError):  # A full disk, no permission, no such file.
-    return str(error) if error.errno is not None else None
+  if isinstance(error, OSError):
+    own = str(error.filename).startswith(str(pathlib.Path(__file__).parent))
+    return None if own or error.errno not in _REFUSALS else str(error)
   return processes.too_little_memory(error)
 
 
 def report_bug(kind: type, error: BaseException, trace: Any) -> None:
   """A sys.excepthook: the traceback, and for a bug of ours whom to tell."""
   sys.__excepthook__(kind, error, trace)
-  if isinstance(error, Exception) and not isinstance(error, UserError):
-    print(
-      'this is a bug in dpjax; please report it, with the command and all lines'
-      ' above',
-      file=sys.stderr,
-    )
+  mended = isinstance(error, flags.Error) or _users_line(error) is not None
+  if isinstance(error, Exception) and not mended:
+    print(processes.REPORT, file=sys.stderr)
     if _COORDINATOR.present:
       processes.end(1)
 

@@ -27,7 +27,7 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
     workdir: of the run.
 
   Raises:
-    What train.train and evaluation.evaluate raise.
+    What loop.train and evaluate.evaluate raise.
   """
   workdir = pathlib.Path(workdir)
   if config.data.source is not None:

@@ -9,9 +9,11 @@ from dpjax import losses
 from dpjax.config import fields
 from dpjax.config import resolve as resolve_lib
 from dpjax.data.feed import render_common
-from dpjax.data.sources import registry
+from dpjax.data.prepare import duplicates
+from dpjax.data.sources import phantom, registry
+from dpjax.distributed import parallel
 from dpjax.evaluation import gradcam
-from dpjax.training import optim
+from dpjax.training import build, optim
 from tests.config import given
 
 _END = "def get_config(variant=''):"  # of the declaration
@@ -93,11 +95,22 @@ def test_the_blur_that_may_be_asked_for_fits_what_the_renders_hold():
     ('mgacr.lesions_only', losses.MGACR_TERMS),
     ('pretrain.optim.schedule', optim.SCHEDULES),
     ('retrain.optim.schedule', optim.SCHEDULES),
+    ('loss.classification', build.CLASSIFICATION_LOSSES),
+    ('model.network', build.NETWORKS),
+    ('parallel.mode', {'auto', *parallel.MODES}),
   ],
 )
 def test_every_declared_word_is_known_where_it_counts(name, known):
   field = fields.table()[name]
   assert set(field.words or field.default) == set(known)
+
+
+def test_declared_bounds_are_those_of_the_code_behind_them():
+  near = fields.table()['split.near']
+  assert near.fits(duplicates.MAX_NEAR)
+  assert not near.fits(duplicates.MAX_NEAR + 1)
+  count = fields.table()['data.phantom.count']
+  assert count.fits(phantom.MIN_COUNT) and not count.fits(phantom.MIN_COUNT - 1)
 
 
 def test_the_paper_variant_takes_the_equations_literally():

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md')])
 FILES = [
   f'/{path.relative_to(ROOT).as_posix()}'
-  for folder in ('configs', 'docs', 'dpjax', 'launch', 'tests')
+  for folder in ('benchmarks', 'configs', 'docs', 'dpjax', 'launch', 'tests')
   for path in (ROOT / folder).rglob('*.*')
   if '__pycache__' not in path.parts
 ]
@@ -38,6 +38,33 @@ def names_in(file):
           yield target.id
 
   return set(of(ast.parse((ROOT / file[1:]).read_text()).body))
+
+
+def ours_in(script):
+  """(module of dpjax, name taken from it) all through a program."""
+  tree = ast.parse(script.read_text())
+  modules = {
+    alias.asname or alias.name: f'/{node.module}/{alias.name}'.replace('.', '/')
+    for node in ast.walk(tree)
+    if isinstance(node, ast.ImportFrom) and node.module.startswith('dpjax')
+    for alias in node.names
+  }
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+      file = modules.get(node.value.id, '') + '.py'
+      if file in FILES:
+        yield file, node.attr
+
+
+@pytest.mark.parametrize(
+  'script',
+  [*ROOT.glob('docs/*.py'), *ROOT.glob('benchmarks/*.py')],
+  ids=lambda path: path.name,
+)
+def test_what_a_program_beside_the_package_takes_from_it_is_there(script):
+  assert {
+    (file, name) for file, name in ours_in(script) if name not in names_in(file)
+  } == set()
 
 
 @pytest.fixture(params=PAGES, ids=lambda path: path.name)

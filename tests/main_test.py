@@ -255,6 +255,11 @@ def run_into(checkout, what, *flags):
     ('np.zeros(2) + np.zeros(3)', 'ValueError: operands could not be'),
     ('open(b"a", mode="q")', 'ValueError: invalid mode'),
     ('raise OSError("not of the operating system")', 'OSError: not of'),
+    ('raise BlockingIOError(11, "try again")', 'BlockingIOError: [Errno 11]'),
+    (
+      'open(__import__("dpjax.errors").errors.__file__ + ".css")',
+      'FileNotFoundError: [Errno 2]',
+    ),
     ('import dpjax.nothing', 'ModuleNotFoundError'),
     ('raise RuntimeError("ours")', 'RuntimeError: ours'),
   ],
@@ -293,9 +298,16 @@ def test_what_the_user_can_mend_is_one_line_and_exit_status_2(
   assert 'Traceback' not in result.stderr and REPORT_IT not in result.stderr
 
 
-def test_traceback_shows_where_a_users_mistake_was_raised(checkout):
-  result = run_into(checkout, 'raise UserError("mend it")', '--traceback')
+@pytest.mark.parametrize(
+  ('what', 'last'),
+  [
+    ('raise UserError("mend it")', 'UserError: mend it'),
+    ('raise OSError(28, "No space")', 'OSError: [Errno 28] No space'),
+  ],
+)
+def test_traceback_shows_where_a_users_mistake_was_raised(what, last, checkout):
+  result = run_into(checkout, what, '--traceback')
   assert result.returncode == 1
-  assert result.stderr.strip().endswith('UserError: mend it')
+  assert result.stderr.strip().endswith(last)
   assert 'Traceback (most recent call last):' in result.stderr
   assert REPORT_IT not in result.stderr

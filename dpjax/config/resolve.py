@@ -12,7 +12,7 @@ import ml_collections
 from dpjax import machine
 from dpjax.config import fields
 from dpjax.config.fields import refuse
-from dpjax.data.sources import registry
+from dpjax.data.sources import phantom, registry
 from dpjax.models import sides
 
 
@@ -54,12 +54,12 @@ def resolve(
   if num_devices is not None:
     _resolve_parallel(c, num_devices, num_processes)
     _check_batches(c)
+    _check_placement(c)
   if c.data.label == 'auto':
     c.data.label = registry.label_policy(c.data.layout)
   if c.data.path is None:
     c.data.path = _default_path(c)
   _check_relevance(c)
-  _check_placement(c)
   _check_network(c)
   _check_schedules(c)
   _check_mgacr(c)
@@ -114,8 +114,6 @@ def _default_path(c):
   split = f'-split{c.split.seed}' if c.split.seed else ''
   name = c.data.layout
   if name == 'phantom':
-    from dpjax.data.sources import phantom
-
     count, seed = c.data.phantom.count, c.data.phantom.seed
     name = f'phantom-v{phantom.VERSION}-{count}-{seed}'
   return f'data/{name}-{c.data.store_size}{split}'
@@ -163,8 +161,7 @@ def _check_placement(c):
 def _check_network(c):
   size = c.data.image_size
   stages = (*sides.stage_sides(c.model.network, size, c.model.stage_sizes),)
-  # A residual network's stem halves twice, and its first stage not at all.
-  stride = 2 ** (len(stages) + (c.model.network == 'resnet'))
+  stride = sides.stride(c.model.network, c.model.stage_sizes)
   if size < stride:
     refuse('data.image_size', size, f"at least the network's {stride}")
   if c.evaluate.cam_stage not in ('last', *stages):

@@ -22,6 +22,12 @@ from dpjax.errors import UserError
 # EX_TEMPFAIL of sysexits.h, and none of those that a mistake leads to.
 BROKEN_JOB = 75
 
+# Said behind the traceback of a bug of ours.
+REPORT = (
+  'this is a bug in dpjax; please report it, with the command and all lines'
+  ' above'
+)
+
 # A process that says nothing for so long is taken for dead, seconds.
 _HEARTBEAT = 30
 # So long others wait for what process 0 does (prepares), seconds.
@@ -211,6 +217,7 @@ def job() -> Iterator[None]:
       end(2)
     if not _LOST.search(str(error)):
       traceback.print_exc()
+      print(REPORT, file=sys.stderr)
       end(1)
     print(
       f'error: process {jax.process_index()} of {jax.process_count()}: another'

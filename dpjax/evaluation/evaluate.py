@@ -69,7 +69,8 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
   """Scores the run in `workdir` and looks where it looks.
 
   The network and the data are those of the run's own config.json; of `config`
-  count the sections `evaluate` and `parallel` and how data are read. What is
+  count the section `evaluate` and the machine's fields, such as `parallel.mode`
+  and `model.dtype` (config.record.on_this_machine). What is
   chosen (the threshold of any lesion, the temperature, the thresholds of maps)
   is chosen on the validation split, if the set has one and another is scored.
 

@@ -240,11 +240,6 @@ class ResNet(nn.Module):
     return classifier(pooled), features
 
 
-ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2))
-ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3))
-ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block='bottleneck')
-
-
 def check_offsets(
   offsets: Mapping[str, jax.Array] | None, stages: Sequence[str]
 ) -> Mapping[str, jax.Array]:

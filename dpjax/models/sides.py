@@ -45,3 +45,14 @@ def stage_sides(
     'resnet': lambda: resnet(image_size, stage_sizes),
     'vgg16': lambda: vgg16(image_size),
   }[network]()
+
+
+def stride(network: str, stage_sizes: Sequence[int]) -> int:
+  """Pixels that one cell of the last stage stands for, along a side.
+
+  A residual network's stem halves twice and its first stage not at all.
+
+  Args:
+    network, stage_sizes: as of `stage_sides`.
+  """
+  return {'resnet': 2 ** (len(stage_sizes) + 1), 'vgg16': 32}[network]

@@ -23,8 +23,8 @@ from dpjax.data.feed import pipeline
 from dpjax.errors import UserError
 from dpjax.evaluation import evaluate
 from dpjax.studies import runs
+from dpjax.training import auto, inference
 from dpjax.training import build as build_lib
-from dpjax.training import inference
 
 _BATCH = 256  # images read at a time
 
@@ -205,11 +205,15 @@ def train(
   build_lib.class_counts(training, data.num_classes)  # All have a label.
   images = evaluate.images_to_score(settings, data)
   task.workdir.mkdir(parents=True, exist_ok=True)
-  record_lib.save(task.config, task.workdir / 'config.json')
+  records = pipeline.Records((training,))
+  record_lib.save(
+    auto.resolve(task.config, 'retrain', data, records),
+    task.workdir / 'config.json',
+  )
   # The features come from it: what it has seen counts, and its time.
   source = task.config.init.backbone
   before = source if source and os.path.isdir(source) else None
-  leakage.write(task.workdir, method, pipeline.Records((training,)), before)
+  leakage.write(task.workdir, method, records, before)
   leakage.check_unseen(
     task.workdir,
     images.split,

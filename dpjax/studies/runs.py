@@ -220,10 +220,26 @@ def pretraining_key(config: Any) -> str:
 
   Configs of one key have the same stage I, whatever their stage II.
   """
-  # Against nothing, the differences are all fields that make the run.
-  lines = record_lib.differences({}, config)
+  # Against nothing, the differences are all fields that make the run. One that
+  # came later counts where it says something new: the studies of before go on.
+  lines = record_lib.differences({}, _without_news(config))
   read = '\n'.join(line for line in lines if not line.startswith(_UNREAD))
   return xxhash.xxh3_64_hexdigest(read.encode())[:8]
+
+
+def _without_news(config):
+  """The config without the fields that do as runs did before there were any.
+
+  But those of model: the first studies had them.
+  """
+  table = fields_lib.table()
+  return fields_lib.typed(
+    {
+      name: value
+      for name, value in fields_lib.flatten(config).items()
+      if name.startswith('model.') or value != table[name].before
+    }
+  )
 
 
 def pretrain(task: Task) -> None:

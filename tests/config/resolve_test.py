@@ -197,3 +197,9 @@ def test_without_devices_what_depends_on_them_stays_as_it_was_given():
     resolve_lib.resolve(
       given.make(loss__beta=2.0), num_devices=None, platform='cpu'
     )
+
+
+def test_a_command_without_devices_takes_the_flags_of_a_gpu():
+  """prepare and report are given the run's flags, and start no JAX."""
+  config = given.resolve(num_devices=None, data__placement='resident')
+  assert config.data.placement == 'resident'

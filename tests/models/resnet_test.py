@@ -18,6 +18,7 @@ from flax import traverse_util
 from dpjax.errors import UserError
 from dpjax.models import resnet
 
+RESNET50 = {'stage_sizes': (3, 4, 6, 3), 'block': 'bottleneck'}
 BASIC = {'stage_sizes': (1, 2), 'width': 4, 'num_classes': 3}
 BOTTLENECK = {**BASIC, 'block': 'bottleneck'}
 
@@ -199,8 +200,8 @@ def filled(model, seed=0):
 @pytest.mark.parametrize(
   'model, block, stage_sizes',
   [
-    (resnet.ResNet18(), 'basic', (2, 2, 2, 2)),
-    (resnet.ResNet50(), 'bottleneck', (3, 4, 6, 3)),
+    (resnet.ResNet(), 'basic', (2, 2, 2, 2)),
+    (resnet.ResNet(**RESNET50), 'bottleneck', (3, 4, 6, 3)),
   ],
   ids=['18', '50'],
 )
@@ -232,9 +233,9 @@ def test_logits_equal_those_recorded_from_torch(block):
 @pytest.mark.parametrize(
   'network, torchvision_count, width_of_features',
   [
-    (resnet.ResNet18, 11_689_512, 512),
-    (resnet.ResNet34, 21_797_672, 512),
-    (resnet.ResNet50, 25_557_032, 2048),
+    ({}, 11_689_512, 512),
+    ({'stage_sizes': (3, 4, 6, 3)}, 21_797_672, 512),
+    (RESNET50, 25_557_032, 2048),
   ],
   ids=['18', '34', '50'],
 )
@@ -242,7 +243,9 @@ def test_parameter_count_is_torchvisions_less_two_channels_and_995_classes(
   network, torchvision_count, width_of_features
 ):
   images = jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32)
-  params = jax.eval_shape(network().init, jax.random.key(0), images)['params']
+  params = jax.eval_shape(
+    resnet.ResNet(**network).init, jax.random.key(0), images
+  )['params']
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   stem, classes = 2 * 7 * 7 * 64, 995 * (width_of_features + 1)
   assert count == torchvision_count - stem - classes

@@ -7,6 +7,7 @@ import pytest
 
 from dpjax.errors import NonFinite, Stopped
 from dpjax.studies import runs
+from tests.config import given
 from tests.studies import fake_runs
 
 
@@ -96,6 +97,15 @@ def test_stage_i_is_shared_where_stage_ii_alone_differs(override, shared):
   other = runs.apply_overrides(config, [override])
   same = runs.pretraining_key(config) == runs.pretraining_key(other)
   assert same == shared
+
+
+def test_studies_of_the_version_before_find_their_stage_i():
+  """It is kept under the key that version faa881e gave it."""
+  keys = [
+    runs.pretraining_key(given.resolve(file='recipe', variant=name))
+    for name in ('', 'small')
+  ]
+  assert keys == ['ed4780c3', '129a7b23']
 
 
 def test_rows_share_one_stage_i_a_seed(tmp_path, fake):
