@@ -158,30 +158,30 @@ def _may_be_dicom(path):
   return formats.SUFFIXES.get(suffix, 'DICOM') == 'DICOM'
 
 
-def add_missing_images(
-  guess: Guess, facts: facts_lib.Facts, table: facts_lib.Table, column: str
+def add_missing(
+  guess: Guess, without: Sequence[str], total: int, what: str
 ) -> None:
-  """Says what to do where rows of a table have no image.
+  """Says what to do about rows of a table that have no image.
 
   Args:
     guess: to add to.
-    facts: of the folder.
-    table: its rows are of images.
-    column: that names them.
+    without: what the rows call these images.
+    total: of all rows.
+    what: the rows are, in the plural.
   """
-  ids = set(table.cells(column))
-  without = [id for id in ids if not facts.find(id)]
   if not without:
     return
-  part = len(without) > len(ids) / 2
-  guess.odd.append(
-    f'{len(without):,} of {len(ids):,} images of {table.path} are not there,'
-    f' such as {min(without)}'
-    + (': a part of the set only?' if part else ';')
-    + ' --on_error=skip leaves them out'
-  )
-  if part:
+  text = f'{len(without):,} of {total:,} {what} have no image'
+  if 2 * len(without) > total:
+    guess.odd.append(
+      f'{text}: a part of the set only? --on_error=skip leaves them out'
+    )
     guess.options.append('--on_error=skip')
+  else:
+    guess.odd.append(
+      f'{text}, such as {without[0]}; prepare stops there unless you add'
+      ' --on_error=skip'
+    )
 
 
 def add_unnamed(guess: Guess, extra: Sequence[str], named: set[str]) -> None:

@@ -6,6 +6,7 @@ their own (_SETS).
 
 import collections
 import dataclasses
+import os
 import re
 
 from dpjax.data import vocabulary
@@ -62,64 +63,27 @@ class _Named:
 
 def recognise(facts: facts_lib.Facts) -> guess_lib.Guess | None:
   """What the csv files of a folder say of its images; None: nothing."""
-  named = [_named(facts, table) for table in facts.tables]
-  named = [one for one in named if one]
-  plain = [one for one in named if not _box_columns(one.table)]
+  named = [one for table in facts.tables if (one := _named(facts, table))]
+  boxes = [one for one in named if _box_columns(one.table)]
+  plain = [one for one in named if one not in boxes]
   if not plain:
     return None
-  plain.sort(key=lambda one: (-_worth(one), one.table.path))
-  main = plain[0]
-  table = main.table
-  sets = [name for name, columns in _SETS if table.has(*columns)]
-  guess = guess_lib.Guess('csv', '', 2)
-  parts = [one for one in plain if one.table.columns == table.columns]
-  joined = _joined(facts, table) if len(parts) == 1 else []
-  paths = ','.join(sorted(one.table.path for one in parts))
-  guess.what = (
-    f'{sets[0]}, by the columns of {table.path}'
-    if sets
-    else f'images and a table of them, {table.path}'
-  )
-  guess.say(
-    'table',
-    f'{paths}; its column {main.image!r} names the images',
-    **({'csv_labels': paths} if paths != 'labels.csv' else {}),
-    **({'csv_image': main.image} if main.image != 'image' else {}),
-  )
-  columns = dict.fromkeys(table.columns)
-  for other in joined:
-    columns |= dict.fromkeys(other.columns)
-  if joined:
-    keys = [c for c in joined[0].columns if c in table.columns]
-    guess.say(
-      'joined',
-      f'{", ".join(t.path for t in joined)}, by {", ".join(keys)}',
-      csv_join=tuple(other.path for other in joined),
-    )
-  cells = {
-    column: next(t for t in (table, *joined) if column in t.columns)
-    for column in columns
-  }
-  _add_label(guess, table, main.image, cells, sets)
-  _add_rows(guess, cells, sets)
-  _add_split(guess, cells, table, parts)
-  _add_patients(guess, facts, cells)
-  carried = tuple(
-    column
-    for column in cells
-    if _plain(column) in _PERSON
-    or (
-      column == _one(cells, _VIEW) and '|' in guess.fields.get('csv.where', '')
-    )
-  )
-  if carried:
-    guess.say(
-      'carried',
-      f'{", ".join(carried)}, for scores by group',
-      csv_metadata=carried,
-    )
-  _add_boxes(guess, facts, [o for o in named if _box_columns(o.table)])
-  _add_missing(guess, facts, parts)
+  main = min(plain, key=lambda one: (-_worth(one), one.table.path))
+  # The tables of two sides of a split have the same columns.
+  parts = [one for one in plain if one.table.columns == main.table.columns]
+  sets = [name for name, columns in _SETS if main.table.has(*columns)]
+  what = f'{sets[0]}, by the columns of' if sets else 'images and their table,'
+  guess = guess_lib.Guess('csv', f'{what} {main.table.path}', 2)
+  columns = _add_tables(guess, facts, main, parts)
+  _add_label(guess, main.table, main.image, columns, sets)
+  _add_rows(guess, columns, sets)
+  _add_split(guess, columns, parts)
+  _add_patients(guess, facts, columns)
+  _add_carried(guess, columns)
+  _add_boxes(guess, boxes)
+  _add_masks(guess, facts)
+  if not facts.incomplete:
+    _add_missing(guess, facts, parts)
   return guess
 
 
@@ -170,6 +134,31 @@ def _joined(facts, table):
     and (_finding_columns({c: other for c in other.columns})
          or any(_plain(c) in (*_VIEW, *_SPLIT) for c in other.columns))
   ]  # fmt: skip
+
+
+def _add_tables(guess, facts, main, parts):
+  """Says which tables there are; returns {column: its table} of all."""
+  table = main.table
+  paths = ','.join(sorted(one.table.path for one in parts))
+  guess.say(
+    'table',
+    f'{paths}; its column {main.image!r} names the images',
+    **({'csv_labels': paths} if paths != 'labels.csv' else {}),
+    **({'csv_image': main.image} if main.image != 'image' else {}),
+  )
+  joined = _joined(facts, table) if len(parts) == 1 else []
+  if joined:
+    keys = [c for c in joined[0].columns if c in table.columns]
+    guess.say(
+      'joined',
+      f'{", ".join(t.path for t in joined)}, by {", ".join(keys)}',
+      csv_join=tuple(other.path for other in joined),
+    )
+  columns = {}
+  for one in (table, *joined):
+    columns = dict.fromkeys(one.columns, one) | columns
+  # Those of the table itself first.
+  return dict.fromkeys(table.columns, table) | columns
 
 
 def _add_label(guess, table, image, columns, sets):
@@ -328,7 +317,7 @@ def _add_rows(guess, columns, sets):
     )
 
 
-def _add_split(guess, columns, table, parts):
+def _add_split(guess, columns, parts):
   column = _one(columns, _SPLIT)
   if column:
     counts = collections.Counter(columns[column].cells(column))
@@ -371,7 +360,20 @@ def _add_patients(guess, facts, columns):
   )
 
 
-def _add_boxes(guess, facts, found):
+def _add_carried(guess, columns):
+  """What scores are told apart by."""
+  several_views = '|' in guess.fields.get('csv.where', '')
+  wanted = (*_PERSON, *(_VIEW if several_views else ()))
+  carried = tuple(column for column in columns if _plain(column) in wanted)
+  if carried:
+    guess.say(
+      'carried',
+      f'{", ".join(carried)}, for scores by group',
+      csv_metadata=carried,
+    )
+
+
+def _add_boxes(guess, found):
   """The table of boxes, their form and the frame that they count in."""
   if not found:
     return
@@ -411,8 +413,7 @@ def _add_boxes(guess, facts, found):
               csv_frame=(1, 1))  # fmt: skip
 
 
-def _add_missing(guess, facts, parts):
-  """Rows without an image, and images without a row; if all were looked at."""
+def _add_masks(guess, facts):
   masks = sorted(facts_lib.mask_folders(facts.images))
   if masks:
     guess.say(
@@ -420,43 +421,32 @@ def _add_missing(guess, facts, parts):
       f'folders {", ".join(masks)}: by their name masks, no radiographs',
       ignore=(*masks,),
     )
-  if facts.incomplete:
-    return
-  named, without, total = set(), [], 0
+
+
+def _add_missing(guess, facts, parts):
+  """Rows without an image, and images without a row."""
+  named, without, other, total = set(), [], False, 0
   for one in parts:
-    cells = [cell for cell in one.table.cells(one.image) if cell]
-    total += len(cells)
-    for cell in cells:
+    for cell in filter(None, one.table.cells(one.image)):
+      total += 1
       found = facts.find(cell)
       named.update(found)
       if not found:
         without.append(cell)
-  extra = [path for path in facts.images if path not in named]
-  extra = [path for path in extra if not facts_lib.is_masks(path)]
-  other = sum(
-    facts_lib.clean(cell).lower().endswith(tuple(facts_lib.formats.SUFFIXES))
-    and not any(p.endswith(facts_lib.clean(cell).rpartition('/')[2])
-                for p in facts.find(cell))
-    for one in parts
-    for cell in facts_lib.spread(one.table.cells(one.image), 50)
-  )  # fmt: skip
-  if other and not without:
+        continue
+      name = facts_lib.clean(cell).rpartition('/')[2]
+      there = found[0].rpartition('/')[2]
+      other |= name not in (there, os.path.splitext(there)[0])
+  if other:
     guess.odd.append(
-      'files have another suffix or spelling than in the table; they are taken'
+      'Files have another suffix or spelling than in the table; they are taken'
       ' by the rest of their name'
     )
-  if without and len(without) > total / 2:
-    guess.odd.append(
-      f'{len(without):,} of {total:,} rows have no image, such as {without[0]}:'
-      ' a part of the set only? --on_error=skip leaves them out'
-    )
-    guess.options.append('--on_error=skip')
-  elif without:
-    guess.odd.append(
-      f'{len(without):,} of {total:,} rows have no image, such as {without[0]};'
-      ' prepare stops there unless you add --on_error=skip'
-    )
-  guess_lib.add_unnamed(guess, extra, named)
+  guess_lib.add_missing(guess, without, total, 'rows')
+  extra = [path for path in facts.images if path not in named]
+  guess_lib.add_unnamed(
+    guess, [p for p in extra if not facts_lib.is_masks(p)], named
+  )
 
 
 def _finding_columns(columns):

@@ -141,7 +141,10 @@ def recognise(facts: facts_lib.Facts) -> guess_lib.Guess | None:
   guess.say('patients', "the column 'Patient ID'")
   if len(found) > 1:
     guess.odd.append(f'{found[1].path} is there too; one of them must go')
-  guess_lib.add_missing_images(guess, facts, table, 'Image Index')
+  ids = dict.fromkeys(table.cells('Image Index'))
+  without = [id for id in ids if not facts.find(id)]
+  if not facts.incomplete:
+    guess_lib.add_missing(guess, without, len(ids), 'images of the table')
   return guess
 
 

@@ -118,13 +118,8 @@ def recognise(facts: facts_lib.Facts) -> guess_lib.Guess | None:
   guess.say('boxes', f'{exams.total():,}, in pixels of 1024 x 1024')
   guess.say('split', 'drawn')
   guess.say('patients', 'not known: patientId names exams')
-  without = len(every) - len(images)
-  if without > 0:
-    guess.odd.append(
-      f'{without:,} of {len(every):,} exams have no image: a part of the set'
-      ' only? --on_error=skip leaves them out'
-    )
-    guess.options.append('--on_error=skip')
+  without = sorted(id for id in every if not facts.find(id))
+  guess_lib.add_missing(guess, without, len(every), 'exams')
   return guess
 
 
