@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and JSON read back from them."""
 
 import contextlib
 import json
@@ -6,6 +6,8 @@ import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
+
+from dpjax.errors import UserError
 
 
 @contextlib.contextmanager
@@ -42,3 +44,23 @@ def write_json(path: str | pathlib.Path, value: Any) -> None:
     TypeError: a value is nothing that JSON has.
   """
   write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
+
+
+def read_json(path: str | pathlib.Path) -> dict[str, Any]:
+  """The object in a JSON file.
+
+  Raises:
+    OSError: as open.
+    UserError: one line: the file holds no JSON object.
+  """
+  try:
+    found = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+  except RecursionError:
+    raise UserError(f'{path} is damaged (nested too deep)') from None
+  except ValueError as error:  # of JSON or of UTF-8
+    raise UserError(f'{path} is damaged ({error})') from error
+  if not isinstance(found, dict):
+    raise UserError(
+      f'{path} is damaged (it holds no object, but {str(found)[:20]!r})'
+    )
+  return found

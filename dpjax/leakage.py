@@ -129,6 +129,34 @@ def fingerprint(records: 'pipeline.Records') -> str:
   return hashlib.sha256(json.dumps([*columns]).encode()).hexdigest()
 
 
+def digest(workdir: str | pathlib.Path) -> str | None:
+  """Of the manifest of a run, None without one; a checkpoint records it."""
+  file = pathlib.Path(workdir) / FILE
+  if not file.is_file():
+    return None
+  return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def check_manifest(workdir: str | pathlib.Path, record: dict[str, Any]) -> None:
+  """Refuses a manifest that is not as the training wrote it.
+
+  An image that is missing there could be scored as if it were unseen.
+
+  Args:
+    workdir: of the run.
+    record: of its checkpoint; one of an earlier version has no digest.
+
+  Raises:
+    UserError: one line: it was changed, or is missing.
+  """
+  recorded = record.get('manifest')
+  if recorded is not None and digest(workdir) != recorded:
+    raise UserError(
+      f'{pathlib.Path(workdir) / FILE} is not as the training wrote it: its'
+      ' checkpoint has another digest; put the original there, or train again'
+    )
+
+
 def check_trained_on(
   record: dict[str, Any], records: 'pipeline.Records', path: str
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from dpjax import leakage
 from dpjax.data.feed import pipeline
+from dpjax.errors import UserError
 from tests import fakes
 
 NEAR = 16
@@ -92,3 +93,18 @@ def test_no_image_that_is_held_out_is_added_to_a_training_set(name):
   added.pixels[4] = data.split(name).pixels[2]
   with pytest.raises(ValueError, match=rf'60-4 of extra .* {name} split'):
     leakage.check_none_held_out([added], 'extra', data, NEAR)
+
+
+def test_a_manifest_is_as_the_checkpoint_knows_it_or_refused(tmp_path):
+  leakage.write(tmp_path, 'retrain', records(fakes.make_split(8, 8, seed=0)))
+  record = {'manifest': leakage.digest(tmp_path)}
+  leakage.check_manifest(tmp_path, record)
+  file = tmp_path / leakage.FILE
+  whole = file.read_bytes()
+  for less in whole[: whole.rindex(b'\n', 0, -2) + 1], b'', None:
+    file.unlink()
+    if less is not None:
+      file.write_bytes(less)
+    with pytest.raises(UserError, match=r'training_manifest\.csv is not as'):
+      leakage.check_manifest(tmp_path, record)
+    leakage.check_manifest(tmp_path, {})  # of an earlier version

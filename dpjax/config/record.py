@@ -1,6 +1,5 @@
 """config.json: the config of a run, and what of it may change."""
 
-import json
 import os
 import pathlib
 import re
@@ -11,6 +10,9 @@ import ml_collections
 from dpjax import atomic
 from dpjax.config import fields
 from dpjax.errors import UserError
+
+# What compare records of a method without a network; no flag gives it.
+_CLASSICAL = 'stage', 'classical'
 
 
 def save(config: Any, path: str | pathlib.Path) -> None:
@@ -37,25 +39,38 @@ def seen_from(workdir: str | pathlib.Path, backbone: str) -> str:
   return os.path.abspath(backbone) if backbone.startswith('..') else backbone
 
 
-def load(path: str | pathlib.Path) -> ml_collections.ConfigDict:
+def load(
+  path: str | pathlib.Path, *, whole: bool = False
+) -> ml_collections.ConfigDict:
   """Reads a config.json, of an earlier version too.
 
+  Args:
+    path: of the file.
+    whole: refuse one that lacks a field.
+
   Raises:
-    UserError: it holds no config.
+    OSError: as open.
+    UserError: it holds no config, or a value that a flag could not give.
   """
+  record = atomic.read_json(path)
+  declared = fields.table()
+  values = {}
   try:
-    record = json.loads(pathlib.Path(path).read_text())
-  except ValueError as error:  # of JSON or of UTF-8
-    raise UserError(f'{path} is damaged ({error})') from error
-  if not isinstance(record, dict):
-    raise UserError(f'{path} is damaged (it holds no sections)')
-  values = {
-    name: fields.as_tuples(value)
-    for name, value in fields.flatten(record).items()
-  }
-  for name, field in fields.table().items():
+    for name, value in fields.flatten(record).items():
+      fields.check_field(declared, name)
+      if (name, value) == _CLASSICAL:
+        values[name] = value
+      else:
+        values[name] = declared[name].checked(name, value)
+  except RecursionError:
+    raise UserError(f'{path} is damaged (nested too deep)') from None
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from None
+  for name, field in declared.items():
     if field.before is not fields.ALWAYS and name.split('.')[0] in record:
       values.setdefault(name, field.before)
+    if whole and name not in values:
+      raise UserError(f'{path}: config.{name} is missing')
   if (backbone := values.get('init.backbone')) is not None:
     folder = pathlib.Path(path).parent
     values['init.backbone'] = _beside(folder, backbone) or backbone

@@ -1,6 +1,5 @@
 """Two evaluated runs on the same images: what differs, and how surely."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -112,16 +111,13 @@ def read_evaluation(workdir: str | pathlib.Path) -> dict[str, Any]:
   """
   workdir = files.workdir_of(workdir)
   try:
-    found = json.loads((workdir / files.EVALUATION).read_text())
-    for name in ('class_names', 'threshold', 'temperature'):
-      if name not in found:
-        raise UserError(f'it has no {name}: it is of another version')
-    return found
-  except (OSError, ValueError) as error:
-    reason = getattr(error, 'strerror', None) or error
+    return files.read_evaluation(
+      workdir, ('class_names', 'threshold', 'temperature')
+    )
+  except OSError as error:
     raise UserError(
-      f'{workdir / files.EVALUATION}: no evaluation to compare ({reason}); run'
-      ' evaluate there first'
+      f'{workdir / files.EVALUATION}: no evaluation to compare'
+      f' ({error.strerror}); run evaluate there first'
     ) from error
 
 

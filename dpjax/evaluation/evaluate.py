@@ -242,7 +242,7 @@ def open_run(config: Any, workdir: pathlib.Path) -> RestoredRun:
       f'--workdir={workdir} holds no config.json; it must be the workdir of a'
       ' stage II run or of a recipe'
     )
-  own = record_lib.load(workdir / 'config.json')
+  own = record_lib.load(workdir / 'config.json', whole=True)
   if own.stage != 'retrain':
     raise UserError(
       f'--workdir={workdir} holds a run of {own.stage}; only retrain classifies'
@@ -272,6 +272,7 @@ def open_run(config: Any, workdir: pathlib.Path) -> RestoredRun:
       step, build_lib.initial_state(run, optimizer)
     )
   leakage.check_trained_on(record, run.records, run.data.path)
+  leakage.check_manifest(workdir, record)
   return RestoredRun(run, state, step, images)
 
 

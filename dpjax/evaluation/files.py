@@ -4,6 +4,11 @@ Without JAX, for those who only read them.
 """
 
 import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from dpjax import atomic
+from dpjax.errors import UserError
 
 EVALUATION = 'evaluation.json'
 PREDICTIONS = 'predictions.csv'
@@ -19,3 +24,63 @@ def workdir_of(workdir: str | pathlib.Path) -> pathlib.Path:
   if (workdir / 'retrain' / 'config.json').is_file():
     return workdir / 'retrain'
   return workdir
+
+
+_NUMBER = int | float
+# What is of which kind in evaluation.json, where it is there.
+_KINDS = {
+  **dict.fromkeys(('split', 'data', 'device'), str),
+  **dict.fromkeys(('checkpoint',), str | None),
+  **dict.fromkeys(('class_names', 'confusion_matrix'), list),
+  **dict.fromkeys(
+    ('settings', 'scores', 'intervals', 'per_class', 'localisation', 'seconds'),
+    dict,
+  ),
+  'num_images': int,
+  **dict.fromkeys(
+    ('threshold', 'temperature', 'images_per_second'), _NUMBER | None
+  ),
+}
+# The same of what is in them.
+_INNER = {'scores': _NUMBER | None, 'intervals': list | None,
+          'per_class': dict, 'localisation': dict, 'seconds': _NUMBER,
+          'class_names': str}  # fmt: skip
+
+
+def read_evaluation(
+  workdir: str | pathlib.Path, needed: Sequence[str]
+) -> dict[str, Any]:
+  """evaluation.json of an evaluated run.
+
+  Args:
+    workdir: of the run itself.
+    needed: what it must hold.
+
+  Raises:
+    OSError: as open.
+    UserError: one line: it is damaged, or of a version that lacks something.
+  """
+  file = pathlib.Path(workdir) / EVALUATION
+  try:
+    found = atomic.read_json(file)
+  except UserError as error:
+    raise UserError(f'{error}; remove it and evaluate again') from error
+  for name in needed:
+    if name not in found:
+      raise UserError(
+        f'{file}: it has no {name}: it is of another version; evaluate again'
+      )
+  for name, kind in _KINDS.items():
+    if name in found and not (
+      isinstance(found[name], kind) and _fit(found[name], _INNER.get(name))
+    ):
+      raise UserError(
+        f'{file} is damaged ({name} is {str(found[name])[:40]!r}); remove it'
+        ' and evaluate again'
+      )
+  return found
+
+
+def _fit(value, kind):
+  inner = value.values() if isinstance(value, dict) else value
+  return kind is None or all(isinstance(one, kind) for one in inner)

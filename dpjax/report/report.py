@@ -143,7 +143,7 @@ def _write(folder, html, written, runs):
 def _earlier(folder):
   """The PNG files of the report that is there already."""
   try:
-    record = json.loads((folder / 'report.json').read_text(encoding='utf-8'))
+    record = atomic.read_json(folder / 'report.json')
     names = [n for s in record['sections'].values() for n in s['figures']]
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return []

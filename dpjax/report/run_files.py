@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dpjax import atomic
 from dpjax.config import fields as fields_lib
 from dpjax.config import record as record_lib
 from dpjax.data import store
@@ -241,7 +242,7 @@ def _log(path, notes):
         if name != 'split':
           _number(value, undefined=True)
       str(entry['split'])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
       torn += bool(line.strip())
     else:
       entries.append(_without_nan(entry))
@@ -313,12 +314,9 @@ def _json(path, name, notes):
   if not (path / name).is_file():
     return None
   try:
-    found = json.loads((path / name).read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
+    found = atomic.read_json(path / name)
+  except (OSError, UserError) as error:
     notes.append(f'{name} cannot be read ({reason(error)})')
-    return None
-  if not isinstance(found, dict):
-    notes.append(f'{name} holds no JSON object')
     return None
   return _without_nan(found)
 

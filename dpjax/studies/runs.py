@@ -12,7 +12,6 @@ it was stopped, and processes that run different seeds may share a workdir.
 
 import ast
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -25,8 +24,8 @@ from dpjax import atomic
 from dpjax.config import fields as fields_lib
 from dpjax.config import record as record_lib
 from dpjax.errors import NonFinite, UserError
-from dpjax.evaluation import evaluate
-from dpjax.training import checkpoint, loop
+from dpjax.evaluation import evaluate, files
+from dpjax.training import checkpoint, loop, metrics_log
 
 # What stage I does not read, beside the fields that may change in a run.
 _UNREAD = ('stage', 'retrain.', 'loss.', 'mgacr.', 'init.', 'evaluate.',
@@ -289,10 +288,14 @@ def _take_over(config, record):
 
 def _failure(folder):
   """The line with which the run in `folder` diverged, or None."""
+  file = folder / 'failed.json'
   try:
-    return json.loads((folder / 'failed.json').read_text())['error']
+    error = atomic.read_json(file).get('error')
   except (FileNotFoundError, NotADirectoryError):  # the latter: torch weights
     return None
+  if not isinstance(error, str):
+    raise UserError(f'{file} is damaged (it has no error); remove it')
+  return error
 
 
 def check(task: Task) -> None:
@@ -329,11 +332,15 @@ def look(task: Task) -> Run:
 def _result(task):
   """Its evaluation.json; None if it is not of config.evaluate as it is now."""
   try:
-    result = json.loads((task.workdir / 'evaluation.json').read_text())
+    result = files.read_evaluation(
+      task.workdir,
+      ('checkpoint', 'split', 'data', 'scores', 'num_images', 'class_names',
+       'images_per_second', 'seconds'),
+    )  # fmt: skip
   except FileNotFoundError:
     return None
   wanted = task.config.evaluate
-  record = record_lib.load(task.workdir / 'config.json')
+  record = record_lib.load(task.workdir / 'config.json', whole=True)
   # The evaluate command may have been there since, with other flags.
   given = result.get('settings', record.evaluate.to_dict())
   same = (
@@ -427,12 +434,10 @@ def _retrain(task):
 def lines(workdir: pathlib.Path, split: str) -> list[dict[str, Any]]:
   """The lines of a metrics.jsonl that are about `split`, in order."""
   try:
-    text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
+    found = metrics_log.read(pathlib.Path(workdir) / 'metrics.jsonl')
   except (FileNotFoundError, NotADirectoryError):
     return []
-  # The last line of a run under way may be torn.
-  whole = (line for line in text.splitlines() if line.endswith('}'))
-  return [entry for entry in map(json.loads, whole) if entry['split'] == split]
+  return [entry for entry in found if entry.get('split') == split]
 
 
 def trained(workdir: str | pathlib.Path) -> float:

@@ -29,6 +29,7 @@ from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers
 from orbax.checkpoint.path import atomicity
 
+from dpjax import leakage
 from dpjax.errors import UserError
 from dpjax.training import checkpoint_files
 
@@ -196,6 +197,11 @@ class Checkpoints:
       ),
     )['state']
 
+  def read_record(self, step: int) -> dict[str, Any]:
+    """The record of the run as saved at `step`."""
+    only = ocp.args.Composite(run=ocp.args.JsonRestore())
+    return self._manager.restore(step, args=only)['run']
+
   def wait(self) -> None:
     """Blocks until the save under way is complete."""
     self._manager.wait_until_finished()
@@ -342,17 +348,21 @@ def load_backbone(path: str | pathlib.Path) -> dict[str, Any]:
     the backbone's (projector, attention) and without a classifier.
 
   Raises:
-    UserError: no checkpoint there, or its numbers are not finite.
+    UserError: no checkpoint there, its numbers are not finite, or the list of
+      what it was trained on was changed.
   """
   if not has_checkpoint(path):
     raise UserError(
       f'config.init.backbone: {path} holds no checkpoint; it must be a workdir'
       ' of stage I, an .npz or .safetensors file, auto, or None'
     )
-  try:
-    state = read_state(path)
-  except UserError as error:
-    raise UserError(f'config.init.backbone: {error}') from error
+  with contextlib.closing(Checkpoints(path, write=False)) as saved:
+    try:
+      step = saved.find('last')
+    except UserError as error:
+      raise UserError(f'config.init.backbone: {error}') from error
+    state, record = saved.read_state(step), saved.read_record(step)
+  leakage.check_manifest(path, record)
   backbone = {
     part: dict(state[part]['backbone']) for part in ('params', 'batch_stats')
   }

@@ -134,7 +134,10 @@ def _loop(
     total, run.config.eval.every, run.steps_per_epoch, whole
   )
   write = functools.partial(_write, run, log, clock)
-  trained_on = leakage.fingerprint(run.records)
+  seen = {
+    'trained_on': leakage.fingerprint(run.records),
+    'manifest': begin.manifest,
+  }
   state, step = begin.state, begin.done
   with (
     _progress_bar(run, step) as bar,
@@ -171,9 +174,7 @@ def _loop(
         write(step, 'validation', scores)
         if processes.is_process_0():
           bar.write(_describe_scores(run, step, scores))
-      saved.save(
-        step, state, data_state, _record(run, clock, trained_on), scores
-      )
+      saved.save(step, state, data_state, _record(run, clock, seen), scores)
       if stop:
         break
       metrics.restart()
@@ -306,12 +307,12 @@ def _write(run, log, clock, step, split, values):
   )
 
 
-def _record(run, clock, trained_on):
+def _record(run, clock, seen):
   """What a checkpoint says of the run, for the start that finds it."""
   return {
     'training': clock.training,
     'wall': clock.wall,
-    'trained_on': trained_on,
+    **seen,
     'steps_per_dispatch': run.config.train.steps_per_dispatch,
   }
 

@@ -78,6 +78,34 @@ class Interval:
     return means
 
 
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The entries of a metrics.jsonl, without a last line that is torn.
+
+  Raises:
+    OSError: as open.
+    UserError: one line: another line is no entry, and which.
+  """
+  lines = path.read_bytes().split(b'\n')
+  entries = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      entry = json.loads(line)
+      good = isinstance(entry, dict) and isinstance(entry['step'], int)
+    except (ValueError, KeyError, RecursionError):
+      good = False
+    if good:
+      entries.append(entry)
+    # A kill leaves half a line, at most. What is between was damaged later:
+    # which steps are lost nobody knows.
+    elif number < len(lines):
+      raise UserError(
+        f'{path}, line {number}: no entry of a log, but'
+        f' {line[:40].decode(errors="replace")!r}; put a copy of the file'
+        ' there, or remove the line'
+      )
+  return entries
+
+
 class MetricsLog:
   """metrics.jsonl, a line an entry, and TensorBoard events if wanted."""
 
@@ -92,18 +120,17 @@ class MetricsLog:
 
     Lines of later steps stem from before a kill and are dropped: these steps
     are made again. Without `write` nothing is written.
+
+    Raises:
+      UserError: one line: the log is damaged, or an extra is missing.
     """
     path = workdir / 'metrics.jsonl'
     if not write:
       path, tensorboard = pathlib.Path(os.devnull), False
     elif path.exists():
-      kept = [
-        line
-        for line in path.read_text().splitlines()
-        # The last line may be torn.
-        if line.endswith('}') and json.loads(line)['step'] <= done
-      ]
-      atomic.write_text(path, ''.join(line + '\n' for line in kept))
+      kept = [entry for entry in read(path) if entry['step'] <= done]
+      lines = (json.dumps(entry) + '\n' for entry in kept)
+      atomic.write_text(path, ''.join(lines))
     self._file = path.open('a')
     self._events = None
     if tensorboard:

@@ -23,6 +23,7 @@ class Start:
     origin: where the state comes from, in words.
     training: seconds trained before.
     wall: seconds since it was first begun, without those between its starts.
+    manifest: digest of its training manifest (leakage.digest).
   """
 
   state: steps.TrainState
@@ -30,6 +31,7 @@ class Start:
   origin: str = 'from scratch'
   training: float = 0.0
   wall: float = 0.0
+  manifest: str | None = None
 
 
 def find_start(
@@ -48,8 +50,8 @@ def find_start(
     stream: an iterator of batches.training_stream.
 
   Raises:
-    UserError: one line: a backbone that is missing or does not fit, or a set
-      that the run was not trained on.
+    UserError: one line: a backbone that is missing or does not fit, a set that
+      the run was not trained on, or a manifest that was changed.
   """
   newest = saved.newest()
   if newest is None:
@@ -57,6 +59,9 @@ def find_start(
   fresh = build.initial_state(run, optimizer)
   state, data_state, record = saved.restore(newest, fresh)
   leakage.check_trained_on(record, run.records, run.data.path)
+  processes.on_process_0(
+    f'{run.stage}: manifest', lambda: leakage.check_manifest(workdir, record)
+  )
   stream.set_state(data_state)
   _warn_of_dispatches(run, record)
   return Start(
@@ -65,6 +70,7 @@ def find_start(
     f'resumed at step {newest}',
     record['training'],
     record['wall'],
+    leakage.digest(workdir),
   )
 
 
@@ -79,9 +85,8 @@ def _begin(run, workdir, optimizer):
 
   processes.on_process_0(f'{run.stage}: manifest', write_manifest)
   state = build.initial_state(run, optimizer, backbone, source or '')
-  if backbone is None:
-    return Start(state)
-  return Start(state, origin=f'from {source}')
+  origin = Start.origin if backbone is None else f'from {source}'
+  return Start(state, origin=origin, manifest=leakage.digest(workdir))
 
 
 def _warn_of_dispatches(run, record):

@@ -195,9 +195,52 @@ def test_a_run_is_opened_as_this_machine_has_it():
   assert there.parallel.devices == 8  # as it was
 
 
-@pytest.mark.parametrize('text', ['', '{"a": ', '[1, 2]', '\udcff'])
+@pytest.mark.parametrize(
+  'text', ['', '{"a": ', '[1, 2]', '\udcff', '[' * 100_000, '{"a":' * 100_000]
+)
 def test_a_damaged_record_is_told_in_a_line(tmp_path, text):
   path = tmp_path / 'config.json'
   path.write_bytes(text.encode(errors='surrogateescape'))
   with pytest.raises(UserError, match=r'config\.json is damaged'):
     record_lib.load(path)
+  with pytest.raises(UserError) as error:
+    record_lib.load(path)
+  line = str(error.value)
+  assert line.startswith(str(path)) and '\n' not in line and len(line) < 500
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'told'),
+  [
+    ('seed', 'zero', "config.seed is 'zero'; it must be a whole number"),
+    ('seed', True, 'config.seed is True; it must be a whole number'),
+    ('stage', 'retain', "'retain'; it must be one of"),
+    ('model.width', -4, 'config.model.width is -4; it must be'),
+    ('mgacr.eps', None, 'config.mgacr.eps is None; it must be a number'),
+    ('mgacr.epss', 1, 'config.mgacr.epss does not exist; did you mean'),
+    ('mgacr', 3, 'config.mgacr is a section'),
+    ('data.path', 3, 'config.data.path is 3; it must be a path'),
+  ],
+)
+def test_a_record_is_checked_as_flags_are(field, value, told, tmp_path):
+  record = given.resolve().to_dict()
+  *sections, leaf = field.split('.')
+  inner = record
+  for section in sections:
+    inner = inner[section]
+  inner[leaf] = value
+  path = tmp_path / 'config.json'
+  path.write_text(json.dumps(record))
+  with pytest.raises(UserError) as error:
+    record_lib.load(path)
+  assert str(error.value).startswith(f'{path}: ') and told in str(error.value)
+
+
+def test_a_record_that_lacks_a_field_is_not_whole(tmp_path):
+  record = given.resolve().to_dict()
+  del record['train']['keep']
+  path = tmp_path / 'config.json'
+  path.write_text(json.dumps(record))
+  record_lib.load(path)
+  with pytest.raises(UserError, match=r'config\.train\.keep is missing'):
+    record_lib.load(path, whole=True)

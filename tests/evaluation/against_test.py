@@ -108,15 +108,34 @@ def test_runs_on_other_images_labels_or_classes_are_refused(
   assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('content', [None, '{'])
-def test_a_run_that_is_not_evaluated_is_refused(content, tmp_path):
+@pytest.mark.parametrize(
+  ('content', 'told'),
+  [
+    (None, 'run evaluate there first'),
+    (b'', 'is damaged'),
+    (b'{', 'is damaged'),
+    (b'\xff\x00', 'is damaged'),
+    (b'[' * 100_000, 'nested too deep'),
+    (b'[1]', 'holds no object'),
+    (b'{}', 'it has no class_names'),
+    (b'{"class_names": [1, 2], "threshold": 1, "temperature": 1}',
+     'class_names is'),
+    (b'{"class_names": ["a"], "threshold": "x", "temperature": 1}',
+     "threshold is 'x'"),
+  ],
+  ids=range(9),
+)  # fmt: skip
+def test_a_run_that_is_not_evaluated_is_refused(content, told, tmp_path):
   a, _ = write_run(tmp_path / 'a', 1)
   b, _ = write_run(tmp_path / 'b', 0)
-  (b / files.EVALUATION).unlink()
-  if content:
-    (b / files.EVALUATION).write_text(content)
-  with pytest.raises(UserError, match='run evaluate there first'):
+  file = b / files.EVALUATION
+  file.unlink()
+  if content is not None:
+    file.write_bytes(content)
+  with pytest.raises(UserError) as error:
     compare(a, b)
+  line = str(error.value)
+  assert line.startswith(str(file)) and told in line and '\n' not in line
 
 
 def test_predictions_of_another_evaluation_are_refused(tmp_path):

@@ -184,7 +184,7 @@ def test_images_that_were_fitted_on_are_not_scored(tmp_path, inputs):
 def test_what_a_given_backbone_has_seen_is_not_scored(tmp_path, inputs):
   backbone = tmp_path / 'elsewhere'
   backbone.mkdir()
-  log = {'split': 'train', 'seconds_training': 100.0}
+  log = {'step': 1, 'split': 'train', 'seconds_training': 100.0}
   (backbone / 'metrics.jsonl').write_text(json.dumps(log) + '\n')
   records = pipeline.Records((STORE.split('validation'),))
   leakage.write(backbone, 'pretrain', records)

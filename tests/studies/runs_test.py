@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from dpjax.errors import NonFinite, Stopped
+from dpjax.errors import NonFinite, Stopped, UserError
 from dpjax.studies import runs
 from tests.config import given
 from tests.studies import fake_runs
@@ -289,6 +289,19 @@ def test_the_time_of_a_run_has_that_of_its_stage_i(tmp_path, fake):
     'training': 40.0,
     'ms_per_image': 50.0,
   }
+
+
+def test_a_broken_evaluation_is_named_and_not_overwritten(tmp_path, fake):
+  del fake
+  task = make_task(tmp_path)
+  runs.run(task)
+  file = task.workdir / 'evaluation.json'
+  for text in '', '{"scores": {}', '{}', '{"split": 3}':
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+      runs.run(task)
+    assert str(error.value).startswith(str(file))
+    assert file.read_text() == text
 
 
 def test_a_torn_last_line_of_a_log_is_left_out(tmp_path):

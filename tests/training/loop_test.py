@@ -16,9 +16,9 @@ import numpy as np
 import optax
 import pytest
 
-from dpjax import prepare, recipe
+from dpjax import leakage, prepare, recipe
 from dpjax.distributed import parallel
-from dpjax.errors import NonFinite, Stopped
+from dpjax.errors import NonFinite, Stopped, UserError
 from dpjax.evaluation import evaluate
 from dpjax.training import batches, checkpoint, loop, programs, validation
 from dpjax.training import build as build_lib
@@ -374,6 +374,20 @@ def test_a_run_does_not_go_on_with_another_set(tmp_path, monkeypatch):
   monkeypatch.setattr(prepare, 'open_prepared', lambda config: other)
   with pytest.raises(ValueError, match=r'config\.data\.path.*not the set'):
     loop.train(make_config(), 'retrain', tmp_path)
+
+
+@pytest.mark.usefixtures('uncompiled')
+def test_a_run_does_not_go_on_with_a_shortened_manifest(tmp_path):
+  loop.train(make_config(), 'retrain', tmp_path)
+  file = tmp_path / leakage.FILE
+  whole = file.read_bytes()
+  file.write_bytes(whole[: whole.rindex(b'\n', 0, -2) + 1])
+  with pytest.raises(UserError, match=r'training_manifest\.csv is not as'):
+    loop.train(make_config(), 'retrain', tmp_path)
+  with pytest.raises(UserError, match=r'training_manifest\.csv is not as'):
+    checkpoint.load_backbone(tmp_path)
+  file.write_bytes(whole)
+  loop.train(make_config(), 'retrain', tmp_path)
 
 
 def test_a_workdir_that_cannot_be_written_is_refused_in_one_line(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dpjax.errors import UserError
 from dpjax.training import metrics_log
 
 
@@ -12,6 +13,21 @@ def test_lines_of_undone_steps_and_a_torn_line_leave_the_log(tmp_path):
   metrics_log.MetricsLog(tmp_path, done=2, tensorboard=False).close()
   text = (tmp_path / 'metrics.jsonl').read_text()
   assert text == '{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize(
+  'line', [b'{"step": 2, "lo', b'\xff\x00', b'[]', b'{"loss": 1}', b'',
+           b'[' * 100_000, b'{"step": "2"}'],
+  ids=range(7),
+)  # fmt: skip
+def test_a_line_damaged_in_the_middle_is_named(line, tmp_path):
+  file = tmp_path / 'metrics.jsonl'
+  file.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+  before = file.read_bytes()
+  with pytest.raises(UserError, match=r'metrics\.jsonl, line 2: ') as error:
+    metrics_log.MetricsLog(tmp_path, done=3, tensorboard=False)
+  assert '\n' not in str(error.value) and len(str(error.value)) < 500
+  assert file.read_bytes() == before
 
 
 def test_tensorboard_gets_every_finite_number(tmp_path):
