@@ -163,6 +163,12 @@ c.data.vindr_readers = text('union', source=True)
 c.data.original_sizes = text('', source=True, before='')
 # coco: the json, or one a split with commas between them; empty: all there.
 c.data.coco_annotations = text('', source=True)
+# coco: width and height that boxes count in, where they are not the json's own;
+# (1, 1): they are shares of the image.
+c.data.coco_frame = numbers(
+  above=0, lengths=(0, 2), source=True, before=(),
+  wanted='() or (width, height), e.g. (1, 1)',
+)  # fmt: skip
 # csv: the tables in the source, and what their columns are called.
 c.data.csv = Section(source=True)
 # A row an image; several tables of one form with commas between them.

@@ -8,7 +8,7 @@ python -m dpjax.main inspect --source=PATH    what is in a folder of images
 train also takes [--coordinator=auto|HOST:PORT] [--num_processes=N]
     [--process_id=I]; evaluate [--against=OTHER_WORKDIR]; benchmark
     [--peer=torch]; report several workdirs, with commas between them; prepare
-    [--on_error=skip] [--preview=N] [--verify] [--beam_runner=NAME]
+    [--on_error=skip] [--strict] [--preview=N] [--verify] [--beam_runner=NAME]
     [--beam_options=--a=b,--c]
 """
 
@@ -43,6 +43,9 @@ _ON_ERROR = flags.DEFINE_enum(
   'on_error', 'fail', ['fail', 'skip'],
   'prepare: stop at what is wrong in the source, or leave it out and list it.',
 )  # fmt: skip
+_STRICT = flags.DEFINE_bool(
+  'strict', False, 'prepare: stop at what the summary would warn of.'
+)
 _PREVIEW = flags.DEFINE_integer(
   'preview', None, 'prepare: draw so many radiographs with their boxes.'
 )
@@ -85,7 +88,14 @@ _REFUSALS = {
 _FLAGS_OF = {
   'inspect': (_SOURCE,),
   'train': (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID),
-  'prepare': (_ON_ERROR, _PREVIEW, _VERIFY, _BEAM_RUNNER, _BEAM_OPTIONS),
+  'prepare': (
+    _ON_ERROR,
+    _STRICT,
+    _PREVIEW,
+    _VERIFY,
+    _BEAM_RUNNER,
+    _BEAM_OPTIONS,
+  ),
   'evaluate': (_AGAINST,),
   'benchmark': (_PEER,),
 }
@@ -160,7 +170,7 @@ def _check_flags(command):
         'inspect': '; the others take --config.data.source',
       }.get(owner, '')
       raise UserError(f'{given[0]} is for {owner}, not for {command}{more}')
-  others = (_ON_ERROR, _BEAM_RUNNER, _BEAM_OPTIONS)
+  others = (_ON_ERROR, _STRICT, _BEAM_RUNNER, _BEAM_OPTIONS)
   if _VERIFY.value and any(flag.present for flag in others):
     raise UserError('--verify looks at the set that is there; it goes with'
                      ' --preview only')  # fmt: skip
@@ -245,6 +255,7 @@ def _prepare(resolve, workdir):
     made = prepare.prepare(
       config,
       on_error=_ON_ERROR.value,
+      strict=_STRICT.value,
       beam=beam if _BEAM_RUNNER.value else None,
     )
     print(summary.format_summary(made))

@@ -17,6 +17,7 @@ def prepare(
   config: Any,
   *,
   on_error: str = 'fail',
+  strict: bool = False,
   beam: tuple[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
   """Prepares the set that config.data describes; returns its summary.
@@ -28,6 +29,7 @@ def prepare(
     config: as resolved (dpjax.config.resolve).
     on_error: 'fail' at the first fault of the source, or 'skip' what is at
       fault and list it in quarantine.csv.
+    strict: what the summary warns of is a fault; the set is not made.
     beam: see runners.run.
 
   Raises:
@@ -35,11 +37,12 @@ def prepare(
       another set is in the way.
   """
   # Training imports this module, and not what only preparing needs.
-  from dpjax.data.prepare import build
+  from dpjax.data.prepare import build, guards
 
   data, split = config.data, config.split
   if data.layout != 'phantom' and data.source is None:
     made = store.read_summary(data.path)
+    guards.check(made.get('warnings'), strict, data.path)
     return {**made, 'path': str(data.path), 'reused': True}
   faults = tables.Faults(on_error)
   records, provenance, columns = _read(config, faults)
@@ -79,6 +82,7 @@ def prepare(
       near=split.near,
     ),
     faults=faults,
+    strict=strict,
     workers=data.workers,
     beam=beam,
     progress=config.train.progress,
@@ -118,8 +122,6 @@ def _read(config, faults):
     raise UserError(f'config.data.source: {source} is not a folder')
   fields = fields_lib.flatten(data)
   records, found = registry.read(data.layout, source, faults, fields)
-  for remark in faults.remarks:
-    _warn(remark)
   return records, provenance, {f'data.{k}': v for k, v in found.items()}
 
 

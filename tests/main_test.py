@@ -127,7 +127,8 @@ def test_a_workdir_without_a_run_is_one_line_and_exit_status_2(checkout):
 
 
 @pytest.mark.parametrize(
-  'flag', ['--on_error=skip', '--preview=3', '--verify', '--beam_runner=X']
+  'flag',
+  ['--on_error=skip', '--strict', '--preview=3', '--verify', '--beam_runner=X'],
 )
 def test_a_flag_of_prepare_is_refused_elsewhere(checkout, flag):
   result = run(

@@ -66,11 +66,19 @@ class Radiograph:
       boxes (K, 4) float32, and how many of them stuck out.
 
     Raises:
-      SourceFault: nothing of a box lies in the frame, or it is not finite.
+      SourceFault: nothing of a box lies in the frame, or it is not finite; or
+        the frame is that of an image on its side.
     """
     if not self.boxes:
       return np.zeros((0, 4), np.float32), 0
     frame = self.frame or (width, height)
+    if height != width and tuple(frame) == (height, width):
+      # Whether its boxes lie on their side too, nothing tells.
+      raise SourceFault(
+        f'its boxes count in {frame[0]:g} x {frame[1]:g} pixels, and the image'
+        f' is upright, {width} x {height} (an EXIF orientation is obeyed);'
+        ' write its upright size and boxes'
+      )
     boxes = np.array(self.boxes, np.float64) / (*frame, *frame)
     clipped = boxes.clip(0, 1).astype(np.float32)
     # A NaN fails every comparison, so ask for what is wanted.

@@ -9,6 +9,7 @@ A folder with, for a set named NAME,
     summary.json     counts, what was clipped, where it came from
     duplicates.csv   copies, if there are any
     left_out.csv     images that are in no split, if there are any
+    odd_images.csv   nearly flat, dark or saturated images, if there are any
     quarantine.csv   what was left out with --on_error=skip, if anything
 
 build.py makes it; it is written and read without TensorFlow.

@@ -1,10 +1,17 @@
 """Words that all sources share: for no finding, for the sides of a split."""
 
+import re
 from collections.abc import Sequence
 
-# In lower case.
-NORMAL = ('normal', 'no finding', 'no findings', 'healthy', 'negative',
-          'none', '0')  # fmt: skip
+# As `folded`.
+NORMAL = ('normal', 'no finding', 'no findings', 'nofinding', 'nofindings',
+          'healthy', 'negative', 'none')  # fmt: skip
+
+
+def folded(name: str) -> str:
+  """A name without what spellings of it differ in: case, hyphens, blanks."""
+  return ' '.join(re.split(r'[\s_-]+', name.casefold())).strip()
+
 
 # What folders, files and cells call the sides of a split, in lower case.
 SPLITS = {
@@ -34,8 +41,18 @@ def is_masks(folder: str) -> bool:
 
 
 def is_normal(name: str) -> bool:
-  """Whether a class name says that there is no finding."""
-  return name.lower().replace('_', ' ') in NORMAL
+  """Whether the class of an image says that there is no finding."""
+  return is_normal_box(name) or name == '0'
+
+
+def is_normal_box(name: str) -> bool:
+  """Whether the name of a box says that there is nothing in it.
+
+  Some programs must draw a box in each image. A number is a lesion: what is
+  boxed is one, whatever its name, and where images are counted a class "0" is
+  not.
+  """
+  return folded(name) in NORMAL
 
 
 def meaning(class_names: Sequence[str]) -> dict[str, bool]:

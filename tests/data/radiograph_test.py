@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dpjax.data import radiograph
+from dpjax.errors import SourceFault
 
 
 def record(boxes, frame=radiograph.UNIT):
@@ -119,3 +120,13 @@ def test_an_age_is_whole_years_and_none_is_above_90(text, years):
 )
 def test_what_is_no_age_of_anybody_is_left_out(text):
   assert radiograph.age(text) == ''
+
+
+def test_a_frame_that_lies_on_its_side_is_refused():
+  one = record(((30, 200, 90, 250),), (320, 256))
+  with pytest.raises(SourceFault, match=r'320 x 256.*upright, 256 x 320'):
+    one.unit_boxes(320, 256)
+  # Nothing is known of what has no box, nor of another aspect.
+  record((), (320, 256)).unit_boxes(320, 256)
+  _, out = record(((30, 200, 90, 250),), (320, 256)).unit_boxes(640, 500)
+  assert out == 0

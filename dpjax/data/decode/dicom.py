@@ -383,7 +383,9 @@ def _windowed(dataset, levels, center, width):
   function = (_text(dataset, 'VOILUTFunction') or 'LINEAR').upper()
   least = 1 if function == 'LINEAR' else 0
   if not (np.isfinite(center) and least <= width < np.inf and width > 0):
-    raise SourceFault(f'a window of width {width:g} at {center:g}')
+    raise SourceFault(
+      f'a window of width {width:g} at {center:g}; wanted a width of 1 or more'
+    )
   if function == 'LINEAR':
     center, width = center - 0.5, width - 1
   if width == 0:

@@ -23,7 +23,7 @@ import numpy as np
 
 from dpjax import machine
 from dpjax.data import radiograph, store
-from dpjax.data.prepare import duplicates, runners, shards, splits
+from dpjax.data.prepare import duplicates, guards, runners, shards, splits
 from dpjax.data.sources import tables
 from dpjax.errors import UserError
 
@@ -66,6 +66,7 @@ def build(
   settings: Settings,
   columns: dict[str, Any] | None = None,
   faults: tables.Faults | None = None,
+  strict: bool = False,
   workers: int | None = None,
   beam: tuple[str, Sequence[str]] | None = None,
   progress: bool = True,
@@ -84,13 +85,14 @@ def build(
     columns: JSON-like; what 'auto' was found to be, for the summary. It is no
       part of the fingerprint: what it leads to is, in the records.
     faults: of the reader; takes those of the images too.
+    strict: what the summary would warn of is a fault.
     workers: processes; None: one a CPU core.
     beam: see runners.run.
     progress: show progress on stderr.
 
   Raises:
     UserError: one line: an image that cannot be read, two images of one id,
-      or another set in that folder.
+      or another set in that folder; with `strict`, the first warning.
   """
   path = pathlib.Path(path)
   faults = faults or tables.Faults()
@@ -109,7 +111,8 @@ def build(
   }
   decoding, fingerprint = _fingerprints(plan, records)
   if path.exists():
-    return _existing(path, plan, fingerprint, faults)
+    return _existing(path, plan, fingerprint, faults, strict)
+  guards.check(faults.remarks, strict, path)
 
   partial = path.with_name(path.name + '.partial')
   run = functools.partial(
@@ -122,9 +125,14 @@ def build(
   with _locked(partial):
     if path.exists():  # Another made it meanwhile.
       partial.rmdir()
-      return _existing(path, plan, fingerprint, faults)
+      return _existing(path, plan, fingerprint, faults, strict)
     _keep_blocks(partial, decoding)
     summary = _make(work, records, faults, columns or {})
+    try:
+      guards.check(summary['warnings'], strict, path)
+    except UserError:
+      shutil.rmtree(partial)
+      raise
     # They hold what the images' headers call the patients.
     for file in (partial / 'blocks').glob('*.npz'):
       file.unlink()
@@ -166,6 +174,10 @@ def _make(work, records, faults, columns):
   files = _write_shards(work, table)
   _write_copies(work.folder / 'duplicates.csv', table, copies)
   _write_left_out(work.folder / 'left_out.csv', table)
+  made = _in_order_of(files, table)
+  odd = guards.odd_images(made)
+  if odd:
+    _write_csv(work.folder / guards.ODD, [('id', 'what'), *odd])
   summary = {
     **work.plan,
     'fingerprint': work.fingerprint,
@@ -174,9 +186,13 @@ def _make(work, records, faults, columns):
     'copies': len(copies),
     'left_out': int((table['splits'] == 'left_out').sum()),
     'skipped': len(faults.found),
+    'warnings': [
+      *faults.remarks,
+      *guards.warnings(made, work.plan['class_names'], odd),
+    ],
     **({'columns': columns} if columns else {}),
   }
-  _finish(work, files, _in_order_of(files, table), faults, summary)
+  _finish(work, files, made, faults, summary)
   return summary
 
 
@@ -222,7 +238,7 @@ def _finish(work, files, table, faults, summary):
     table['boxes'].shape[1],
     work.plan['class_names'],
   )
-  del table['clipped']
+  del table['clipped'], table['tones']
   np.savez(folder / 'table.npz', **table)
   _write_csv(folder / 'manifest.csv', store.manifest(table))
   # Of an earlier try, which may have met other faults.
@@ -261,7 +277,7 @@ def _fingerprints(plan, records):
   return decoding.hexdigest(), whole.hexdigest()
 
 
-def _existing(path, plan, fingerprint, faults):
+def _existing(path, plan, fingerprint, faults, strict):
   try:
     summary = json.loads((path / 'summary.json').read_text())
     same = summary['fingerprint'] == fingerprint
@@ -291,6 +307,7 @@ def _existing(path, plan, fingerprint, faults):
       f' {summary["skipped"]} faults are in its quarantine.csv; give that flag'
       ' again, or name another path'
     )
+  guards.check(summary.get('warnings'), strict, path)
   _clear(path)  # Killed at the very end, it may not have been.
   return {**summary, 'path': str(path), 'reused': True}
 
@@ -383,7 +400,12 @@ def _is_finished(file, size):
   try:
     rows = store.read_table(file.with_name(file.name + '.npz'))
     length = len(rows['row']) * size * size
-    return file.stat().st_size == length and str(rows['faults']) == '[]'
+    # Blocks of an earlier version have no tones.
+    return (
+      file.stat().st_size == length
+      and str(rows['faults']) == '[]'
+      and 'tones' in rows
+    )
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
     return False
 

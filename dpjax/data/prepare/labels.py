@@ -43,8 +43,9 @@ def assign(
 
   Raises:
     UserError: a name that no record has, or that stands twice; names that
-      differ in nothing but case; boxes without a name where names count; no
-      record with a label, or one class only; findings and no box to count.
+      differ in nothing but case, blanks and hyphens; boxes without a name where
+      names count; no record with a label, or one class only; findings and no
+      box to count.
   """
   if findings:
     known = {n for r in records for n in (*(r.findings or ()), *r.names)}
@@ -152,7 +153,7 @@ def _check_case(known):
   """Refuses one class in two spellings."""
   seen = {}
   for name in sorted(known):
-    other = seen.setdefault(name.lower(), name)
+    other = seen.setdefault(vocabulary.folded(name), name)
     if other != name:
       raise UserError(
         f'config.data.classes: {other!r} and {name!r} would be two classes;'

@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 
 from dpjax.data import radiograph
-from dpjax.data.prepare import duplicates
+from dpjax.data.prepare import duplicates, guards
 from dpjax.data.sources import tables
 from dpjax.errors import SourceFault
 
@@ -44,6 +44,7 @@ def decode_block(
       digests         (N,)       sha256 of the square
       source_digests  (N,)       digest of the decoded image
       hashes          (N, 32)    duplicates.fingerprint of the square
+      tones           (N, 3)     guards.tones of the square
       headers         (N,)       JSON: what the image files say
       faults          ()         JSON: (place, id, reason) of what is left out
 
@@ -62,7 +63,7 @@ def decode_block(
   width = max(1, *(len(record.boxes) for record in rows), 0)
   boxes = np.zeros((len(rows), width, 4), np.float32)
   kept, clipped, headers = [], [], []
-  digests, source_digests, hashes = [], [], []
+  digests, source_digests, hashes, histograms = [], [], [], []
   mark = file.with_name(file.name + '.at')
   temporary = _temporary(file)
   with open(temporary, 'wb') as stream, open(mark, 'wb', 0) as at:
@@ -76,6 +77,7 @@ def decode_block(
           pixels = record.pixels()
           header = dict(record.header() if record.header else {})
           found, out = record.unit_boxes(*pixels.shape)
+          _check_levels(pixels)
         except SourceFault as fault:
           reason = str(fault).removeprefix(f'{place}: ')
           raise SourceFault(reason) from fault
@@ -88,6 +90,9 @@ def decode_block(
         digests.append(hashlib.sha256(squared).hexdigest())
         source_digests.append(digest(pixels))
         hashes.append(duplicates.fingerprint(squared))
+        if fit == 'pad':
+          squared = squared[_inner(*pixels.shape, size)]
+        histograms.append(guards.histogram(squared))
     _sync(stream)
   temporary.replace(file)
   with open(temporary, 'wb') as stream:
@@ -100,12 +105,23 @@ def decode_block(
       digests=np.array(digests, '<U64'),
       source_digests=np.array(source_digests, '<U32'),
       hashes=np.array(hashes, np.uint8).reshape(-1, 32),
+      tones=guards.tones(histograms),
       headers=np.array(headers, str),
       faults=np.array(json.dumps(faults.found)),
     )
     _sync(stream)
   mark.unlink(missing_ok=True)
   temporary.replace(file.with_name(file.name + '.npz'))
+
+
+def _check_levels(pixels):
+  """Refuses an image of one grey level: it shows nothing."""
+  # Most have corners that differ, which takes no time.
+  if pixels[0, 0] == pixels[-1, -1] and pixels.min() == pixels.max():
+    raise SourceFault(
+      f'all of it is one grey level, {pixels.flat[0]} of 0 to 255; wanted a'
+      ' radiograph'
+    )
 
 
 def digest(pixels: np.ndarray) -> str:
@@ -142,17 +158,22 @@ def square(
   height, width = pixels.shape
   if fit == 'stretch' or height == width:
     return _resize(pixels, size, size), boxes
-  scale = size / max(height, width)
-  inner_height = max(1, round(height * scale))
-  inner_width = max(1, round(width * scale))
-  top, left = (size - inner_height) // 2, (size - inner_width) // 2
+  inner = _inner(height, width, size)
   padded = np.zeros((size, size), np.uint8)
-  padded[top : top + inner_height, left : left + inner_width] = _resize(
-    pixels, inner_height, inner_width
-  )
+  inner_height, inner_width = padded[inner].shape
+  top, left = (part.start for part in inner)
+  padded[inner] = _resize(pixels, inner_height, inner_width)
   scales = np.array([inner_width, inner_height] * 2) / size
   offsets = np.array([left, top] * 2) / size
   return padded, (boxes * scales + offsets).astype(np.float32)
+
+
+def _inner(height, width, size):
+  """Where an image lies in a square of side `size` that keeps its aspect."""
+  scale = size / max(height, width)
+  sides = (max(1, round(side * scale)) for side in (height, width))
+  starts = ((side, (size - side) // 2) for side in sides)
+  return tuple(slice(start, start + side) for side, start in starts)
 
 
 def _resize(pixels, height, width):

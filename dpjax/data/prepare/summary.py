@@ -41,6 +41,8 @@ def format_summary(summary: dict[str, Any]) -> str:
   ):
     if summary[field]:
       lines.append(words.format(summary[field]))
+  # A set from before there were warnings has none.
+  lines += [f'warning: {line}' for line in summary.get('warnings', ())]
   for split, row in counts.items():
     lacking = [
       name

@@ -6,13 +6,16 @@
      "categories": [{"id": 1, "name": "opacity"}]}
 
 A bbox is in pixels of the json's width and height, even where the file has
-others. A box of a category that is called normal is no lesion. Everything else
-in the json is ignored. Several files are one for each side of the split, which
-their path names: annotations/instances_train.json, valid/_annotations.json.
+others. A box of a category that is called normal is no lesion; one of a number
+is, also of 0. Everything else in the json is ignored. Several files are one for
+each side of the split, which their path names: valid/_annotations.json,
+annotations/instances_train2017.json. Of images of one name a file means those
+of its side.
 """
 
 import collections
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -21,12 +24,14 @@ import reprlib
 from collections.abc import Sequence
 
 from dpjax.data import radiograph, vocabulary
+from dpjax.data.sources import boxes as boxes_lib
 from dpjax.data.sources import facts as facts_lib
 from dpjax.data.sources import files as files_lib
 from dpjax.data.sources import folder, tables
 from dpjax.data.sources import guess as guess_lib
 from dpjax.errors import SourceFault, UserError
 
+UNIT_HINT = 'give --config.data.coco_frame="(1,1)"'
 _LISTS = ('images', 'annotations', 'categories')
 LIMIT = 1 << 30  # bytes of a json: they take several times as many in memory
 
@@ -36,6 +41,7 @@ def read(
   faults: tables.Faults,
   *,
   annotations: str = '',
+  frame: Sequence[float] = (),
   patient_pattern: str = '',
   ignore: Sequence[str] = (),
 ) -> list[radiograph.Radiograph]:
@@ -46,6 +52,8 @@ def read(
     faults: takes what is wrong with an image or an annotation.
     annotations: the json in the source, or several with commas between them;
       '': those there, in its folder annotations and in others.
+    frame: width and height that boxes count in, if not the json's; (1, 1) for
+      boxes in 0..1.
     patient_pattern: see folder.patients.
     ignore: see files.Files.
 
@@ -57,7 +65,12 @@ def read(
   patient = folder.patients(files, patient_pattern)
   records = []
   for file, split in jsons.items():
-    records += _read_json(file, split, faults, files, patient)
+    found = _read_json(file, split, faults, files, patient)
+    if frame:
+      found = [dataclasses.replace(r, frame=tuple(frame)) for r in found]
+    else:
+      boxes_lib.check_unit((b for r in found for b in r.boxes), file, UNIT_HINT)
+    records += found
   files.add_unnamed(faults, ' or '.join(map(str, jsons)))
   return records
 
@@ -167,7 +180,16 @@ def _guess_boxes(guess, facts, path, held):
 def _read_json(file, split, faults, files, patient):
   data = _load(file)
   categories = _read_categories(file, data['categories'], faults)
-  images, out = _read_images(file, data['images'], faults, files, patient)
+
+  def relative(image):
+    return image.relative_to(files.root).as_posix()
+
+  find = functools.partial(
+    files.find,
+    beside=file.parent,
+    prefer=split and (lambda image: _side(relative(image)) == split),
+  )
+  images, out = _read_images(file, data['images'], faults, find, patient)
   boxes = _read_boxes(
     file, data['annotations'], faults, images, out, categories
   )
@@ -227,14 +249,11 @@ def _side(path):
 
 def _load(file):
   """The json, its three lists being lists."""
-
-  def refuse(literal):
-    raise UserError(f'{literal} is no number of json')
-
   try:
     if file.stat().st_size > LIMIT:
       raise UserError(f'larger than {LIMIT >> 20} MiB')
-    data = json.loads(file.read_text('utf-8-sig'), parse_constant=refuse)
+    # NaN is no json, but Python writes it; where it is read, it is a fault.
+    data = json.loads(file.read_text('utf-8-sig'))
   except FileNotFoundError as error:
     raise UserError(
       f'config.data.coco_annotations: {file} is not there'
@@ -276,7 +295,7 @@ def _read_categories(file, items, faults):
   return names
 
 
-def _read_images(file, items, faults, files, patient):
+def _read_images(file, items, faults, find, patient):
   """{id: record without boxes}, and the ids of those that are left out."""
   if not items:
     raise UserError(f'{file}: no images')
@@ -289,7 +308,7 @@ def _read_images(file, items, faults, files, patient):
       try:
         id = _id(item, 'id')
       finally:  # A bad id is no reason to miss the row of the file.
-        image = files.find(_text(item, 'file_name'), file.parent)
+        image = find(_text(item, 'file_name'))
       if image not in lost:
         if id in images or id in out:
           raise SourceFault('two images have this id')
@@ -340,7 +359,7 @@ def _read_boxes(file, items, faults, images, out, categories):
           f'no category has its category_id {reprlib.repr(category)}'
         )
       box, name = _box(item), categories[category]
-      if not vocabulary.is_normal(name):
+      if not vocabulary.is_normal_box(name):
         boxes[id].append((box, name))
       continue
     if boxes.pop(id, None) is not None:

@@ -8,13 +8,19 @@ import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dpjax.data import radiograph
 from dpjax.data.decode import formats, image_file
 from dpjax.data.sources import tables
 from dpjax.errors import SourceFault, UserError, printable
+
+# Files that stand beside images and are none.
+_TEXTS = ('.csv', '.tsv', '.txt', '.json', '.xml', '.md', '.html', '.htm',
+          '.pdf', '.xls', '.xlsx', '.ods', '.doc', '.docx', '.odt', '.rtf',
+          '.gz', '.yaml', '.yml', '.log', '.py', '.ipynb')  # fmt: skip
+_CONTROL = {*map(chr, range(32))} - {*'\t\n\r\f'}
 
 
 class Files:
@@ -29,6 +35,7 @@ class Files:
     given: the folder, as it was given.
     root: the folder, resolved.
     found: every image, sorted.
+    unread: files that may be images and cannot be told to be, sorted.
   """
 
   def __init__(
@@ -53,6 +60,7 @@ class Files:
     self.root = pathlib.Path(root).resolve()
     self._roots = {f'{self.root}/', f'{pathlib.Path(root).absolute()}/'}
     self.found: list[pathlib.Path] = []
+    self.unread: list[pathlib.Path] = []
     passed_over = _PassedOver(self.root, ignore)
     for folder in folders:
       start = self.root / folder
@@ -66,7 +74,7 @@ class Files:
         raise UserError(
           f'config.data.source: {start} is a link that leads out of {root}'
         )
-      self.found += _walk(start, passed_over)
+      self.found += _walk(start, passed_over, self.unread)
     if folders == ('.',):  # Of some only, it may well be in the others.
       passed_over.check()
     self.found.sort(key=str)  # of a hundred thousand paths: a second faster
@@ -86,13 +94,19 @@ class Files:
       found[_bare(_composed(file.name))].append(file)
     return found
 
-  def find(self, name: str, beside: pathlib.Path | None = None) -> pathlib.Path:
+  def find(
+    self,
+    name: str,
+    beside: pathlib.Path | None = None,
+    prefer: Callable[[pathlib.Path], bool] | None = None,
+  ) -> pathlib.Path:
     """The one image of that name.
 
     Args:
       name: of the file, with or without its suffix; or a path from the root, or
         the end of one.
       beside: a folder to look in first, if there is such an image in it.
+      prefer: of several, which to look at first.
 
     Raises:
       SourceFault: no name of a file, no such image, two of them, or one that
@@ -100,7 +114,7 @@ class Files:
     """
     if not self._parts(name):
       raise SourceFault(f'{name!r} cannot name an image of the source folder')
-    files = self.named(name, beside)
+    files = self.named(name, beside, prefer)
     if not files:
       raise SourceFault(f'no image {name} in {self.root}')
     self._asked_for.update(files)
@@ -113,12 +127,15 @@ class Files:
     return self.checked(files[0])
 
   def named(
-    self, name: str, beside: pathlib.Path | None = None
+    self,
+    name: str,
+    beside: pathlib.Path | None = None,
+    prefer: Callable[[pathlib.Path], bool] | None = None,
   ) -> list[pathlib.Path]:
     """All images that a name may mean: several where nothing tells them apart.
 
     Args:
-      name, beside: as of `find`.
+      name, beside, prefer: as of `find`.
     """
     *folders, last = self._parts(name) or ('',)
     files = [
@@ -129,6 +146,7 @@ class Files:
     # Of several, the one of just this path or name.
     for wanted in (
       lambda file: beside and file.parent == beside.joinpath(*folders),
+      prefer or (lambda file: False),
       lambda file: folders and file.parent == self.root.joinpath(*folders),
       lambda file: file.name == last,
     ):
@@ -182,8 +200,29 @@ class Files:
       raise SourceFault(f'{file} is a link that leads out of {self.root}')
     return file
 
+  def remark_unread(self, faults: tables.Faults) -> None:
+    """Says how many files are passed over that may be images, and why."""
+    if not self.unread:
+      return
+    first, count = min(self.unread), len(self.unread)
+    why = 'its content is no PNG, JPEG, TIFF, BMP or DICOM'
+    if first.is_symlink() and not first.exists():
+      why = 'a link to nothing'
+    elif not first.stat().st_size:
+      why = 'it is empty'
+    files = 'a file' if count == 1 else f'{count:,} files'
+    faults.remarks.append(
+      printable(
+        f'{files} passed over that may hold images, such as'
+        f' {first.relative_to(self.root)}'
+        f' ({why}): look whether radiographs are missing;'
+        ' config.data.ignore takes note of what is none'
+      )
+    )
+
   def add_unnamed(self, faults: tables.Faults, table: pathlib.Path) -> None:
     """Notes a fault for every image that `find` was never asked for."""
+    self.remark_unread(faults)
     # Nor is the file of an image that is left out a second fault.
     for id in faults.left_out:
       with contextlib.suppress(SourceFault):
@@ -228,6 +267,21 @@ def _known(file):
 def _is_image(file):
   # A text may well begin with the two letters of a BMP.
   return _known(file) or formats.kind(file) not in (None, 'BMP')
+
+
+def _may_be_image(file):
+  """Whether a file that no decoder reads is no table and no text either."""
+  if file.suffix.lower() in _TEXTS or file.name == 'Thumbs.db':
+    return False
+  try:
+    with open(file, 'rb') as stream:
+      start = stream.read(512)
+  except OSError:
+    return True
+  # A text, cut off within a letter perhaps.
+  text = start.decode('utf-8', 'ignore')
+  is_text = len(text.encode()) > len(start) - 4 and not set(text) & _CONTROL
+  return not (start and is_text)
 
 
 def _composed(name):
@@ -280,7 +334,7 @@ class _PassedOver:
       )
 
 
-def _walk(start, passed_over):
+def _walk(start, passed_over, unread):
   def stop(error):
     raise error
 
@@ -300,8 +354,13 @@ def _walk(start, passed_over):
           or name == 'DICOMDIR'
           or passed_over(folder, name)
         )
-        if not hidden and file.is_file() and _is_image(file):
+        if hidden:
+          continue
+        is_file = file.is_file()
+        if is_file and _is_image(file):
           yield file
+        elif _may_be_image(file) if is_file else not file.exists():
+          unread.append(file)  # a pipe is none
   except OSError as error:  # its images would be missing in silence
     raise SourceFault(
       printable(f'{error.filename}: cannot be read: {error.strerror}')

@@ -65,6 +65,7 @@ def read(
         split=split,
         where=str(file),
       )
+  files.remark_unread(faults)
   table = files.root / 'boxes.csv'
   if table.exists():
     name = 'finding' if 'finding' in header(table, ['image']) else ''
@@ -256,7 +257,7 @@ def with_boxes(
       row.check()
       if not finding.isprintable():
         raise SourceFault(f'{finding!r} cannot name a finding')
-      if not vocabulary.is_normal(finding):
+      if not vocabulary.is_normal_box(finding):
         box = read_box(*(row[column] for column in columns))
         boxes.get(owners[0], []).append((box, finding))
     except SourceFault as fault:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpjax.data import radiograph, vocabulary
+from dpjax.data.sources import boxes as boxes_lib
 from dpjax.data.sources import files as files_lib
 from dpjax.data.sources import folder, tables
 from dpjax.errors import SourceFault, UserError
@@ -53,7 +54,8 @@ class Tables:
     frame: width and height that boxes count in, if not the image's.
 
   Raises:
-    UserError: one line: `frame` or `box_columns` is none.
+    UserError: one line: `frame` or `box_columns` is none, or the columns are
+      called otherwise than `box_form` says.
   """
 
   labels: str = 'labels.csv'
@@ -91,6 +93,7 @@ class Tables:
         f'config.data.csv.box_columns: {columns}; wanted four, of x, y, width'
         ' and height'
       )
+    boxes_lib.check_form(columns, self.box_form)
 
   @property
   def findings(self) -> tuple[str, ...]:

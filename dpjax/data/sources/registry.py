@@ -13,6 +13,7 @@ from typing import Any
 
 from dpjax.data import radiograph
 from dpjax.data.sources import (
+  boxes,
   coco,
   competition,
   facts,
@@ -26,6 +27,7 @@ from dpjax.data.sources import (
   tables,
   vindr,
 )
+from dpjax.errors import UserError, printable
 
 Settings = Mapping[str, Any]
 
@@ -43,6 +45,7 @@ class Layout:
     label: the policy of labels.assign where data.label is 'auto'.
     find: called as (source, **settings); returns those of the settings that
       were 'auto', as found in the source. None: it has none such.
+    unit: what to do where boxes are shares of the image in place of pixels.
   """
 
   doc: str
@@ -51,6 +54,7 @@ class Layout:
   settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
   label: str = 'count'
   find: Callable[..., dict[str, Any]] | None = None
+  unit: str = 'config.data.layout=csv reads such by config.data.csv.frame'
 
 
 _IGNORE = {'ignore': 'ignore'}
@@ -82,7 +86,8 @@ LAYOUTS: dict[str, Layout] = {
     'COCO annotations, one json or one a split',
     coco.read,
     coco.recognise,
-    {'annotations': 'coco_annotations', **_PATIENT},
+    {'annotations': 'coco_annotations', 'frame': 'coco_frame', **_PATIENT},
+    unit=coco.UNIT_HINT,
   ),
   'folder': Layout(
     'a folder for each class',
@@ -106,6 +111,7 @@ LAYOUTS: dict[str, Layout] = {
     },
     label='class',
     find=plain_csv.find,
+    unit='give --config.data.csv.frame="(1,1)"',
   ),
 }  # fmt: skip
 
@@ -135,7 +141,31 @@ def read(
   settings = {name: fields[field] for name, field in kind.settings.items()}
   found = kind.find(source, **settings) if kind.find else {}
   records = kind.reader(source, faults, **{**settings, **found})
+  records = boxes.check(records, faults, kind.unit)
+  if 'patient_pattern' in kind.settings.values():
+    _check_patients(
+      records,
+      fields['patient_pattern'],
+      fields.get('unmatched_patients', 'fault'),
+    )
   return records, {kind.settings[name]: v for name, v in found.items()}
+
+
+def _check_patients(records, pattern, unmatched):
+  """Refuses images that neither a pattern nor a table finds a patient for.
+
+  Each would be a patient of its own, and the others of its patient perhaps on
+  another side of the split.
+  """
+  alone = [record for record in records if record.group is None]
+  if pattern and alone and unmatched == 'fault':
+    example = printable(alone[0].id)
+    raise UserError(
+      f'config.data.patient_pattern: {pattern!r} finds nothing in'
+      f' {len(alone):,} of {len(records):,} names, such as {example}; widen it'
+      ' ((?i) before it takes any case), or make each of them a patient of its'
+      ' own by --config.data.unmatched_patients=own'
+    )
 
 
 def label_policy(layout: str) -> str:

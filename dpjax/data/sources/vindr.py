@@ -34,6 +34,7 @@ from collections.abc import Sequence
 
 from dpjax.data import radiograph
 from dpjax.data.decode import raster
+from dpjax.data.sources import boxes as boxes_lib
 from dpjax.data.sources import facts as facts_lib
 from dpjax.data.sources import files, tables
 from dpjax.data.sources import guess as guess_lib
@@ -249,7 +250,7 @@ def _lesions(drawn, quorum):
     lesion, far = [(reader, box)], []
     for group in groups:
       if any(
-        other != reader and _overlap(box, theirs) >= OVERLAP
+        other != reader and boxes_lib.overlap(box, theirs) >= OVERLAP
         for other, theirs in group
       ):
         lesion = group + lesion
@@ -264,18 +265,6 @@ def _lesions(drawn, quorum):
     if len(by_reader) >= quorum:
       lesions.append(_mean([_mean(boxes) for boxes in by_reader.values()]))
   return lesions
-
-
-def _overlap(a, b):
-  """Intersection over union of two boxes."""
-  width = min(a[2], b[2]) - max(a[0], b[0])
-  height = min(a[3], b[3]) - max(a[1], b[1])
-  if width <= 0 or height <= 0:
-    return 0.0
-  shared = width * height
-  areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (a, b)]
-  union = sum(areas) - shared
-  return shared / union if union > 0 else 0.0  # too small for a float
 
 
 def _mean(boxes):

@@ -122,13 +122,14 @@ def test_a_block_holds_what_could_be_read_and_names_the_rest(tmp_path):
   def broken():
     raise SourceFault('b.png: cut short')
 
-  good = np.full((SIZE, SIZE), 7, np.uint8)
+  good = np.arange(SIZE * SIZE, dtype=np.uint8).reshape(SIZE, SIZE)
   rows = [
     radiograph.Radiograph('a', broken, where='labels.csv, row 2'),
     radiograph.Radiograph(
       'b', good.copy, boxes=((0.1, 0.2, 0.3, 0.4),), header=lambda: {'age': '5'}
     ),
     radiograph.Radiograph('c', good.copy, boxes=((2, 2, 3, 3),), file='c.png'),
+    radiograph.Radiograph('d', lambda: np.full((9, 7), 255, np.uint8)),
   ]
   file = tmp_path / 'block'
   shards.decode_block(rows, file, SIZE, 'stretch', 'skip')
@@ -139,9 +140,11 @@ def test_a_block_holds_what_could_be_read_and_names_the_rest(tmp_path):
     table['boxes'], np.float32([[[0.1, 0.2, 0.3, 0.4]]])
   )
   assert json.loads(str(table['headers'][0])) == {'age': '5'}
-  (first, second) = json.loads(str(table['faults']))
+  (first, second, third) = json.loads(str(table['faults']))
   assert first == ['labels.csv, row 2', 'a', 'b.png: cut short']
   assert second[:2] == ['c.png', 'c'] and 'nothing of box' in second[2]
+  assert third[:2] == ['d', 'd']
+  assert third[2].startswith('all of it is one grey level, 255 of 0 to 255')
   line = '^labels.csv, row 2: b.png: cut short$'
   with pytest.raises(ValueError, match=line):
     shards.decode_block(rows, tmp_path / 'x', SIZE, 'stretch', 'fail')

@@ -344,3 +344,53 @@ def test_the_stamp_changes_with_the_file_and_not_with_its_place(tmp_path):
   cv2.imwrite(str(moved), NOISE)
   os.utime(moved, ns=(0, 0))
   assert len({before, touched, stamp(moved)}) == 3
+
+
+def test_files_that_may_hold_images_and_cannot_be_read_are_told_of(tmp_path):
+  for name, content in {
+    'a.png': b'',
+    'labels.csv': b'\0',  # a table by its name
+    'LICENSE': 'Für alle.\n'.encode(),  # a text by its content
+    '.DS_Store': b'\0\1',
+    'study/IM01.raw': b'\0\1\2\3',
+    'study/IM02': b'',
+    'study/scans.zip': b'PK\3\4\0\0',
+  }.items():
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content)
+  (tmp_path / 'study/lost.png').symlink_to(tmp_path / 'nowhere.png')
+  found = files.Files(tmp_path)
+  assert sorted(file.name for file in found.unread) == [
+    'IM01.raw',
+    'IM02',
+    'lost.png',
+    'scans.zip',
+  ]
+  faults = tables.Faults()
+  found.remark_unread(faults)
+  (line,) = faults.remarks
+  assert line.startswith(
+    '4 files passed over that may hold images, such as study/IM01.raw (its'
+    ' content is no PNG'
+  )
+  faults = tables.Faults()
+  files.Files(tmp_path, ignore=('study',)).remark_unread(faults)
+  assert not faults.remarks
+
+
+@pytest.mark.parametrize(
+  'make, why',
+  [
+    (lambda file: file.write_bytes(b''), 'it is empty'),
+    (lambda file: file.symlink_to('nowhere'), 'a link to nothing'),
+  ],
+)
+def test_the_reason_of_the_example_is_told(tmp_path, make, why):
+  make(tmp_path / 'IM1')
+  faults = tables.Faults()
+  files.Files(tmp_path).remark_unread(faults)
+  (line,) = faults.remarks
+  assert line.startswith(
+    f'a file passed over that may hold images, such as IM1 ({why})'
+  )

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from dpjax.data.sources import registry, tables
+from dpjax.errors import UserError
 from tests import fakes
 
 
@@ -79,3 +80,64 @@ found = {'jax', 'jaxlib', 'flax', 'grain'} & set(sys.modules)
 assert not found, found
 """
   subprocess.run([sys.executable, '-c', code], check=True, cwd=root)
+
+
+def _layout(root, names):
+  for i, name in enumerate(names):
+    (root / f'class{i % 2}').mkdir(exist_ok=True)
+    (root / f'class{i % 2}' / name).write_bytes(b'')
+  data = fakes.make_config(
+    data__layout='folder', data__source='s', data__patient_pattern=r'patient\d+'
+  ).data
+  fields = registry.LAYOUTS['folder'].settings.values()
+  return {name: data[name] for name in fields}
+
+
+def test_names_in_which_the_pattern_finds_no_patient_are_refused(tmp_path):
+  fields = _layout(
+    tmp_path, ['patient1.png', 'Patient1_2.png', 'x.png', 'patient2.png']
+  )
+  with pytest.raises(UserError) as caught:
+    registry.read('folder', tmp_path, tables.Faults(), fields)
+  line = str(caught.value)
+  assert 'finds nothing in 2 of 4 names, such as class0/x.png' in line
+  assert '--config.data.unmatched_patients=own' in line
+  fields['unmatched_patients'] = 'own'
+  records, _ = registry.read('folder', tmp_path, tables.Faults(), fields)
+  assert [r.group for r in records] == ['patient1', None, None, 'patient2']
+
+
+def test_a_patient_of_the_table_needs_no_pattern(tmp_path):
+  (tmp_path / 'labels.csv').write_text(
+    'image,label,patient_id\npatient1.png,0,\nb.png,1,7\n'
+  )
+  for name in ('patient1.png', 'b.png'):
+    (tmp_path / name).write_bytes(b'')
+  config = fakes.make_config(
+    data__layout='csv', data__source='s', data__patient_pattern=r'patient\d+'
+  )
+  fields = {
+    **config.data,
+    **{f'csv.{k}': v for k, v in config.data.csv.items()},
+  }
+  records, _ = registry.read('csv', tmp_path, tables.Faults(), fields)
+  assert [record.group for record in records] == ['patient1', '7']
+
+
+def test_a_box_that_stands_twice_is_a_fault_in_a_table_too(tmp_path):
+  (tmp_path / 'labels.csv').write_text('image,label\na.png,0\nb.png,1\n')
+  (tmp_path / 'boxes.csv').write_text(
+    'image,x,y,width,height\n' + 'b.png,1,2,30,40\n' * 2
+  )
+  for name in ('a.png', 'b.png'):
+    (tmp_path / name).write_bytes(b'')
+  config = fakes.make_config(data__layout='csv', data__source='s')
+  fields = {
+    **config.data,
+    **{f'csv.{k}': v for k, v in config.data.csv.items()},
+  }
+  faults = tables.Faults('skip')
+  records, _ = registry.read('csv', tmp_path, faults, fields)
+  assert [record.id for record in records] == ['a.png']
+  ((_, id, reason),) = faults.found
+  assert id == 'b.png' and reason.startswith('the same box stands there twice')

@@ -1,0 +1,182 @@
+"""What looks wrong with a whole set, though nothing in it is at fault.
+
+Each warning is a line that names an example and what to look at. They stand in
+the summary; prepare's --strict takes them for faults.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dpjax.errors import UserError
+
+FLAT = 16  # levels between the darkest and the brightest hundredth
+DARK = 64  # the brightest hundredth is darker
+WHITE = 250  # from here on a pixel is white
+SATURATED = 50  # per cent of the pixels that are white
+TINY = 0.02  # of the image's side
+CROWD = 50, 20  # images and patients, from which one patient can be too many
+ODD = 'odd_images.csv'
+
+
+def histogram(image: np.ndarray) -> np.ndarray:
+  """How many pixels have each level (256,), of about 32 rows of an image.
+
+  All rows would take a tenth of the time that a small image takes.
+
+  Args:
+    image: (H, W) uint8.
+  """
+  import cv2
+
+  rows = image[:: max(1, len(image) // 32)]
+  return cv2.calcHist([rows], [0], None, [256], [0, 256]).ravel()
+
+
+def tones(histograms: Sequence[np.ndarray]) -> np.ndarray:
+  """What tells whether images are flat, dark or saturated.
+
+  Args:
+    histograms: of N images, without black bars.
+
+  Returns:
+    (N, 3) uint8: the levels that 1 % and 99 % of the pixels do not exceed, and
+    how many of a hundred pixels are white.
+  """
+  below = np.reshape(histograms, (-1, 256)).cumsum(axis=1)
+  below = below / below[:, -1:]
+  low, high = ((below < share).sum(axis=1) for share in (0.01, 0.99))
+  white = 100 * (1 - below[:, WHITE - 1])
+  return np.stack([low, high, np.rint(white)], axis=1).astype(np.uint8)
+
+
+def odd_images(table: Mapping[str, np.ndarray]) -> list[tuple[str, str]]:
+  """(id, 'flat', 'dark' or 'saturated') of each image that is.
+
+  Args:
+    table: columns 'ids' and 'tones' (N, 3).
+  """
+  found = []
+  for id, (low, high, white) in zip(
+    table['ids'], table['tones'].astype(int), strict=True
+  ):
+    if high - low < FLAT:
+      found.append((str(id), 'flat'))
+    elif high < DARK:
+      found.append((str(id), 'dark'))
+    elif white >= SATURATED:
+      found.append((str(id), 'saturated'))
+  return found
+
+
+def warnings(
+  table: Mapping[str, np.ndarray],
+  class_names: Sequence[str],
+  odd: Sequence[tuple[str, str]],
+) -> list[str]:
+  """What looks wrong with a set.
+
+  Args:
+    table: of all images that are in it, as build has it.
+    class_names: of each class.
+    odd: of `odd_images`.
+  """
+  return [
+    *_classes(table, class_names),
+    *_looks(len(table['ids']), odd),
+    *_patients(table),
+    *_boxes(table),
+  ]
+
+
+def _classes(table, class_names):
+  labels = table['labels'][table['labels'] >= 0]
+  if not len(labels):
+    return
+  counts = np.bincount(labels, minlength=len(class_names))
+  example = table['ids'][np.argmax(table['labels'] == counts.argmax())]
+  for label, name in enumerate(class_names):
+    named = name if name == str(label) else f'{label} ({name})'
+    if counts[label] == len(labels):
+      yield (
+        f'every image with a label is of class {named}, such as {example}: look'
+        ' how the source says that an image is another, and at data.label'
+      )
+    elif not counts[label] and not name.startswith('unused '):
+      yield (
+        f'no image is of class {named}; {example}, for one, is of class'
+        f' {class_names[counts.argmax()]}: look whether the source says so'
+      )
+
+
+def _looks(count, odd):
+  words = {
+    'flat': 'nearly flat, of one grey level',
+    'dark': 'nearly black',
+    'saturated': 'white for the most part',
+  }
+  for kind, word in words.items():
+    ids = [id for id, what in odd if what == kind]
+    if ids:
+      share = 100 * len(ids) / count
+      yield (
+        f'{len(ids):,} of {count:,} images ({share:.2g} %) come out {word},'
+        f' such as {ids[0]}: look at them ({ODD} lists them) and at their files'
+      )
+
+
+def _patients(table):
+  # An image without a patient is one of its own here.
+  counts = np.bincount(table['groups'])
+  images, patients = CROWD
+  most = counts.argmax()
+  if (
+    len(table['groups']) >= images
+    and np.count_nonzero(counts) >= patients
+    and counts[most] * 10 > len(table['groups'])
+  ):
+    example = table['ids'][np.argmax(table['groups'] == most)]
+    yield (
+      f'one patient has {counts[most]:,} of {len(table["groups"]):,} images,'
+      f' such as {example}: look whether that is a patient, or a name for none'
+    )
+
+
+def _boxes(table):
+  owners = np.flatnonzero(table['num_boxes'])
+  if not len(owners):
+    return
+  example, count = table['ids'][owners[0]], int(table['num_boxes'].sum())
+  sides = table['boxes'][owners, :, 2:] - table['boxes'][owners, :, :2]
+  if sides.max() < TINY:
+    yield (
+      f'all {count:,} boxes are tiny, under {TINY:.0%} of the image a side,'
+      f' such as those of {example}: look whether they count in its pixels'
+    )
+  if table['clipped'].sum() == count:
+    yield (
+      f'all {count:,} boxes stick out of their image, such as those of'
+      f' {example}: look whether they count in its pixels, and upright'
+    )
+
+
+def check(warned: Sequence[str] | None, strict: bool, where: object) -> None:
+  """Refuses what is warned of, where --strict asks for it.
+
+  Args:
+    warned: None: of a set from before there were warnings.
+    strict: whether it does.
+    where: the set or the source.
+
+  Raises:
+    UserError: one line, the first warning.
+  """
+  if not strict or warned == []:
+    return
+  if warned is None:
+    raise UserError(
+      f'--strict: {where} was prepared before there were warnings; prepare it'
+      ' again under another config.data.path'
+    )
+  more = f' (and {len(warned) - 1} more)' if len(warned) > 1 else ''
+  raise UserError(f'--strict: {where}: {warned[0]}{more}')
