@@ -151,11 +151,11 @@ def _guess_boxes(guess, facts, path, held):
       ' normal'
     )
   if boxes and max(max(box) for _, box, _ in boxes) <= 1:
-    guess.odd.append(
-      f'All boxes of {path} lie in 0..1 and COCO counts in pixels, so prepare'
-      " refuses them: multiply by the json's width and height"
+    guess.say(
+      'frame',
+      f'all boxes of {path} lie in 0..1, so they are shares of the image',
+      coco_frame=(1, 1),
     )
-    guess.refused = True
   twice = [key for key, n in collections.Counter(boxes).items() if n > 1]
   if twice:
     guess.odd.append(
@@ -172,8 +172,9 @@ def _guess_boxes(guess, facts, path, held):
         guess.odd.append(
           f'{path} says {said[0]} x {said[1]} for {file}, which is'
           f' {upright[0]} x {upright[1]} when its EXIF orientation has turned'
-          ' it; look at the boxes by --preview=9'
+          ' it: write the upright size and boxes, as prepare stops there'
         )
+        guess.refused = True
         return
 
 

@@ -287,6 +287,10 @@ def coco(root, categories=('opacity',), box=(5, 6, 7, 8), **changes):
   return 12, 6, 0
 
 
+def shares(root):
+  return coco(root, box=(0.1, 0.2, 0.3, 0.4))
+
+
 def plain(root):
   draw(root, *(f'img/{i}.png' for i in range(8)))
   table(root, 'labels.csv', 'image,label,patient_id,split',
@@ -321,6 +325,7 @@ def words_in_two_cases(root):
 
 SETS = (chexpert, mimic, padchest, siim, covid, chest_xray, brax, shenzhen,
         montgomery, jsrt, nih_sample, nih, rsna, competition, vindr, coco,
+        shares,
         plain, columns_of_classes, patients_as_folders,
         words_in_two_cases)  # fmt: skip
 
@@ -431,12 +436,11 @@ def some_without_a_patient(root):
 @pytest.mark.parametrize(
   ('make', 'words'),
   [
-    (lambda root: coco(root, box=(0.1, 0.2, 0.3, 0.4)), ['0..1', 'mended']),
     (lambda root: coco(root, categories=('No_finding', 'mass')),
      ["'No_finding'", 'no lesions']),
     (two_jsons_of_one_side, ['Which json', 'b.json', 'filled in']),
     (labelled_twice, ['3 boxes', 'twice', 'mended']),
-    (turned, ['50 x 40', '0.jpg, which is 40 x 50', 'EXIF']),
+    (turned, ['50 x 40', '0.jpg, which is 40 x 50', 'mended']),
     (one_class_in_test, ['side test has one class only, ill']),
     (damaged, ['2 of 6 images', 'ill/0.png: cut short', 'ill/1.png']),
     (rows_without_images, ['3 of 8 rows have no image', '--on_error=skip']),
