@@ -5,6 +5,10 @@ training ends before its time is no error of anyone's: `Stopped`, `NonFinite`.
 Any other exception keeps its traceback and ends with status 1.
 """
 
+from typing import Any
+
+_LONGEST = 500  # signs of a line that is told
+
 
 class UserError(ValueError):
   """Something that the user can mend: what, where, what would be right."""
@@ -28,3 +32,17 @@ def printable(text: str) -> str:
   The name of a file may hold a line end, or bytes that are no text.
   """
   return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def one_line(text: Any) -> str:
+  """A text as a line that can be read: printable, of 500 signs at the most.
+
+  Of a longer one the middle is left out: what is wrong stands at its beginning,
+  what would be right at its end, and what a user gave in between.
+  """
+  line = printable(str(text))
+  if len(line) <= _LONGEST:
+    return line
+  gap = ' [...] '
+  end = 2 * _LONGEST // 5
+  return f'{line[: _LONGEST - end - len(gap)]}{gap}{line[-end:]}'

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpjax import atomic
+from dpjax import atomic, csv_cells
 from dpjax.data import store
 from dpjax.data.prepare import duplicates
 from dpjax.errors import UserError
@@ -52,9 +52,7 @@ def write(
     atomic.replacing(pathlib.Path(workdir) / FILE) as temporary,
     open(temporary, 'w', newline='', encoding='utf-8') as stream,
   ):
-    writer = csv.writer(stream)
-    writer.writerow(_COLUMNS)
-    writer.writerows(rows)
+    csv_cells.write(stream, [_COLUMNS, *rows], lineterminator='\r\n')
 
 
 def check_unseen(
@@ -185,7 +183,7 @@ def _rows(workdir):
   file = pathlib.Path(workdir) / FILE
   try:
     with open(file, newline='', encoding='utf-8') as stream:
-      header, *rows = csv.reader(stream)
+      header, *rows = csv_cells.read(stream)
     good = tuple(header) == _COLUMNS and all(
       len(row) == 4 and len(bytes.fromhex(row[3])) == duplicates.BITS // 8
       for row in rows

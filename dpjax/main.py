@@ -25,7 +25,7 @@ from ml_collections import config_flags
 from dpjax.config import flags as flags_lib
 from dpjax.config import resolve as resolve_lib
 from dpjax.distributed import processes
-from dpjax.errors import NonFinite, Stopped, UserError
+from dpjax.errors import NonFinite, Stopped, UserError, one_line, printable
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of configs/, e.g. configs/retrain.py or :quick.'
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> int:
     line = _users_line(error)
     if line is None or _TRACEBACK.value:
       raise
-    print(f'error: {line}', file=sys.stderr)
+    print(f'error: {one_line(line)}', file=sys.stderr)
     return processes.end(2) if _COORDINATOR.value else 2
 
 
@@ -220,7 +220,7 @@ def _train(resolve, workdir):
     print(stopped, flush=True)
     return 143  # 128 + SIGTERM: a scheduler starts the job again
   except NonFinite as error:
-    print(f'error: {error}', file=sys.stderr)
+    print(f'error: {one_line(error)}', file=sys.stderr)
     return 1
   return 0
 
@@ -285,7 +285,8 @@ def _evaluate(resolve, workdir):
     )  # fmt: skip
     print(text.format_comparison(found))
     files.append(against.write(found).name)
-  print(f'written: {", ".join(str(written / file) for file in files)}')
+  paths = ', '.join(str(written / file) for file in files)
+  print(f'written: {printable(paths)}')
   return 0
 
 
@@ -294,7 +295,7 @@ def _report(resolve, workdir):
 
   config = resolve(_CONFIG.value)
   workdirs = [part.strip() for part in str(workdir).split(',') if part.strip()]
-  print(f'written: {report.write(workdirs, config)}')
+  print(f'written: {printable(str(report.write(workdirs, config)))}')
   return 0
 
 

@@ -285,6 +285,14 @@ def test_a_bug_of_ours_keeps_its_traceback_and_asks_to_be_reported(
       'error: [Errno 28] No space left on device',
     ),
     (
+      'raise UserError("a name\\nof " + "x" * 9999 + "; it must be short")',
+      r'error: a name\nof '
+      + 'x' * 282
+      + ' [...] '
+      + 'x' * 182
+      + '; it must be short',
+    ),
+    (
       'open("nowhere/at/all")',
       "error: [Errno 2] No such file or directory: 'nowhere/at/all'",
     ),

@@ -12,7 +12,7 @@ import ml_collections
 from absl import flags
 
 from dpjax.config import fields
-from dpjax.errors import UserError
+from dpjax.errors import UserError, one_line
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -27,7 +27,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     if '--traceback' in argv:
       raise
     line = str(error).strip().splitlines()[0]
-    print(f'error: {line}', file=sys.stderr)
+    print(f'error: {one_line(line)}', file=sys.stderr)
     sys.exit(2)
 
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from dpjax import csv_cells
 from dpjax.errors import UserError
 
 FORMAT = 3  # of the folder; a change voids older ones
@@ -308,7 +309,7 @@ def verify(path: str | pathlib.Path) -> int:
       raise UserError(f'{path}: {name} is missing; prepare it again')
   try:
     with open(file, newline='', encoding='utf-8') as stream:
-      written = [*csv.reader(stream)]
+      written = [*csv_cells.read(stream)]
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise UserError(f'{file}: not a readable manifest ({error})') from error
   found = [*manifest(read_table(pathlib.Path(path) / 'table.npz'))]

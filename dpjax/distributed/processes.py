@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dpjax.distributed import compile_cache
-from dpjax.errors import UserError
+from dpjax.errors import UserError, one_line
 
 # Exit status of a process whose job is broken: start all of it again. It is
 # EX_TEMPFAIL of sysexits.h, and none of those that a mistake leads to.
@@ -157,7 +157,7 @@ def on_process_0(name: str, function: Callable[[], Any]) -> Any:
   try:
     result = function()
   except (UserError, OSError) as error:
-    client.key_value_set(key, str(error))
+    client.key_value_set(key, one_line(error))
     # Its end is the coordinator's too, so not before the others know.
     client.wait_at_barrier(f'{key}/told', _TOLD * 1000)
     raise
@@ -211,7 +211,7 @@ def job() -> Iterator[None]:
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    reason = _first_line(error)
+    reason = one_line(_first_line(error))
     if too_little_memory(error):
       print(f'error: {too_little_memory(error)}', file=sys.stderr)
       end(2)

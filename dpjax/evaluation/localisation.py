@@ -11,6 +11,7 @@ and in IoU, and has the average precision of any constant, the lesion's area.
 """
 
 import csv
+import itertools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from dpjax import atomic
+from dpjax import atomic, csv_cells
 from dpjax.errors import UserError
 from dpjax.metrics import resampling
 
@@ -282,10 +283,11 @@ def write_scores(
     atomic.replacing(path) as temporary,
     open(temporary, 'w', newline='', encoding='utf-8') as file,
   ):
-    writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(['id', *columns])
-    for id, *row in zip(ids, *columns.values(), strict=True):
-      writer.writerow([id, *('' if np.isnan(v) else f'{v:.6g}' for v in row)])
+    rows = (
+      [id, *('' if np.isnan(v) else f'{v:.6g}' for v in row)]
+      for id, *row in zip(ids, *columns.values(), strict=True)
+    )
+    csv_cells.write(file, itertools.chain([['id', *columns]], rows))
 
 
 def read_scores(
@@ -302,7 +304,7 @@ def read_scores(
   """
   try:
     with open(path, newline='', encoding='utf-8') as file:
-      header, *rows = csv.reader(file)
+      header, *rows = csv_cells.read(file)
     rows.sort()  # by id
     columns = np.array(
       [[float(cell or 'nan') for cell in row[1:]] for row in rows]

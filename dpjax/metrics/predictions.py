@@ -6,13 +6,14 @@ is its most probable class, the lowest one on a tie.
 """
 
 import csv
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dpjax import atomic
+from dpjax import atomic, csv_cells
 from dpjax.errors import UserError
 
 
@@ -139,12 +140,10 @@ def write_predictions(
     atomic.replacing(path) as temporary,
     open(temporary, 'w', newline='', encoding='utf-8') as file,
   ):
-    writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(
-      ['id', 'label', 'prediction', *(f'p_{name}' for name in class_names)]
-    )
-    for image, label, row in zip(ids, checked_labels, checked, strict=True):
-      writer.writerow([image, label, row.argmax(), *map(str, row)])
+    header = ['id', 'label', 'prediction', *(f'p_{n}' for n in class_names)]
+    answers = zip(ids, checked_labels, checked, strict=True)
+    rows = ([image, y, p.argmax(), *map(str, p)] for image, y, p in answers)
+    csv_cells.write(file, itertools.chain([header], rows))
 
 
 def read_predictions(
@@ -165,7 +164,7 @@ def read_predictions(
   """
   try:
     with Path(path).open(newline='', encoding='utf-8-sig') as file:
-      rows = list(csv.reader(file))
+      rows = list(csv_cells.read(file))
   except OSError as error:
     raise UserError(f'{path}: {error.strerror}') from None
   except (UnicodeDecodeError, csv.Error) as error:

@@ -5,7 +5,6 @@ row, as if it were trained again), and over images (a bootstrap of the scored
 split, the trained networks held fixed).
 """
 
-import csv
 import io
 import pathlib
 import textwrap
@@ -15,7 +14,7 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
-from dpjax import atomic
+from dpjax import atomic, csv_cells
 from dpjax.data import vocabulary
 from dpjax.errors import UserError
 from dpjax.evaluation import files, localisation
@@ -276,13 +275,12 @@ def records(of: Sequence[runs.Run]) -> list[dict[str, Any]]:
 def runs_csv(by_row: dict[str, Sequence[runs.Run]]) -> str:
   """The finished runs as CSV: row, seed, seconds of training, main scores."""
   file = io.StringIO()
-  writer = csv.writer(file, lineterminator='\n')
-  writer.writerow(['row', 'seed', 'training_seconds', *MAIN])
+  rows = [['row', 'seed', 'training_seconds', *MAIN]]
   for name, own in by_row.items():
     for run in finished(own):
       found = values(run)
       scores = (found.get(score) for score in MAIN)
-      writer.writerow(
+      rows.append(
         [
           name,
           run.seed,
@@ -290,6 +288,7 @@ def runs_csv(by_row: dict[str, Sequence[runs.Run]]) -> str:
           *('' if score is None else f'{score:.6f}' for score in scores),
         ]
       )
+  csv_cells.write(file, rows)
   return file.getvalue()
 
 

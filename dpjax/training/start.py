@@ -8,7 +8,7 @@ from typing import Any
 
 from dpjax import leakage
 from dpjax.distributed import processes
-from dpjax.errors import UserError
+from dpjax.errors import UserError, one_line
 from dpjax.training import build, checkpoint, steps
 from dpjax.training.run import Run
 
@@ -113,4 +113,4 @@ def _warn_of_seen(run, workdir):
           run.config.split.near,
         )
       except UserError as error:
-        print(f'warning: {error}', file=sys.stderr, flush=True)
+        print(f'warning: {one_line(error)}', file=sys.stderr, flush=True)

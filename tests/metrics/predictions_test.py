@@ -57,6 +57,19 @@ def test_predictions_file_has_the_promised_layout(tmp_path):
   ]
 
 
+def test_no_id_is_a_formula_in_the_file_and_all_come_back(tmp_path):
+  path = tmp_path / 'predictions.csv'
+  ids = ['=1+1', '+a', '@b', '-c', '-1', "'=d", 'e']
+  probabilities = np.full((7, 2), 0.5)
+  predictions.write_predictions(
+    path, ids, np.zeros(7, int), probabilities, ['-', '=yes']
+  )
+  found, *_ = predictions.read_predictions(path)
+  assert found == ids
+  first = [row[0] for row in csv.reader(path.read_text().splitlines())][1:]
+  assert first == ["'=1+1", "'+a", "'@b", "'-c", '-1', "''=d", 'e']
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
   tmp_path, monkeypatch
 ):

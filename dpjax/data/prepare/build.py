@@ -6,7 +6,6 @@ name only when it is whole (store.py says what it holds).
 """
 
 import contextlib
-import csv
 import dataclasses
 import fcntl
 import functools
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from dpjax import machine
+from dpjax import csv_cells, machine
 from dpjax.data import radiograph, store
 from dpjax.data.prepare import duplicates, guards, runners, shards, splits
 from dpjax.data.sources import tables
@@ -576,4 +575,4 @@ def _counts(table, num_classes):
 
 def _write_csv(path, rows):
   with open(path, 'w', newline='', encoding='utf-8') as file:
-    csv.writer(file).writerows(rows)
+    csv_cells.write(file, rows, lineterminator='\r\n')
