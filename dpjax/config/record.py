@@ -127,7 +127,9 @@ def _same_run(old, new):
   if not old.exists():
     return True
   file = old / 'config.json'
-  return file.is_file() and load(file) == load(new / 'config.json')
+  return file.is_file() and not differences(
+    load(file), load(new / 'config.json')
+  )
 
 
 def _any_auto(name, *configs):

@@ -116,6 +116,9 @@ def test_a_recipe_goes_on_wherever_its_folder_is(recipe, spelled, fate):
     place = recipe.rename('elsewhere')
   elif fate == 'is copied':
     place = pathlib.Path(shutil.copytree(recipe, 'elsewhere'))
+    # This version writes its stage I anew, with what may change in a run.
+    config = given.resolve(init__backbone=None, train__log_every=3)
+    record_lib.save(config, place / 'pretrain' / 'config.json')
   elif fate == 'is linked':
     place = pathlib.Path('elsewhere')
     place.symlink_to(recipe)
