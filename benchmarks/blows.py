@@ -275,7 +275,8 @@ def judge(
     return ''  # Nothing is there to be saved.
   if number == SIGINT and status == -SIGINT and phase == 'starting':
     return ''  # Python itself, before it has come to main.
-  statuses = (143,) if training or number == SIGTERM else (130, 143)
+  saved = training and not phase.startswith('compiling')
+  statuses = (143,) if saved or number == SIGTERM else (130, 143)
   if status not in statuses:
     return f'{name}: ended with {status}'
   if not re.search(r'^stopped.*the same command goes on', text, re.MULTILINE):

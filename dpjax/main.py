@@ -12,11 +12,19 @@ train also takes [--coordinator=auto|HOST:PORT] [--num_processes=N]
     [--beam_options=--a=b,--c]
 """
 
+import sys
+
+from dpjax import signals
+
+if __name__ == '__main__':  # Before the imports, which take their time.
+  signals.note()
+
 import errno
 import functools
 import os
 import pathlib
-import sys
+import threading
+import traceback
 from typing import Any
 
 from absl import app, flags, logging
@@ -103,17 +111,63 @@ _FLAGS_OF = {
 
 def main(argv: list[str]) -> int:
   """Runs one command; returns its exit status."""
+  with signals.noted():
+    return _end(_main(argv))
+
+
+def _main(argv):
   try:
     return _run(argv[1:])
   except KeyboardInterrupt:
     print('stopped; the same command goes on from there', file=sys.stderr)
     return 130  # 128 + SIGINT
+  except Stopped as stopped:
+    print(stopped, flush=True)
+    return 143  # 128 + SIGTERM: a scheduler starts the job again
   except (UserError, OSError, RuntimeError) as error:
     line = _users_line(error)
     if line is None or _TRACEBACK.value:
       raise
     print(f'error: {one_line(line)}', file=sys.stderr)
-    return processes.end(2) if _COORDINATOR.value else 2
+    return 2
+
+
+def _end(status):
+  """The exit status; ends at once what would wait for others on its way out."""
+  # After an error told: what is left undone by it is no other one.
+  sys.unraisablehook = (lambda _: None) if status == 2 else sys.unraisablehook
+  # Who was stopped and has saved ends together with all others.
+  if status in (2, 130) and _COORDINATOR.value:
+    processes.end(status)
+  compiling = (t.name.startswith('xla') for t in threading.enumerate())
+  if status and any(compiling):  # Python would wait for the compiler.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+  return status
+
+
+def _silence_libraries():
+  """What Orbax logs and its threads print is raised too, and told in our words.
+
+  Its warnings are about its own options.
+  """
+  logging.set_verbosity(logging.FATAL)
+  show_of_thread, show = threading.excepthook, sys.excepthook
+
+  def of_thread(arguments):
+    if not type(arguments.thread).__module__.startswith('orbax.'):
+      show_of_thread(arguments)
+
+  def of_callback(kind, error, trace):
+    # An error of main has frames of ours. Without any it is one of a callback
+    # that tensorstore has called, of a save that has failed already.
+    own = str(pathlib.Path(__file__).parent)
+    frames = traceback.extract_tb(trace)
+    if not frames or any(x.filename.startswith(own) for x in frames):
+      show(kind, error, trace)
+
+  threading.excepthook, sys.excepthook = of_thread, of_callback
 
 
 def _users_line(error):
@@ -137,7 +191,8 @@ def report_bug(kind: type, error: BaseException, trace: Any) -> None:
 
 
 def _run(words):
-  logging.set_verbosity(logging.WARNING)
+  if not _TRACEBACK.value:
+    _silence_libraries()
   command = words[0] if words else 'train'
   if command == 'inspect' and len(words) == 2:
     raise UserError(f'{words[1]}: did you mean --source={words[1]}?')
@@ -158,6 +213,8 @@ def _run(words):
     )
   else:
     resolve = _start()
+  if not _COORDINATOR.value:  # Several stop together, at a step.
+    signals.check()
   return _COMMANDS[command](resolve, pathlib.Path(_workdir(command)))
 
 
@@ -216,9 +273,6 @@ def _train(resolve, workdir):
   try:
     with processes.job():
       recipe.run(config, workdir)
-  except Stopped as stopped:
-    print(stopped, flush=True)
-    return 143  # 128 + SIGTERM: a scheduler starts the job again
   except NonFinite as error:
     print(f'error: {one_line(error)}', file=sys.stderr)
     return 1
@@ -325,11 +379,7 @@ def _benchmark(resolve, workdir):
 
 
 def _study(study, resolve, workdir):
-  try:
-    print(study(_CONFIG.value, workdir, resolve))
-  except Stopped as stopped:
-    print(stopped, flush=True)
-    return 143  # 128 + SIGTERM: a scheduler starts the job again
+  print(study(_CONFIG.value, workdir, resolve))
   return 0
 
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -320,3 +321,72 @@ def test_traceback_shows_where_a_users_mistake_was_raised(what, last, checkout):
   assert result.stderr.strip().endswith(last)
   assert 'Traceback (most recent call last):' in result.stderr
   assert REPORT_IT not in result.stderr
+
+
+# `python -m dpjax.main`, with a signal in a place where an exception would be
+# discarded, as in a callback of JAX.
+STOPPED = """
+import os, runpy, signal, sys, time
+
+class Discards:
+  def __init__(self, number):
+    self.number = number
+  def __del__(self):
+    os.kill(os.getpid(), self.number)
+
+def before(owner, name, number):
+  function = getattr(owner, name)
+  def wrapped(*args, **kwargs):
+    Discards(number)
+    return function(*args, **kwargs)
+  setattr(owner, name, wrapped)
+
+{moment}
+sys.argv[0] = 'dpjax.main'
+runpy.run_module('dpjax.main', run_name='__main__')
+"""
+STARTS = """
+from dpjax.distributed import processes
+before(processes, 'start', signal.{number})
+"""
+OPENS = """
+from dpjax import prepare
+before(prepare, 'open_prepared', signal.{number})
+"""
+COMPILES = """
+import jax
+from dpjax.training import programs
+class Slow:
+  def lower(self, *_):
+    return self
+  def compile(self):
+    time.sleep(300)
+programs.compile_training = lambda *_: Slow()
+before(programs.Programs, '__getitem__', signal.{number})
+"""
+
+
+@pytest.mark.parametrize(
+  ('moment', 'number', 'status'),
+  [
+    (STARTS, 'SIGINT', 130),
+    (OPENS, 'SIGINT', 130),
+    (COMPILES, 'SIGINT', 130),
+    (COMPILES, 'SIGTERM', 143),
+  ],
+)
+def test_a_signal_before_the_first_step_is_never_lost(
+  moment, number, status, checkout
+):
+  driver = STOPPED.format(moment=moment.format(number=number))
+  began = time.monotonic()
+  result = run(
+    checkout, '--config=configs/retrain.py', '--workdir=stopped', *FLAGS,
+    driver=('-c', driver),
+  )  # fmt: skip
+  assert result.returncode == status, result.stderr
+  assert time.monotonic() - began < 60  # and does not wait for the compiler
+  said = (result.stdout if number == 'SIGTERM' else result.stderr).strip()
+  last = said.splitlines()[-1]
+  assert last.startswith('stopped') and 'the same command goes on' in last
+  assert 'Traceback' not in result.stderr

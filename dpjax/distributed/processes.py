@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dpjax import signals
 from dpjax.distributed import compile_cache
 from dpjax.errors import UserError, one_line
 
@@ -111,9 +112,11 @@ def _join(coordinator, num_processes, process_id):
       flush=True,
     )
   try:
-    jax.distributed.initialize(
-      heartbeat_timeout_seconds=_HEARTBEAT, **arguments
-    )
+    # It waits for the others, and may set handlers of its own.
+    with signals.fatal():
+      jax.distributed.initialize(
+        heartbeat_timeout_seconds=_HEARTBEAT, **arguments
+      )
   except (RuntimeError, ValueError) as error:
     hint = ''
     if coordinator == 'auto':
@@ -149,7 +152,8 @@ def on_process_0(name: str, function: Callable[[], Any]) -> Any:
 
   client, key = distributed.global_state.client, f'dpjax/{name}'
   if jax.process_index() != 0:
-    said = client.blocking_key_value_get(key, _PATIENCE * 1000)
+    with signals.fatal():
+      said = client.blocking_key_value_get(key, _PATIENCE * 1000)
     if said != _DONE:
       client.wait_at_barrier(f'{key}/told', _TOLD * 1000)
       raise UserError(said)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import tqdm
 
-from dpjax import atomic, leakage, prepare
+from dpjax import atomic, leakage, prepare, signals
 from dpjax.config import record as record_lib
 from dpjax.data import store, vocabulary
 from dpjax.errors import UserError
@@ -135,6 +135,7 @@ def score_classifier(
   """
   split, validation = images.split, images.validation
   probabilities, seconds = predict(split)
+  signals.check()
   # After a kill in between, the scores must not be those of other predictions.
   (workdir / files.EVALUATION).unlink(missing_ok=True)
   predictions.write_predictions(
@@ -166,6 +167,7 @@ def score_classifier(
       options['threshold'] = calibration.choose_threshold(
         validation.labels, chosen
       )
+  signals.check()
   draws = {'resamples': settings.resamples, 'seed': settings.seed}
   answers = split.labels, probabilities, class_names
   return {
@@ -294,6 +296,7 @@ def _predict(restored, eval_step, progress, split):
     for rows, outputs in inference.infer(
       run, eval_step, restored.state, split, run.config.evaluate.batch_size
     ):
+      signals.check()
       logits.append(outputs['logits'])
       clock.append(time.perf_counter())
       bar.update(rows)
@@ -330,6 +333,7 @@ def _localise(restored, workdir):
   step = explain.compile_maps(restored.run, target, stage)
 
   def find_maps(rows):
+    signals.check()
     maps = inference.collect(
       restored.run, step, restored.state, rows, settings.batch_size
     )

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from dpjax import atomic
+from dpjax import atomic, signals
 from dpjax.data import store
 from dpjax.errors import UserError
 from dpjax.report import (
@@ -72,6 +72,7 @@ def write(workdirs: Sequence[str | pathlib.Path], config: Any) -> pathlib.Path:
   for key, (title, make) in SECTIONS.items():
     section = page.Section(key, title)
     try:
+      signals.check()
       make(section, found)
     except page.Missing as missing:
       section.leave_out(str(missing))
@@ -122,7 +123,7 @@ def _write(folder, html, written, runs):
     (pictures / name).unlink(missing_ok=True)
   for section in written:
     for name, data in section.files.items():
-      (pictures / name).write_bytes(data)
+      atomic.write_bytes(pictures / name, data)
   record = {
     'workdirs': {run.name: run.path_from(folder) for run in runs},
     'sections': {

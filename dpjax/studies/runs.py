@@ -20,7 +20,7 @@ from typing import Any
 
 import xxhash
 
-from dpjax import atomic
+from dpjax import atomic, signals
 from dpjax.config import fields as fields_lib
 from dpjax.config import record as record_lib
 from dpjax.errors import NonFinite, UserError
@@ -420,6 +420,7 @@ def run_all(
   for task, _ in tasks:
     check(task)
   for task, work in tasks:
+    signals.check()
     before = look(task).state
     if run(task, work).state != before:
       save()

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import tqdm
 
-from dpjax import leakage, prepare
+from dpjax import leakage, prepare, signals
 from dpjax.distributed import processes
 from dpjax.errors import NonFinite, Stopped
 from dpjax.training import (
@@ -33,7 +33,6 @@ from dpjax.training import (
   inference,
   metrics_log,
   programs,
-  signals,
   start,
   validation,
 )
@@ -55,10 +54,22 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
     UserError: one line, for a config, set or workdir that do not fit.
     NonFinite: a loss diverged; the last good checkpoint stays.
     Stopped: after SIGTERM or SIGINT, with everything saved.
+    KeyboardInterrupt: after SIGINT, where there was nothing to save yet.
   """
+  with signals.noted():
+    _train(config, stage, pathlib.Path(workdir))
+
+
+def _check_signals():
+  if jax.process_count() == 1:  # Several stop together, at a step.
+    signals.check()
+
+
+def _train(config, stage, workdir):
   began = time.perf_counter()
-  workdir = pathlib.Path(workdir)
+  _check_signals()
   run = _open(config, stage, workdir)
+  _check_signals()
   optimizer, schedule = build.make_optimizer(run, run.total_steps)
   stream = iter(batches.training_stream(run))
   saved = checkpoint.Checkpoints(
@@ -68,6 +79,7 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
   )
   with contextlib.closing(saved), contextlib.closing(stream):
     begin = start.find_start(run, workdir, saved, optimizer, stream)
+    _check_signals()
     clock = metrics_log.Clock(began, begin.training, begin.wall)
     log = metrics_log.MetricsLog(
       workdir,
@@ -78,14 +90,10 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
     if processes.is_process_0():
       print(_describe_start(run, workdir, begin), flush=True)
     # The job inside of what is closed: closing waits for the other processes.
-    with (
-      contextlib.closing(log),
-      signals.Signals() as received,
-      processes.job(),
-    ):
+    with contextlib.closing(log), processes.job():
       _loop(
         run, begin, optimizer, schedule,
-        stream=stream, saved=saved, log=log, clock=clock, received=received,
+        stream=stream, saved=saved, log=log, clock=clock,
       )  # fmt: skip
 
 
@@ -123,9 +131,7 @@ def crosses_multiple(step: int, size: int, every: int) -> bool:
   return bool(every) and step // every > (step - size) // every
 
 
-def _loop(
-  run, begin, optimizer, schedule, *, stream, saved, log, clock, received
-):
+def _loop(run, begin, optimizer, schedule, *, stream, saved, log, clock):
   """Makes the steps that are left; raises as `train`."""
   settings, total = run.config.train, run.total_steps
   several, whole = jax.process_count() > 1, settings.steps_per_dispatch
@@ -146,7 +152,7 @@ def _loop(
     metrics = _LateMetrics(run, saved, write, bar)
     clock.start()
     if sizes:  # A finished run has no step to make.
-      host = _read(stream, sizes[0], received)
+      host = _read(stream, sizes[0])
       prefetched = _send(run, stream, host)
       images, validate = _compile(
         compiled, run, optimizer, schedule, sizes, state, host, prefetched[0]
@@ -157,11 +163,11 @@ def _loop(
       state, sent = compiled[size](state, batch, images)
       step += size
       if following:
-        host = _read(stream, following, received)
+        host = _read(stream, following)
         prefetched = _send(run, stream, host)
       metrics.flush()
       metrics.put(step, sent)
-      stop = metrics.stop_requested if several else received.received
+      stop = metrics.stop_requested if several else signals.received()
       save = crosses_multiple(step, size, settings.save_every)
       if not (stop or save or step in validated):
         continue
@@ -181,17 +187,18 @@ def _loop(
       clock.start()
   saved.wait()
   # At the last step too: a recipe would go on with its next stage.
-  if processes.any_process(bool(metrics.stop_requested or received.received)):
-    raise _stopped(step, total, received.received)
+  name = signals.received()
+  if processes.any_process(bool(metrics.stop_requested or name)):
+    raise _stopped(step, total, name)
 
 
-def _read(stream, size, received):
+def _read(stream, size):
   """The host batches of a dispatch."""
   host = [next(stream) for _ in range(size)]
   if jax.process_count() == 1:
     return host
   # That one process was asked to stop, all must know at the same step.
-  stop = np.float32(received.received is not None)
+  stop = np.float32(signals.received() is not None)
   return [{**b, 'stop': np.full(len(b['label']), stop)} for b in host]
 
 

@@ -5,6 +5,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
+from dpjax import signals
 from dpjax.training import steps
 from dpjax.training.run import Run
 
@@ -64,9 +67,21 @@ class Programs:
     self._futures[name] = self._pool.submit(step.lower(*arguments).compile)
 
   def __getitem__(self, name: Any) -> Any:
-    """The program; waits for the compiler."""
-    return self._futures[name].result()
+    """The program; waits for the compiler, unless a signal comes.
+
+    A job of several stops together, at a step: there it waits all the same.
+
+    Raises:
+      KeyboardInterrupt, Stopped: a signal has come.
+    """
+    future = self._futures[name]
+    if jax.process_count() == 1:
+      while not future.done():
+        signals.check()
+        concurrent.futures.wait([future], timeout=0.2)
+    return future.result()
 
   def close(self) -> None:
-    """Waits for what is being compiled."""
-    self._pool.shutdown()
+    """Waits for what is being compiled, unless a signal has come."""
+    stopped = signals.received() is not None
+    self._pool.shutdown(wait=not stopped, cancel_futures=stopped)

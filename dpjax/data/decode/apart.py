@@ -11,7 +11,6 @@ multiprocessing's, which would run the caller's script once more.
 import atexit
 import os
 import resource
-import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from collections.abc import Callable
 from multiprocessing import connection
 from typing import Any
 
+from dpjax import signals
 from dpjax.errors import UserError
 
 _LOCK = threading.Lock()  # one call at a time: a death is then its own
@@ -49,6 +49,7 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
       result, error = pipe.recv()
     except (EOFError, OSError) as ended:
       _stop()
+      signals.check()  # A scheduler's SIGTERM goes to all processes.
       raise Died from ended
     if error is not None:
       if not isinstance(error, UserError):
@@ -62,11 +63,12 @@ def _start():
   with theirs:
     # It finds what this process finds.
     path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-    process = subprocess.Popen(
-      [sys.executable, '-P', '-m', __name__, str(theirs.fileno())],
-      pass_fds=[theirs.fileno()],
-      env={**os.environ, 'PYTHONPATH': path},
-    )
+    with signals.no_interrupt_for_children():
+      process = subprocess.Popen(
+        [sys.executable, '-P', '-m', __name__, str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        env={**os.environ, 'PYTHONPATH': path},
+      )
   _helpers[os.getpid()] = process, ours
   try:
     ours.recv()  # that it starts at all is no matter of the call
@@ -104,8 +106,6 @@ def _serve(pipe):
 def _main():
   with connection.Connection(int(sys.argv[1])) as pipe:
     pipe.send('ready')
-    # Ctrl-C reaches all processes of a terminal; the first one answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Whatever becomes of it, nothing is said and no memory is written down.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter('ignore')

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from dpjax import csv_cells, machine
+from dpjax import csv_cells, machine, signals
 from dpjax.data import radiograph, store
 from dpjax.data.prepare import duplicates, guards, runners, shards, splits
 from dpjax.data.sources import tables
@@ -169,6 +169,7 @@ def _make(work, records, faults, columns):
       f'no radiograph is left: all {len(faults.found)} are at fault, the first'
       f' is {": ".join(faults.found[0][::2])}'
     )
+  signals.check()
   copies = _split(work, records, table)
   files = _write_shards(work, table)
   _write_copies(work.folder / 'duplicates.csv', table, copies)

@@ -12,7 +12,10 @@ from typing import Any
 
 import tqdm
 
+from dpjax import signals
 from dpjax.errors import UserError
+
+_GLANCE = 0.2  # seconds between two looks at the signals
 
 
 def run(
@@ -56,6 +59,7 @@ def run(
   ) as bar:
     if workers == 1:
       for task in tasks:
+        signals.check()
         work(*task)
         bar.update(len(task[0]))
     else:
@@ -70,12 +74,21 @@ def _run_pool(work, tasks, workers, bar):
     initializer=_start_worker,
     initargs=(os.getpid(),),
   ) as pool:
-    futures = {pool.submit(work, *task): len(task[0]) for task in tasks}
+    # The first ones start the processes.
+    with signals.no_interrupt_for_children():
+      futures = {pool.submit(work, *task): len(task[0]) for task in tasks}
     try:
-      for future in concurrent.futures.as_completed(futures):
-        future.result()
-        bar.update(futures[future])
+      left = {*futures}
+      while left:
+        signals.check()
+        done, left = concurrent.futures.wait(
+          left, _GLANCE, return_when=concurrent.futures.FIRST_COMPLETED
+        )
+        for future in done:
+          future.result()
+          bar.update(futures[future])
     except concurrent.futures.process.BrokenProcessPool as error:
+      signals.check()  # A scheduler's SIGTERM goes to all processes.
       raise UserError(_who_died(tasks)) from error
     except BaseException:
       pool.shutdown(cancel_futures=True)
@@ -91,8 +104,6 @@ def _start_worker(parent):
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
   if os.getppid() != parent:  # It ended before that.
     os._exit(1)
-  # Ctrl-C reaches all processes of a terminal; the parent answers it.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
   # A process a core is enough: OpenCV must not start a thread for each too.
   cv2.setNumThreads(1)
   # glibc gives the memory of every image back, and has it faulted in again for
