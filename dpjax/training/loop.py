@@ -31,6 +31,7 @@ from dpjax.training import (
   build,
   checkpoint,
   inference,
+  lock,
   metrics_log,
   programs,
   start,
@@ -51,13 +52,14 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
     workdir: of this stage.
 
   Raises:
-    UserError: one line, for a config, set or workdir that do not fit.
+    UserError: one line, for a config, set or workdir that do not fit, or
+      where another process trains in it.
     NonFinite: a loss diverged; the last good checkpoint stays.
     Stopped: after SIGTERM or SIGINT, with everything saved.
     KeyboardInterrupt: after SIGINT, where there was nothing to save yet.
   """
-  with signals.noted():
-    _train(config, stage, pathlib.Path(workdir))
+  with signals.noted(), contextlib.ExitStack() as held:
+    _train(config, stage, pathlib.Path(workdir), held)
 
 
 def _check_signals():
@@ -65,10 +67,10 @@ def _check_signals():
     signals.check()
 
 
-def _train(config, stage, workdir):
+def _train(config, stage, workdir, held):
   began = time.perf_counter()
   _check_signals()
-  run = _open(config, stage, workdir)
+  run = _open(config, stage, workdir, held)
   _check_signals()
   optimizer, schedule = build.make_optimizer(run, run.total_steps)
   stream = iter(batches.training_stream(run))
@@ -97,11 +99,15 @@ def _train(config, stage, workdir):
       )  # fmt: skip
 
 
-def _open(config, stage, workdir):
-  """The run, once the workdir is its own, with its config on record there."""
+def _open(config, stage, workdir, held):
+  """The run, once the workdir is its own, with its config on record there.
+
+  `held` then holds the workdir's lock, for all processes of a job.
+  """
 
   def claim_and_prepare():
     workdir_lib.claim_workdir(workdir, config, stage)
+    held.enter_context(lock.locked(workdir))
     checkpoint.set_aside_damaged(workdir)
     return prepare.open_prepared(config)
 

@@ -1,0 +1,115 @@
+"""Two trainings in one workdir: the second is refused, a dead one is not."""
+
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from dpjax.errors import UserError
+from dpjax.training import lock
+
+HOLDS = """
+import pathlib, sys
+from dpjax.training import lock
+with lock.locked(pathlib.Path(sys.argv[1])):
+  print('held', flush=True)
+  sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+  """Another process that trains in tmp_path."""
+  with subprocess.Popen(
+    [sys.executable, '-c', HOLDS, str(tmp_path)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as process:
+    assert process.stdout.readline() == 'held\n'
+    yield process
+    process.kill()
+
+
+def assert_refused(workdir, pid):
+  with pytest.raises(UserError) as error, lock.locked(workdir):
+    pass
+  line = str(error.value)
+  assert f'--workdir={workdir}: process {pid} on {socket.gethostname()}' in line
+  assert '\n' not in line
+
+
+def test_the_second_is_refused_by_the_name_of_the_first(holder, tmp_path):
+  assert_refused(tmp_path, holder.pid)
+  assert_refused(tmp_path, holder.pid)  # which has not harmed the first
+  holder.communicate()
+  with lock.locked(tmp_path):
+    pass
+  assert not any(tmp_path.iterdir())
+
+
+def test_a_killed_holder_stands_in_nobodys_way(holder, tmp_path):
+  holder.send_signal(signal.SIGKILL)
+  holder.wait()
+  assert (tmp_path / 'lock').exists()
+  with lock.locked(tmp_path):
+    said = json.loads((tmp_path / 'lock').read_text())
+    assert (said['pid'], said['host']) == (os.getpid(), socket.gethostname())
+  assert not any(tmp_path.iterdir())
+
+
+def test_a_lock_that_was_removed_while_it_was_opened_is_none(
+  tmp_path, monkeypatch
+):
+  real, taken = lock.fcntl.flock, []
+
+  def flock(file, how):
+    real(file, how)
+    if not taken:  # The holder removes it between our open and its release.
+      (tmp_path / 'lock').unlink()
+    taken.append(file)
+
+  monkeypatch.setattr(lock.fcntl, 'flock', flock)
+  with lock.locked(tmp_path):
+    assert len(taken) == 2 and (tmp_path / 'lock').exists()
+    with pytest.raises(UserError), lock.locked(tmp_path):
+      pass
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+  def flock(*_):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(lock.fcntl, 'flock', flock)
+
+
+def test_without_locks_a_living_process_of_this_machine_is_believed(
+  no_locks, holder, tmp_path
+):
+  assert_refused(tmp_path, holder.pid)
+  holder.kill()
+  holder.wait()
+  with lock.locked(tmp_path):
+    pass
+
+
+def test_without_locks_another_process_of_the_same_number_is_another(
+  no_locks, tmp_path
+):
+  mine = lock._myself()
+  (tmp_path / 'lock').write_text(json.dumps({**mine, 'ticks': 1}))
+  with lock.locked(tmp_path):
+    pass
+
+
+def test_without_locks_another_machine_is_warned_of(no_locks, tmp_path, capsys):
+  text = json.dumps({'host': 'elsewhere', 'pid': 7, 'since': 'noon'})
+  (tmp_path / 'lock').write_text(text)
+  with lock.locked(tmp_path):
+    assert 'process 7 on elsewhere' in capsys.readouterr().err
