@@ -98,6 +98,10 @@ def test_its_log_goes_on_with_the_same_numbers(folder):
     (e['step'], e['split']) for e in wanted
   ]
   for entry, other in zip(found, wanted, strict=True):
+    if (entry['step'], entry['split']) == (16, 'train'):
+      # There the validation after step 15 began the means anew: that version's
+      # line is of step 16 alone, and ours of steps 13 to 16.
+      continue
     other = numbers(other)
     assert {name: numbers(entry)[name] for name in other} == pytest.approx(
       other, rel=1e-5, abs=1e-5

@@ -41,6 +41,9 @@ class Split:
   def __len__(self):
     return len(self.ids)
 
+  def check_unchanged(self):
+    pass
+
   def images(self, indices):
     return self.pixels[indices]
 

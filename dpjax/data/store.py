@@ -15,11 +15,13 @@ A folder with, for a set named NAME,
 build.py makes it; it is written and read without TensorFlow.
 """
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 import threading
 import zipfile
@@ -77,6 +79,7 @@ class Split:
 
   def __post_init__(self):
     self._source = None
+    self._stamps = {file: _stamp(file) for file in self.files}
     self._lock = threading.Lock()
 
   def __len__(self) -> int:
@@ -98,29 +101,69 @@ class Split:
     """
     if len(indices) == 0:
       return np.empty((0, self.size, self.size), np.uint8)
-    with self._lock:
-      if self._source is None:
-        from array_record.python import array_record_data_source
-
-        self._source = array_record_data_source.ArrayRecordDataSource(
-          list(self.files)
-        )
+    self._open()
     images = np.empty((len(indices), self.size, self.size), np.uint8)
     for image, index in zip(images, indices, strict=True):
       # One by one: a list of records is read by threads of its own, which
       # costs more than it gains beside the threads of the pipeline.
-      try:
+      with self._reading():
         record = self._source[int(index)]
-      except RuntimeError as error:  # Each record has a checksum.
-        folder = pathlib.Path(self.files[0]).parent
-        reason = str(error).splitlines()[0]
-        raise UserError(
-          f'{folder}: an image cannot be read ({reason}); prepare it again'
-        ) from error
-      start, stop = _payload(record, b'image')
-      flat = np.frombuffer(record, np.uint8, stop - start, start)
-      image[...] = flat.reshape(image.shape)
+      try:
+        start, stop = _payload(record, b'image')
+      except (StopIteration, KeyError, IndexError):  # No record of ours.
+        start = stop = 0
+      if stop - start != image.size:
+        raise self._unreadable('it is no square of this set')
+      image[...] = np.frombuffer(record, np.uint8, image.size, start).reshape(
+        image.shape
+      )
     return images
+
+  def check_unchanged(self) -> None:
+    """Checks that the files are those that were opened; reads none of them.
+
+    Raises:
+      UserError: another set, or nothing, has come in their place.
+    """
+    for file, stamp in self._stamps.items():
+      if _stamp(file) != stamp:
+        raise UserError(
+          f'{file} was changed while it was in use; prepare it again, and the'
+          ' same command goes on from the newest checkpoint'
+        )
+
+  def _open(self):
+    with self._lock:
+      if self._source is None:
+        from array_record.python import array_record_data_source
+
+        with self._reading():
+          self._source = array_record_data_source.ArrayRecordDataSource(
+            list(self.files)
+          )
+
+  @contextlib.contextmanager
+  def _reading(self):
+    try:
+      yield
+    # Of the reader: a checksum or an index that does not fit, no such file.
+    except (RuntimeError, ValueError, OSError) as error:
+      raise self._unreadable(str(error).partition('\n')[0]) from error
+
+  def _unreadable(self, reason):
+    folder = pathlib.Path(self.files[0]).parent
+    return UserError(
+      f'{folder}: an image cannot be read ({reason}); prepare it again'
+    )
+
+
+def _stamp(file):
+  """What tells a file from one that has come in its place; None: no file."""
+  try:
+    found = os.stat(file)
+  except FileNotFoundError:
+    return None
+  return found.st_size, found.st_mtime_ns
 
 
 def _payload(record, name):

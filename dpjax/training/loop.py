@@ -155,7 +155,6 @@ def _loop(run, begin, optimizer, schedule, *, stream, saved, log, clock):
     _progress_bar(run, step) as bar,
     contextlib.closing(programs.Programs()) as compiled,
   ):
-    metrics = _LateMetrics(run, saved, write, bar)
     clock.start()
     if sizes:  # A finished run has no step to make.
       host = _read(stream, sizes[0])
@@ -163,7 +162,10 @@ def _loop(run, begin, optimizer, schedule, *, stream, saved, log, clock):
       images, validate = _compile(
         compiled, run, optimizer, schedule, sizes, state, host, prefetched[0]
       )
-    metrics.restart()
+    interval = metrics_log.Interval(
+      run.settings.batch_size, clock, begin.interval
+    )
+    metrics = _LateMetrics(run, saved, write, bar, interval)
     for size, following in itertools.zip_longest(sizes, sizes[1:]):
       batch, data_state = prefetched
       state, sent = compiled[size](state, batch, images)
@@ -186,10 +188,12 @@ def _loop(run, begin, optimizer, schedule, *, stream, saved, log, clock):
         write(step, 'validation', scores)
         if processes.is_process_0():
           bar.write(_describe_scores(run, step, scores))
-      saved.save(step, state, data_state, _record(run, clock, seen), scores)
+      if run.config.data.placement != 'resident':  # Else all was read at first.
+        run.records.check_unchanged()
+      record = _record(run, clock, interval, seen)
+      saved.save(step, state, data_state, record, scores)
       if stop:
         break
-      metrics.restart()
       clock.start()
   saved.wait()
   # At the last step too: a recipe would go on with its next stage.
@@ -254,22 +258,18 @@ class _LateMetrics:
     stop_requested: by a process of several, as all of them have read.
   """
 
-  def __init__(self, run, saved, write, bar):
+  def __init__(self, run, saved, write, bar, interval):
     self.stop_requested = False
     self._run = run
     self._saved = saved
     self._write = write
     self._bar = bar
-    self._interval = metrics_log.Interval(run.settings.batch_size)
+    self._interval = interval
     self._pending = None  # (last step, metrics still on the device)
 
   def put(self, step: int, metrics: Any) -> None:
     """Holds the metrics of the dispatch that ends with `step`."""
     self._pending = step, metrics
-
-  def restart(self) -> None:
-    """Lets the means of the next line begin here."""
-    self._interval.restart()
 
   def flush(self) -> None:
     """Reads what is held, if there is any; a line of the log, if it is due.
@@ -320,11 +320,12 @@ def _write(run, log, clock, step, split, values):
   )
 
 
-def _record(run, clock, seen):
+def _record(run, clock, interval, seen):
   """What a checkpoint says of the run, for the start that finds it."""
   return {
     'training': clock.training,
     'wall': clock.wall,
+    'interval': interval.state,
     **seen,
     'steps_per_dispatch': run.config.train.steps_per_dispatch,
   }

@@ -1,5 +1,6 @@
 """metrics.jsonl, and what its lines are made of: means and seconds."""
 
+import contextlib
 import json
 import math
 import os
@@ -51,17 +52,34 @@ class Clock:
 
 
 class Interval:
-  """Means of the metrics, and images/s, since the last line of the log."""
+  """Means of the metrics, and images/s, since the last line of the log.
 
-  def __init__(self, batch_size: int):
+  Its state is a part of a checkpoint: a line covers its steps, whatever was
+  saved, validated or killed between them.
+  """
+
+  def __init__(
+    self, batch_size: int, clock: Clock, state: dict[str, Any] | None = None
+  ):
+    """Goes on with an interval, or begins one.
+
+    Args:
+      batch_size: of a step.
+      clock: of the run; what it counts as training counts for images/s.
+      state: of the interval so far, as from `state`; None for a new one.
+    """
     self._batch_size = batch_size
-    self.restart()
+    self._clock = clock
+    state = state or {'sums': {}, 'count': 0, 'seconds': 0.0}
+    self._sums: dict[str, float] = dict(state['sums'])
+    self._count: int = state['count']
+    self._began = clock.training - state['seconds']
 
-  def restart(self) -> None:
-    """Starts a new interval now; what was collected counts no more."""
-    self._sums: dict[str, float] = {}
-    self._count = 0
-    self._clock = time.perf_counter()
+  @property
+  def state(self) -> dict[str, Any]:
+    """JSON-like; what `__init__` takes."""
+    seconds = self._clock.training - self._began
+    return {'sums': self._sums, 'count': self._count, 'seconds': seconds}
 
   def add(self, metrics: dict[str, float]) -> None:
     """Adds one step's metrics."""
@@ -70,11 +88,12 @@ class Interval:
       self._sums[name] = self._sums.get(name, 0.0) + value
 
   def close(self) -> dict[str, float]:
-    """Returns the means with 'images_per_second', and restarts."""
+    """Returns the means with 'images_per_second', and begins a new one."""
     means = {name: total / self._count for name, total in self._sums.items()}
-    seconds = time.perf_counter() - self._clock
-    means['images_per_second'] = self._count * self._batch_size / seconds
-    self.restart()
+    now = self._clock.training
+    images = self._count * self._batch_size
+    means['images_per_second'] = images / (now - self._began)
+    self._sums, self._count, self._began = {}, 0, now
     return means
 
 
@@ -131,6 +150,7 @@ class MetricsLog:
       kept = [entry for entry in read(path) if entry['step'] <= done]
       lines = (json.dumps(entry) + '\n' for entry in kept)
       atomic.write_text(path, ''.join(lines))
+    self._path = path
     self._file = path.open('a')
     self._events = None
     if tensorboard:
@@ -146,15 +166,28 @@ class MetricsLog:
       )
 
   def write(self, step: int, *, split: str, **values: Any) -> None:
-    """Appends one entry; numbers that are not finite are written as null."""
+    """Appends one entry; numbers that are not finite are written as null.
+
+    Raises:
+      UserError: the disk is full, or gone.
+    """
     entry = {'step': step, 'split': split}
     for name, value in values.items():
       finite = value is not None and math.isfinite(value)
       entry[name] = float(f'{value:.6g}') if finite else None
       if finite and self._events:
         self._events.add_scalar(f'{split}/{name}', value, step)
-    self._file.write(json.dumps(entry) + '\n')
-    self._file.flush()
+    try:
+      self._file.write(json.dumps(entry) + '\n')
+      self._file.flush()
+    except OSError as error:
+      # Closing tries again to write what is left.
+      with contextlib.suppress(OSError):
+        self._file.close()
+      raise UserError(
+        f'{self._path} cannot be written ({error.strerror}); make room for it,'
+        ' and the same command goes on from the newest checkpoint'
+      ) from error
 
   def close(self) -> None:
     """Closes the files."""

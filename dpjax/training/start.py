@@ -24,6 +24,7 @@ class Start:
     training: seconds trained before.
     wall: seconds since it was first begun, without those between its starts.
     manifest: digest of its training manifest (leakage.digest).
+    interval: state of the log's metrics_log.Interval; None for a new one.
   """
 
   state: steps.TrainState
@@ -32,6 +33,7 @@ class Start:
   training: float = 0.0
   wall: float = 0.0
   manifest: str | None = None
+  interval: dict[str, Any] | None = None
 
 
 def find_start(
@@ -70,7 +72,8 @@ def find_start(
     f'resumed at step {newest}',
     record['training'],
     record['wall'],
-    leakage.digest(workdir),
+    manifest=leakage.digest(workdir),
+    interval=record.get('interval'),  # Earlier versions kept none.
   )
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from dpjax.data import store
 from dpjax.data.prepare import build
+from dpjax.errors import UserError
 from tests.data import source_files as sources
 from tests.data.source_files import digest, one_line
 
@@ -272,3 +273,63 @@ def test_a_changed_bit_of_an_image_is_found(copy):
   with pytest.raises(ValueError) as caught:
     store.verify(copy)
   assert str(copy) in one_line(caught)
+
+
+def overwrite(file, content):
+  with open(file, 'r+b') as stream:
+    stream.truncate(0)
+    stream.write(content)
+
+
+@pytest.mark.parametrize('opened', [False, True])
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda content: content[::-1],
+    lambda content: bytes(len(content)),
+    lambda content: content[: len(content) // 2],
+    lambda content: b'',
+  ],
+  ids=['garbage', 'zeros', 'half', 'nothing'],
+)
+def test_a_set_overwritten_in_place_is_one_line_for_each_image(
+  change, opened, copy
+):
+  split = store.load(copy).split('train')
+  if opened:
+    split.images([0])
+  split.check_unchanged()
+  for file in split.files:
+    overwrite(file, change(pathlib.Path(file).read_bytes()))
+  refused = 0
+  for row in range(len(split)):
+    try:
+      image = split.images([row])[0]
+    except UserError as error:
+      line = str(error)
+      assert (
+        '\n' not in line
+        and str(copy) in line
+        and line.endswith('prepare it again')
+      )
+      refused += 1
+    else:  # It lies before the damage.
+      assert digest(image) == split.digests[row]
+  assert refused
+  with pytest.raises(UserError, match='was changed while it was in use'):
+    split.check_unchanged()
+
+
+def test_another_set_of_the_same_shape_in_its_place_is_noticed(copy, made):
+  data = store.load(copy)
+  shutil.rmtree(copy)
+  for split in data.splits.values():
+    with pytest.raises(UserError, match='was changed'):
+      split.check_unchanged()
+  shutil.copytree(made[1], copy)  # put back as it was, times and all
+  for split in data.splits.values():
+    split.check_unchanged()
+    for file in split.files:
+      os.utime(file)  # as one that was prepared anew
+    with pytest.raises(UserError, match='prepare it again'):
+      split.check_unchanged()

@@ -17,6 +17,7 @@ import optax
 import pytest
 
 from dpjax import leakage, prepare, recipe
+from dpjax.data import store as store_lib
 from dpjax.distributed import parallel
 from dpjax.errors import NonFinite, Stopped, UserError
 from dpjax.evaluation import evaluate
@@ -278,9 +279,11 @@ def uncompiled(monkeypatch):
     @jax.jit
     def step(state, batch, images):
       del batch, images
-      ones = jnp.ones(() if count == 1 else count)
+      # The loss of a step is its number.
+      loss = state.step + 1.0 + jnp.arange(count)
+      loss = loss[0] if count == 1 else loss
       state = state.replace(step=state.step + count)
-      return state, {'loss': ones, 'gradient_norm': ones}
+      return state, {'loss': loss, 'gradient_norm': jnp.ones_like(loss)}
 
     return step
 
@@ -319,6 +322,31 @@ def test_a_signal_during_the_last_validation_stops_a_recipe_too(
     recipe.run(config, tmp_path)
   assert steps_kept(tmp_path / 'pretrain') == {3}
   assert not (tmp_path / 'retrain').exists()
+
+
+@pytest.mark.usefixtures('uncompiled')
+@pytest.mark.parametrize('stop', [2, 4, 5])
+def test_a_line_covers_its_steps_whatever_was_saved_or_stopped_between(
+  stop, tmp_path, monkeypatch
+):
+  config = make_config(
+    retrain__epochs=3.0, train__log_every=4, train__save_every=1
+  )
+  real = loop._check_finite
+
+  def interrupted(step, *args):
+    real(step, *args)
+    if step == stop:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, '_check_finite', interrupted)
+    with pytest.raises(Stopped):
+      loop.train(config, 'retrain', tmp_path)
+  loop.train(config, 'retrain', tmp_path)
+  # There is a validation after steps 3, 6 and 9.
+  found = [(e['step'], e['loss']) for e in read_log(tmp_path, 'train')]
+  assert found == [(4, 2.5), (8, 6.5), (9, 9.0)]
 
 
 @pytest.mark.usefixtures('uncompiled')
@@ -661,3 +689,74 @@ def test_a_run_killed_at_any_moment_ends_bit_identical(
   # Nothing is logged twice, nothing is missing.
   steps = [e['step'] for e in read_log(tmp_path, 'train')]
   assert steps == list(range(1, last + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('untouched', 'uncompiled')
+@pytest.mark.parametrize('how', ['overwritten', 'replaced'])
+def test_a_set_that_changes_under_a_run_ends_it_in_a_line_and_is_not_saved(
+  how, phantom, tmp_path, monkeypatch
+):
+  path = pathlib.Path(shutil.copytree(phantom, tmp_path / 'set'))
+  monkeypatch.setattr(prepare, 'open_prepared', lambda _: store_lib.load(path))
+  real = loop._check_finite
+
+  def changed(step, *args):
+    real(step, *args)
+    if step == 2 and how == 'overwritten':
+      for file in path.glob('*.array_record*'):
+        file.write_bytes(bytes(file.stat().st_size))
+    elif step == 2:
+      shutil.rmtree(path)
+      shutil.copytree(phantom, path, copy_function=shutil.copyfile)
+
+  monkeypatch.setattr(loop, '_check_finite', changed)
+  config = make_config(
+    retrain__epochs=8.0, data__store_size=64, eval__every=0.0,
+    train__save_every=3,
+  )  # fmt: skip
+  with pytest.raises(UserError, match='prepare it again') as error:
+    loop.train(config, 'retrain', tmp_path / 'run')
+  assert '\n' not in str(error.value) and str(path) in str(error.value)
+  assert not checkpoint.has_checkpoint(tmp_path / 'run')
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system on which one checkpoint has room, and how to enlarge it."""
+  folder = tmp_path / 'disk'
+  folder.mkdir()
+
+  def mount(options):
+    return subprocess.run(
+      ['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', folder],
+      capture_output=True, check=False,
+    )  # fmt: skip
+
+  if shutil.which('mount') is None or mount('size=600k').returncode:
+    pytest.skip('mounting a tmpfs takes root')
+  yield folder, lambda: mount('remount,size=50m')
+  subprocess.run(['umount', folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+  small_disk, phantom, untouched
+):
+  folder, enlarge = small_disk
+  full = run_main(folder, phantom)
+  assert full.returncode == 2, full.stderr
+  (line,) = (x for x in full.stderr.splitlines() if x.startswith('error: '))
+  assert full.stderr.strip().endswith(line)  # and nothing behind it
+  assert f'{folder}/checkpoints: the checkpoint cannot be written' in line
+  assert 'No space left on device' in line
+  assert 'Traceback' not in full.stderr
+  assert enlarge().returncode == 0
+  again = run_main(folder, phantom)
+  assert again.returncode == 0, again.stderr
+  assert 'resumed at step' in again.stdout
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    checkpoint.read_state(folder),
+    checkpoint.read_state(untouched[1]),
+  )

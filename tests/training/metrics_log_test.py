@@ -1,5 +1,7 @@
 """metrics.jsonl, and the clock of its lines."""
 
+import json
+
 import pytest
 
 from dpjax.errors import UserError
@@ -64,13 +66,46 @@ def test_what_is_between_start_and_stop_is_training_over_all_starts(time):
 
 
 def test_an_interval_has_the_means_of_its_steps_and_their_rate(time):
-  interval = metrics_log.Interval(batch_size=16)
+  clock = metrics_log.Clock(began=100.0)
+  clock.start()
+  interval = metrics_log.Interval(16, clock)
   for loss in (1.0, 4.0):
     time['now'] += 0.5
     interval.add({'loss': loss})
   assert interval.close() == {'loss': 2.5, 'images_per_second': 32.0}
-  time['now'] += 3
-  interval.restart()
   time['now'] += 2
   interval.add({'loss': 7.0})
   assert interval.close() == {'loss': 7.0, 'images_per_second': 8.0}
+
+
+def test_an_interval_covers_its_steps_over_a_validation_and_another_start(time):
+  clock = metrics_log.Clock(began=100.0)
+  clock.start()
+  interval = metrics_log.Interval(16, clock)
+  time['now'] += 1
+  interval.add({'loss': 0.1})
+  clock.stop()
+  time['now'] += 50  # a validation
+  clock.start()
+  time['now'] += 1
+  interval.add({'loss': 0.2})
+  clock.stop()
+  state = json.loads(json.dumps(interval.state))  # as in a checkpoint
+  time['now'] += 1000
+  again = metrics_log.Clock(time['now'], training=clock.training)
+  again.start()
+  time['now'] += 7  # compiles
+  interval = metrics_log.Interval(16, again, state)
+  time['now'] += 2
+  interval.add({'loss': 0.3})
+  means = interval.close()
+  assert means == {'loss': (0.1 + 0.2 + 0.3) / 3, 'images_per_second': 12.0}
+
+
+def test_a_full_disk_is_told_with_the_path(tmp_path):
+  log = metrics_log.MetricsLog(tmp_path, done=0, tensorboard=False)
+  log._file.close()
+  log._file = open('/dev/full', 'a')
+  with pytest.raises(UserError, match=r'metrics\.jsonl cannot be .*No space'):
+    log.write(1, split='train', loss=0.5)
+  log.close()  # without another error

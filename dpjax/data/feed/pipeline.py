@@ -58,6 +58,11 @@ class Records:
       ]
     return np.concatenate(columns)
 
+  def check_unchanged(self):
+    """Raises UserError where a set has changed since it was opened."""
+    for split in self.splits:
+      split.check_unchanged()
+
   def images(self, indices):
     """The stored squares (B, S, S) uint8 of the records `indices` (B,)."""
     if len(self.splits) == 1:
