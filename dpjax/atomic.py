@@ -18,6 +18,10 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
 
   Args:
     path: of the file; its folder must be there.
+
+  Raises:
+    OSError: with `path`, also where the operating system names no file, as of
+      a full disk.
   """
   path = pathlib.Path(path)
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
@@ -26,6 +30,10 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     with open(temporary, 'rb') as stream:
       os.fsync(stream.fileno())  # Else a crash may leave the name, empty.
     os.replace(temporary, path)
+  except OSError as error:
+    if error.errno is None or error.filename is not None:
+      raise
+    raise OSError(error.errno, error.strerror, str(path)) from error
   finally:
     temporary.unlink(missing_ok=True)
 
@@ -34,6 +42,12 @@ def write_text(path: str | pathlib.Path, text: str) -> None:
   """Writes a text file in UTF-8."""
   with replacing(path) as temporary:
     temporary.write_text(text, encoding='utf-8')
+
+
+def write_bytes(path: str | pathlib.Path, content: bytes) -> None:
+  """Writes a file of bytes."""
+  with replacing(path) as temporary:
+    temporary.write_bytes(content)
 
 
 def write_json(path: str | pathlib.Path, value: Any) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -41,3 +43,23 @@ def test_processes_write_beside_each_other(tmp_path, monkeypatch):
     atomic.write_text(file, 'theirs')
     assert file.read_text() == 'theirs'
   assert file.read_text() == 'mine'
+
+
+def test_a_full_disk_is_told_with_the_path_and_harms_nothing(tmp_path):
+  file = tmp_path / 'file.txt'
+  file.write_text('before')
+  code = """if True:
+    import resource, sys
+    from dpjax import atomic
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+    atomic.write_text(sys.argv[1], 'after' * 100)
+  """
+  done = subprocess.run(
+    [sys.executable, '-c', code, str(file)],
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 1
+  last = done.stderr.strip().splitlines()[-1]
+  assert last == f"OSError: [Errno 27] File too large: '{file}'"
+  assert file.read_text() == 'before'
+  assert [*tmp_path.iterdir()] == [file]

@@ -15,7 +15,9 @@ Where a run starts, the first that is there:
 
 import contextlib
 import itertools
+import os
 import pathlib
+import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -151,16 +153,20 @@ class Checkpoints:
       data: the iterator's state after the last consumed batch; JSON-like.
       run: JSON-like record of the run.
       scores: of the validation at this step, if there was one.
+
+    Raises:
+      UserError: the disk is full, or gone: at this save or the one before.
     """
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(state),
-        data=ocp.args.JsonSave(data),
-        run=ocp.args.JsonSave(run),
-      ),
-      metrics=scores,
-    )
+    with self._writing():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeSave(state),
+          data=ocp.args.JsonSave(data),
+          run=ocp.args.JsonSave(run),
+        ),
+        metrics=scores,
+      )
 
   def restore(self, step: int, like: Any) -> tuple[Any, Any, Any]:
     """Returns (state, data, run) as saved at `step`.
@@ -203,12 +209,40 @@ class Checkpoints:
     return self._manager.restore(step, args=only)['run']
 
   def wait(self) -> None:
-    """Blocks until the save under way is complete."""
-    self._manager.wait_until_finished()
+    """Blocks until the save under way is complete; raises as `save`."""
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, and frees what Orbax holds."""
-    self._manager.close()
+    """Waits, and frees what Orbax holds; raises as `save`."""
+    with self._writing():
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _writing(self):
+    try:
+      yield
+    except (OSError, ValueError) as error:
+      if (reason := _os_reason(error)) is None:
+        raise
+      raise UserError(
+        f'{self._folder}: the checkpoint cannot be written ({reason}); make'
+        ' room for it, and the same command goes on from the newest one'
+      ) from error
+
+
+def _os_reason(error):
+  """What the operating system says in a chain of errors; None if nothing.
+
+  An error of tensorstore is a ValueError, and has its number in the text.
+  """
+  while error is not None:
+    if isinstance(error, OSError) and error.errno is not None:
+      return os.strerror(error.errno)
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+      return os.strerror(int(found[1]))
+    error = error.__cause__ or error.__context__
+  return None
 
 
 def _clear(folder):
