@@ -126,10 +126,14 @@ def _same_run(old, new):
     return False
   if not old.exists():
     return True
-  file = old / 'config.json'
-  return file.is_file() and not differences(
-    load(file), load(new / 'config.json')
+  if not (old / 'config.json').is_file():
+    return False
+  # Where that one started from does not count: it could be asked for ever.
+  old, new = (
+    fields.flatten(load(folder / 'config.json')) | {'init.backbone': None}
+    for folder in (old, new)
   )
+  return not differences(old, new)
 
 
 def _any_auto(name, *configs):

@@ -147,6 +147,16 @@ def test_another_run_of_the_same_name_is_another_backbone(recipe):
   assert backbone_differs(recipe, 'None')
 
 
+def test_two_runs_that_name_themselves_are_compared_all_the_same(tmp_path):
+  configs = []
+  for name in ('a', 'b'):
+    run = tmp_path / name / 'pretrain'
+    run.mkdir(parents=True)
+    configs.append(given.resolve(init__backbone=str(run)))
+    record_lib.save(configs[-1], run / 'config.json')
+  assert not record_lib.differences(*configs)
+
+
 def test_a_backbone_elsewhere_is_recorded_as_given(recipe):
   lone = pathlib.Path('lone/run')
   lone.mkdir(parents=True)
