@@ -3,10 +3,12 @@
 Nothing here may touch a device before `start` has done its work.
 """
 
+import atexit
 import contextlib
 import os
 import pathlib
 import re
+import subprocess
 import sys
 import time
 import traceback
@@ -126,6 +128,38 @@ def _join(coordinator, num_processes, process_id):
       f'--coordinator={coordinator}: the job could not be joined'
       f' ({_first_line(error)}){hint}'
     ) from error
+  _leave_last_word(
+    f'error: process {jax.process_index()} of {jax.process_count()} was ended'
+    ' by JAX or from outside; most likely another process is gone. Start all'
+    ' processes again with the same command, and they go on from the newest'
+    ' checkpoint'
+  )
+
+
+_witnesses: list[subprocess.Popen] = []  # one, in a process of a job
+
+
+def _leave_last_word(text: str) -> None:
+  """Has `text` written to stderr if this process ends by a signal.
+
+  JAX aborts a process whose peers are gone, and then nothing of ours is run. So
+  a shell waits for us to say that all is well, which we do on every way out.
+  """
+  with signals.no_interrupt_for_children():
+    witness = subprocess.Popen(
+      ['/bin/sh', '-c',
+       'trap "" INT TERM HUP; read -r done || printf "%s\\n" "$0" >&2', text],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+  _witnesses.append(witness)
+
+
+@atexit.register
+def _withdraw_last_word():
+  while _witnesses:
+    with contextlib.suppress(BrokenPipeError):  # Somebody has killed it.
+      _witnesses.pop().communicate(b'done\n')
 
 
 def on_process_0(name: str, function: Callable[[], Any]) -> Any:
@@ -204,7 +238,8 @@ def job() -> Iterator[None]:
 
   At once, since on the way out Orbax and JAX would wait for who is gone. Where
   one waits all the same (in a save, or a transport that does not notice), JAX
-  aborts the process after _HEARTBEAT seconds, with a message of its own. Other
+  aborts the process after _HEARTBEAT seconds, with some 50 lines of its own and
+  then one of ours (_leave_last_word). Other
   errors of the devices stay what they are; they too end the process at once.
   """
   import jax
@@ -257,6 +292,7 @@ def end(status: int) -> int:
   if jax.process_count() > 1:
     sys.stdout.flush()
     sys.stderr.flush()
+    _withdraw_last_word()
     os._exit(status)
   return status
 

@@ -42,6 +42,13 @@ def test_a_killed_and_a_stopped_run_end_as_the_undisturbed_one(campaign):
 
 
 @pytest.mark.slow
+def test_an_undisturbed_run_has_nothing_to_warn_of(campaign):
+  # It saves between validations, of which Orbax has a word to say.
+  said = (campaign[0] / 'undisturbed/start-1-0.txt').read_text()
+  assert 'epoch 4.00' in said and 'warning' not in said.lower()
+
+
+@pytest.mark.slow
 def test_whatever_differs_is_found_in_its_own_column(campaign, tmp_path):
   reference = campaign[0] / 'undisturbed'
   other = tmp_path / 'other'

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -141,3 +142,28 @@ def test_a_bug_in_process_0_is_told_to_nobody_as_the_users_mistake(coordinator):
   with pytest.raises(ValueError, match='broadcast'):
     processes.on_process_0('it', lambda: np.ones(2) + np.ones(3))
   assert coordinator.told == {}
+
+
+@pytest.mark.parametrize(
+  ('end', 'status', 'more'),
+  [
+    ('os.abort()', -signal.SIGABRT, ['error: gone']),
+    ('os.kill(os.getpid(), 9)', -signal.SIGKILL, ['error: gone']),
+    ('sys.exit(3)', 3, []),
+    ('processes._withdraw_last_word(); os._exit(75)', 75, []),
+  ],
+)
+def test_a_process_that_is_aborted_has_the_last_word(end, status, more):
+  code = f"""if True:
+    import os, sys
+    from dpjax.distributed import processes
+    processes._leave_last_word('error: gone')
+    print('JAX: 50 lines', file=sys.stderr, flush=True)
+    {end}
+  """
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
+    check=False,
+  )  # fmt: skip
+  assert done.returncode == status
+  assert done.stderr.splitlines() == ['JAX: 50 lines', *more]

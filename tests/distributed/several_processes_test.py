@@ -215,6 +215,9 @@ def test_a_job_in_which_one_dies_ends_at_once_and_goes_on_when_started_again(
     assert status == -signal.SIGABRT, errors
     assert 'This most likely indicates that another task died' in errors
     assert 'tasks are unhealthy (stopped sending heartbeats)' in errors
+    line = errors.strip().splitlines()[-1]
+    assert line.startswith('error: process 0 of 2 was ended by JAX')
+    assert 'tart all processes again with the same command' in line
   assert time.monotonic() - began < 120
   assert not (tmp_path / 'retrain' / 'evaluation.json').exists()
 
