@@ -21,7 +21,14 @@ from dpjax.data import store as store_lib
 from dpjax.distributed import parallel
 from dpjax.errors import NonFinite, Stopped, UserError
 from dpjax.evaluation import evaluate
-from dpjax.training import batches, checkpoint, loop, programs, validation
+from dpjax.training import (
+  batches,
+  checkpoint,
+  lock,
+  loop,
+  programs,
+  validation,
+)
 from dpjax.training import build as build_lib
 from tests import fakes
 
@@ -393,6 +400,18 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
   assert 'resumed at step 3' in said.out
   assert steps_kept(tmp_path) == {3, 6}
   assert [e['step'] for e in read_log(tmp_path, 'train')] == [*range(1, 7)]
+
+
+@pytest.mark.usefixtures('uncompiled')
+def test_a_workdir_in_which_another_trains_is_left_as_it_is(tmp_path):
+  loop.train(make_config(), 'retrain', tmp_path)
+  files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
+  assert tmp_path / 'lock' not in files
+  with lock.locked(tmp_path):
+    with pytest.raises(UserError, match=f'process {os.getpid()} on .* trains'):
+      loop.train(make_config(), 'retrain', tmp_path)
+    changed = {p: p.stat().st_mtime_ns for p in files if p != tmp_path}
+  assert changed.items() <= files.items()
 
 
 @pytest.mark.usefixtures('uncompiled')
