@@ -24,12 +24,12 @@ import functools
 import os
 import pathlib
 import threading
-import traceback
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
+from dpjax import library_noise
 from dpjax.config import flags as flags_lib
 from dpjax.config import resolve as resolve_lib
 from dpjax.distributed import processes
@@ -147,29 +147,6 @@ def _end(status):
   return status
 
 
-def _silence_libraries():
-  """What Orbax logs and its threads print is raised too, and told in our words.
-
-  Its warnings are about its own options.
-  """
-  logging.set_verbosity(logging.FATAL)
-  show_of_thread, show = threading.excepthook, sys.excepthook
-
-  def of_thread(arguments):
-    if not type(arguments.thread).__module__.startswith('orbax.'):
-      show_of_thread(arguments)
-
-  def of_callback(kind, error, trace):
-    # An error of main has frames of ours. Without any it is one of a callback
-    # that tensorstore has called, of a save that has failed already.
-    own = str(pathlib.Path(__file__).parent)
-    frames = traceback.extract_tb(trace)
-    if not frames or any(x.filename.startswith(own) for x in frames):
-      show(kind, error, trace)
-
-  threading.excepthook, sys.excepthook = of_thread, of_callback
-
-
 def _users_line(error):
   """What the user can mend, in a line; None if it is our own bug."""
   if isinstance(error, UserError):
@@ -192,7 +169,7 @@ def report_bug(kind: type, error: BaseException, trace: Any) -> None:
 
 def _run(words):
   if not _TRACEBACK.value:
-    _silence_libraries()
+    library_noise.silence()
   command = words[0] if words else 'train'
   if command == 'inspect' and len(words) == 2:
     raise UserError(f'{words[1]}: did you mean --source={words[1]}?')
