@@ -25,6 +25,7 @@ Variants, by `--config=configs/retrain.py:NAME`:
 """
 
 from dpjax.config.fields import (
+  DEFAULT,
   Section,
   count,
   counts,
@@ -84,9 +85,27 @@ def _optimizer():
   return c
 
 
+def _loss():
+  """A classification loss (Eq. 7-9; Cui et al. 2019)."""
+  c = Section()
+  # Cross entropy or focal loss, either also class-balanced.
+  c.classification = word('cb_focal', 'ce', 'focal', 'cb_ce')
+  # softmax: Eq. 9 as it reads; sigmoid: Cui et al.'s code.
+  c.kind = word('softmax', 'sigmoid')
+  c.beta = number(0.9999, 0, 1)  # not stated in the paper
+  c.gamma = number(0.5, 0)  # nor this; docs/results.md tries others
+  # Scale of the class weights. classes: they sum to the number of classes, as
+  # Cui et al. have it; on a long tail a training image then weighs a few
+  # hundredths on average, far less than the MGACR terms beside it. images: a
+  # training image weighs 1 on average.
+  c.normalize = word('images', 'classes')
+  return c
+
+
 c = Section()
-# What is trained; recipe: both, then evaluation.
-c.stage = word('retrain', 'pretrain', 'recipe')
+# What is trained; recipe: all stages, then evaluation. finetune starts from the
+# stage II in init.backbone.
+c.stage = word('retrain', 'pretrain', 'finetune', 'recipe')
 # Of the initial weights, the order and the augmentation.
 c.seed = count(0, 0, 2**31 - 1)
 
@@ -274,25 +293,28 @@ c.retrain.augment = _augmentation().but(
 # An image of the rarest class can weigh a hundred times the average one.
 c.retrain.optim = _optimizer().but(learning_rate=0.03, clip=2.0)
 
+# Fine-tuning: a stage after stage II, with a loss of its own, on the batches of
+# retrain.batch_size and retrain.augment. Class weights that come late balance
+# the classifier without spoiling the features (Kang et al. 2020; Cao et al.
+# 2019). The paper has no such stage.
+c.finetune = Section(before=DEFAULT)
+c.finetune.epochs = number(0, 0, before=0.0)  # 0: there is no such stage
+# A fresh classifier learns alone: the backbone, its BatchNorm statistics and
+# the attention stay as stage II left them. False: all goes on learning from
+# there, the classifier too, beside the terms of MGACR.
+c.finetune.freeze = flag(True)
+c.finetune.optim = _optimizer().but(learning_rate=0.03, clip=2.0)
+c.finetune.loss = _loss().but(classification='cb_ce')
+
 # Where stage II starts.
 c.init = Section()
 # 'auto': the recipe's own stage I, or runs/pretrain if it is there. None:
 # scratch. Else a stage I workdir, or torch-layout weights (.npz, .safetensors).
+# For stage=finetune, a stage II workdir.
 c.init.backbone = path('auto')
 
-# The classification loss (Eq. 7-9; Cui et al. 2019).
-c.loss = Section()
-# Cross entropy or focal loss, either also class-balanced.
-c.loss.classification = word('cb_focal', 'ce', 'focal', 'cb_ce')
-# softmax: Eq. 9 as it reads; sigmoid: Cui et al.'s code.
-c.loss.kind = word('softmax', 'sigmoid')
-c.loss.beta = number(0.9999, 0, 1)  # not stated in the paper
-c.loss.gamma = number(0.5, 0)  # nor this; docs/results.md tries others
-# Scale of the class weights. classes: they sum to the number of classes, as Cui
-# et al. have it; on a long tail a training image then weighs a few hundredths
-# on average, far less than the MGACR terms beside it. images: a training image
-# weighs 1 on average.
-c.loss.normalize = word('images', 'classes')
+# The classification loss of stage II.
+c.loss = _loss()
 
 # Mask-guided attention with contrastive regulation (Eq. 2-6).
 c.mgacr = Section()
@@ -455,6 +477,7 @@ def _paper(c):
   c.pretrain.optim.learning_rate = c.retrain.optim.learning_rate = 0.0125
   c.retrain.epochs = 30.0  # the paper does not say; our assumption
   c.retrain.optim.clip = 0.0
+  c.finetune.epochs = 0.0
   c.loss.gamma = 2.0
   c.mgacr.batch_norm = False
   c.mgacr.weight_pos = c.mgacr.weight_neg = c.mgacr.weight_feat = 1.0

@@ -37,7 +37,7 @@ def write(
 
   Args:
     workdir: of the run.
-    stage: 'pretrain' or 'retrain'.
+    stage: 'pretrain', 'retrain' or 'finetune'.
     records: that it trains on.
     backbone: workdir of the run that it starts from, if there is one.
 

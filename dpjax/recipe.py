@@ -16,10 +16,11 @@ PRETRAINED = pathlib.Path('runs/pretrain')  # where configs/pretrain.py trains
 
 
 def run(config: Any, workdir: str | pathlib.Path) -> None:
-  """Runs config.stage: 'pretrain', 'retrain', or the whole 'recipe'.
+  """Runs config.stage: one stage, or the whole 'recipe'.
 
-  The recipe trains in workdir/pretrain and workdir/retrain and then evaluates
-  the latter. It skips stage I where `init.backbone` is None or names weights:
+  The recipe trains in workdir/pretrain, workdir/retrain and, where
+  `finetune.epochs` is above 0, workdir/finetune, and then evaluates the last
+  of them. It skips stage I where `init.backbone` is None or names weights:
   stage II would not use it.
 
   Args:
@@ -34,7 +35,12 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
     # First: what 'auto' stands for in a source is known when it was read.
     processes.on_process_0('prepare', lambda: prepare.prepare_missing(config))
   config = prepare.as_made(config)  # a copy: the caller's stays as it is
-  run_stage = {'pretrain': _pretrain, 'retrain': _retrain, 'recipe': _recipe}
+  run_stage = {
+    'pretrain': _pretrain,
+    'retrain': _retrain,
+    'finetune': _finetune,
+    'recipe': _recipe,
+  }
   run_stage[config.stage](config, workdir)
 
 
@@ -55,11 +61,15 @@ def _retrain(config, workdir):
   loop.train(config, 'retrain', workdir)
 
 
+def _finetune(config, workdir):
+  loop.train(config, 'finetune', workdir)
+
+
 def _recipe(config, workdir):
   seconds = {}
   begun = any(
     checkpoint.has_checkpoint(workdir / stage)
-    for stage in ('pretrain', 'retrain')
+    for stage in ('pretrain', 'retrain', 'finetune')
   )
 
   def timed(name, function, *arguments):
@@ -71,7 +81,11 @@ def _recipe(config, workdir):
   if config.init.backbone == 'auto':
     timed('pretrain', _pretrain, config, workdir / 'pretrain')
     config.init.backbone = str(workdir / 'pretrain')
-  timed('retrain', _retrain, config, workdir / 'retrain')
+  last = workdir / 'retrain'
+  timed('retrain', _retrain, config, last)
+  if config.finetune.epochs:
+    config.init.backbone, last = str(last), workdir / 'finetune'
+    timed('finetune', _finetune, config, last)
 
   if jax.process_count() > 1:
     # One process of the job scores by itself, on one of its devices.
@@ -81,7 +95,7 @@ def _recipe(config, workdir):
     config.parallel.mode, config.parallel.devices = 'jit', 1
   from dpjax.evaluation import evaluate, text
 
-  result = timed('evaluation', evaluate.evaluate, config, workdir / 'retrain')
+  result = timed('evaluation', evaluate.evaluate, config, last)
   print(text.format_table(result))
   parts = ', '.join(f'{name} {spent:.1f} s' for name, spent in seconds.items())
   print(

@@ -88,6 +88,25 @@ def test_the_recipe_pretrains_retrains_from_that_and_evaluates(calls, capsys):
   assert 'the table' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('backbone', ['auto', 'None'])
+def test_the_recipe_fine_tunes_its_stage_two_and_evaluates_that(
+  backbone, calls
+):
+  config = make_config('recipe', backbone)
+  config.finetune.epochs = 4.0
+  recipe.run(config, 'here')
+  assert calls[-3:] == [
+    (
+      'retrain',
+      'here/retrain',
+      'here/pretrain' if backbone == 'auto' else None,
+    ),
+    ('finetune', 'here/finetune', 'here/retrain'),
+    ('evaluate', 'here/finetune'),
+  ]
+  assert len(calls) == (4 if backbone == 'auto' else 3)
+
+
 @pytest.mark.parametrize('backbone', ['None', 'weights.npz', 'runs/other'])
 def test_the_recipe_skips_a_stage_whose_backbone_nobody_would_use(
   backbone, calls

@@ -31,7 +31,11 @@ from dpjax.errors import UserError
 # Where the fields are declared: in the checkout that this package is of.
 BASE = pathlib.Path(__file__).parents[2] / 'configs' / 'base.py'
 
-ALWAYS = object()  # in Field.before: every record of a run has the field
+# In Field.before: every record of a run has the field.
+ALWAYS = object()
+# Likewise: its default, whatever that is by now. For what nobody reads while
+# another field is as it was before.
+DEFAULT = object()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,10 +97,13 @@ def refuse(name: str, value: Any, wanted: str) -> None:
 class Section(types.SimpleNamespace):
   """Fields and sections by their names, as configs/base.py declares them."""
 
-  def __init__(self, **marks: bool):
-    """An empty one; `marks` are those of all fields that will be in it."""
+  def __init__(self, *, before: Any = ALWAYS, **marks: bool):
+    """An empty one; `marks` are those of all fields that will be in it.
+
+    `before` is that of the fields which say none themselves.
+    """
     super().__init__()
-    self._marks = marks
+    self._marks, self._before = marks, before
 
   def but(self, **defaults: Any) -> 'Section':
     """The section itself, with other defaults of some of its fields."""
@@ -108,13 +115,17 @@ class Section(types.SimpleNamespace):
   def flatten(self, prefix: str = '') -> Iterator[tuple[str, Field]]:
     """('section.field', field) for all fields in it."""
     for name, value in vars(self).items():
-      if name == '_marks':
+      if name in ('_marks', '_before'):
         continue
       inner = [(prefix + name, value)]
       if isinstance(value, Section):
         inner = value.flatten(f'{prefix}{name}.')
       for full, field in inner:
-        yield full, dataclasses.replace(field, **self._marks)
+        field = dataclasses.replace(field, **self._marks)
+        if self._before is not ALWAYS and field.before is ALWAYS:
+          before = field.default if self._before is DEFAULT else self._before
+          field = dataclasses.replace(field, before=before)
+        yield full, field
 
 
 # The kinds of fields. All take marks.

@@ -67,7 +67,7 @@ def load(
   except UserError as error:
     raise UserError(f'{path}: {error}') from None
   for name, field in declared.items():
-    if field.before is not fields.ALWAYS and name.split('.')[0] in record:
+    if field.before is not fields.ALWAYS:
       values.setdefault(name, field.before)
     if whole and name not in values:
       raise UserError(f'{path}: config.{name} is missing')
@@ -96,12 +96,16 @@ def differences(old: Any, new: Any) -> list[str]:
   """['field: old -> new'] of the fields that may not change in a resume.
 
   An 'auto' agrees with whatever it stands for: earlier versions recorded it.
-  The backbone may have been moved, or be named in another way.
+  The backbone may have been moved, or be named in another way. How a run will
+  be fine-tuned may change until it is.
   """
   old, new = fields.flatten(old), fields.flatten(new)
+  names = (old.keys() | new.keys()) - fields.marked('resume')
+  if new.get('stage') in ('pretrain', 'retrain'):
+    names = {name for name in names if not name.startswith('finetune.')}
   return [
     f'{name}: {old.get(name)!r} -> {new.get(name)!r}'
-    for name in sorted((old.keys() | new.keys()) - fields.marked('resume'))
+    for name in sorted(names)
     if old.get(name) != new.get(name)
     and not (name in old and name in new and _agree(name, old, new))
   ]

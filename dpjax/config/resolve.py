@@ -174,7 +174,7 @@ def _check_network(c):
 
 
 def _check_schedules(c):
-  for stage in ('pretrain', 'retrain'):
+  for stage in ('pretrain', 'retrain', 'finetune'):
     optim = c[stage].optim
     if optim.schedule == 'onecycle' and not optim.warmup:
       refuse(f'{stage}.optim.warmup', 0, 'above 0 for a onecycle schedule')
@@ -198,6 +198,12 @@ def _check_start(c):
   if c.retrain.freeze and c.init.backbone is None:
     refuse('retrain.freeze', True, 'with a backbone from somewhere:'
            ' init.backbone is None')  # fmt: skip
+  if c.stage == 'finetune':
+    if not c.finetune.epochs:
+      refuse('finetune.epochs', 0, 'above 0 for stage=finetune')
+    if c.init.backbone in (None, 'auto'):
+      refuse('init.backbone', c.init.backbone, 'the workdir of a stage II for'
+             ' stage=finetune')  # fmt: skip
 
 
 def _check_source(c):

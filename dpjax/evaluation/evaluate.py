@@ -79,7 +79,8 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
 
   Args:
     config: as resolved (dpjax.config.resolve).
-    workdir: of a finished or unfinished stage II, or of a recipe.
+    workdir: of a finished or unfinished stage II or fine-tuning, or of a
+      recipe.
 
   Returns:
     What evaluation.json holds: what was scored, by which 'settings' (the
@@ -230,7 +231,7 @@ def images_to_score(settings: Any, data: store.Store) -> Images:
 
 
 def open_run(config: Any, workdir: pathlib.Path) -> RestoredRun:
-  """Restores a run of stage II, and finds what it is to be scored on.
+  """Restores a run that classifies, and finds what it is to be scored on.
 
   Args:
     config: as resolved; the same of it counts as in `evaluate`.
@@ -245,9 +246,10 @@ def open_run(config: Any, workdir: pathlib.Path) -> RestoredRun:
       ' stage II run or of a recipe'
     )
   own = record_lib.load(workdir / 'config.json', whole=True)
-  if own.stage != 'retrain':
+  if own.stage not in ('retrain', 'finetune'):
     raise UserError(
-      f'--workdir={workdir} holds a run of {own.stage}; only retrain classifies'
+      f'--workdir={workdir} holds a run of {own.stage}; only retrain and'
+      ' finetune classify'
     )
   own = record_lib.on_this_machine(own, config)
   own.evaluate = config.evaluate
@@ -257,7 +259,7 @@ def open_run(config: Any, workdir: pathlib.Path) -> RestoredRun:
   explain.cam_stage(own)  # Checked before anything is computed.
   own = prepare.as_made(own)
   data = prepare.open_prepared(own)
-  run = build_lib.build(own, 'retrain', data)
+  run = build_lib.build(own, own.stage, data)
   images = images_to_score(own.evaluate, data)
   leakage.check_unseen(
     workdir,

@@ -19,10 +19,11 @@ AGAINST = 'against.json'
 
 
 def workdir_of(workdir: str | pathlib.Path) -> pathlib.Path:
-  """The stage II workdir: `workdir`, or retrain/ in a recipe's."""
+  """Where the classifier is: `workdir`, or the last stage in a recipe's."""
   workdir = pathlib.Path(workdir)
-  if (workdir / 'retrain' / 'config.json').is_file():
-    return workdir / 'retrain'
+  for stage in ('finetune', 'retrain'):
+    if (workdir / stage / 'config.json').is_file():
+      return workdir / stage
   return workdir
 
 

@@ -99,10 +99,11 @@ def _stage_two(path):
 def _names(paths):
   """The fewest last parts of the paths that tell them apart."""
   parts = [path.resolve().parts for path in paths]
-  # Every recipe has a retrain.
-  parts = [p[:-1] if p[-1] == 'retrain' and len(p) > 2 else p for p in parts]
+  # Every recipe has these.
+  stages = ('retrain', 'finetune')
+  parts = [p[:-1] if p[-1] in stages and len(p) > 2 else p for p in parts]
   for count in range(1, max(map(len, parts)) + 1):
     names = ['/'.join(p[-count:]) for p in parts]
     if len(set(names)) == len(names):
       return names
-  return [str(path) for path in paths]  # R and R/retrain/retrain
+  return [str(path) for path in paths]  # R/retrain and R/finetune

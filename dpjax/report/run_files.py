@@ -40,11 +40,12 @@ class Run:
 
   Attributes:
     name: short, and no other run's.
-    workdir: of stage II, where a recipe's was given.
+    workdir: of the last stage, where a recipe's was given.
     config: config.json, or None.
     evaluation: evaluation.json, or None.
-    log: the lines of metrics.jsonl.
+    log: the lines of stage II's metrics.jsonl.
     pretraining: those of the stage I that it started from.
+    finetuning: those of its fine-tuning, if it was fine-tuned.
     ids: (N,) of predictions.csv; empty without it.
     labels: (N,).
     probabilities: (N, C), or None without predictions.csv.
@@ -60,6 +61,7 @@ class Run:
   evaluation: dict[str, Any] | None
   log: list[dict[str, Any]]
   pretraining: list[dict[str, Any]]
+  finetuning: list[dict[str, Any]]
   ids: np.ndarray
   labels: np.ndarray
   probabilities: np.ndarray | None
@@ -85,15 +87,16 @@ def read(path: pathlib.Path, name: str) -> Run:
   notes: list[str] = []
   config = _config(path, notes)
   evaluation = _evaluation(path, notes)
-  log, pretraining = _logs(path, config, notes)
+  logs = _logs(path, config, notes)
   ids, labels, probabilities = _predictions(path, evaluation, notes)
   return Run(
     name=name,
     workdir=path,
     config=config,
     evaluation=evaluation,
-    log=log,
-    pretraining=pretraining,
+    log=logs.get('retrain', []),
+    pretraining=logs.get('pretrain', []),
+    finetuning=logs.get('finetune', []),
     ids=np.asarray(ids, str),
     labels=np.asarray(labels),
     probabilities=probabilities,
@@ -208,18 +211,21 @@ def _number(value, undefined=False):
 
 
 def _logs(path, config, notes):
-  """The lines of metrics.jsonl: (of stage II, of the stage I before it)."""
+  """{stage: lines of metrics.jsonl} of a run and of those it started from."""
   log = _log(path, notes)
   if config is None:
-    return log, []
-  if config.stage == 'pretrain':
-    return [], log
+    return {'retrain': log}
+  logs = {config.stage: log}
   start = config.init.backbone
-  if start and start != 'auto':
-    for stage_one in (pathlib.Path(start), path.parent / 'pretrain'):
-      if (stage_one / 'metrics.jsonl').is_file():
-        return log, _log(stage_one, notes)
-  return log, []
+  if config.stage == 'pretrain' or not start or start == 'auto':
+    return logs
+  before = 'retrain' if config.stage == 'finetune' else 'pretrain'
+  for folder in (pathlib.Path(start), path.parent / before):
+    if (folder / 'metrics.jsonl').is_file():
+      if before == 'pretrain':
+        return {**logs, before: _log(folder, notes)}
+      return {**_logs(folder, _config(folder, notes), notes), **logs}
+  return logs
 
 
 def _log(path, notes):

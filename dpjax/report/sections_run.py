@@ -115,6 +115,12 @@ def _facts(run):
     facts['Schedule'] = (
       f'{settings.epochs:g} epochs, batches of {settings.batch_size}'
     )
+    if c.stage == 'finetune':
+      learns = 'the classifier' if c.finetune.freeze else 'everything'
+      facts['Fine-tuning'] = (
+        f'{learns}, {c.finetune.epochs:g} epochs,'
+        f' {c.finetune.loss.classification}'
+      )
     facts['Seed'] = c.seed
     facts['Data set'] = pathlib.Path(c.data.path).name
   if result:
@@ -128,7 +134,11 @@ def _facts(run):
       f'{result.get("checkpoint", "-")}, step {result.get("step", "-")}'
     )
     facts['Evaluated on'] = result.get('device', '-')
-  for name, log in (('Stage I', run.pretraining), ('Stage II', run.log)):
+  for name, log in (
+    ('Stage I', run.pretraining),
+    ('Stage II', run.log),
+    ('Fine-tuning', run.finetuning),
+  ):
     if log:
       last = log[-1]
       facts[f'{name}, training'] = (
@@ -144,6 +154,9 @@ def training(section: page.Section, report_data: ReportData) -> None:
     ('Stage I', 'stage1', [(r.name, r.pretraining) for r in report_data.runs]),
     ('Stage II', 'stage2', [(r.name, r.log) for r in report_data.runs]),
   )
+  finetuning = [(r.name, r.finetuning) for r in report_data.runs]
+  if any(log for _, log in finetuning):
+    stages += (('Fine-tuning', 'finetuning', finetuning),)
   if not any(log for _, _, logs in stages for _, log in logs):
     raise page.Missing('no workdir has a metrics.jsonl')
   for title, key, logs in stages:
@@ -236,6 +249,9 @@ SPEEDS: dict[str, Callable[[Run], float | None]] = {
   'Stage II: training, images/s': lambda r: _rate(r.log),
   'Stage II: training alone': lambda r: _last(r.log, 'seconds_training'),
   'Stage II: with validation': lambda r: _last(r.log, 'seconds_wall'),
+  'Fine-tuning: training alone': lambda r: _last(
+    r.finetuning, 'seconds_training'
+  ),
   'Inference, images/s': lambda r: (r.evaluation or {}).get(
     'images_per_second'
   ),

@@ -24,7 +24,7 @@ _GAINS = ('balanced_accuracy', 'auroc_any_lesion')  # the differences shown
 # Without what the recipe adds.
 _PLAIN = ('init.backbone=None', 'loss.classification=ce',
           'retrain.freeze=False', 'mgacr.attention=False',
-          'mgacr.features=False')  # fmt: skip
+          'mgacr.features=False', 'finetune.epochs=0.0')  # fmt: skip
 # The networks: overrides of the config. resnet18 keeps the config's own sizes,
 # which for ResNet18 are the default.
 _NETWORKS = {

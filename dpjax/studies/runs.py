@@ -6,6 +6,9 @@ runs share:
     seed0/pretrain-1f2e3d4c/    stage I, shared by all runs that equal it
     seed0/resnet18/             a stage II workdir, evaluated
 
+With finetune.epochs above 0 the latter holds retrain/ and finetune/, of which
+the second is evaluated, as a recipe's folder does.
+
 What is finished is not done again, so the same command goes on from wherever
 it was stopped, and processes that run different seeds may share a workdir.
 """
@@ -28,8 +31,8 @@ from dpjax.evaluation import evaluate, files
 from dpjax.training import checkpoint, loop, metrics_log
 
 # What stage I does not read, beside the fields that may change in a run.
-_UNREAD = ('stage', 'retrain.', 'loss.', 'mgacr.', 'init.', 'evaluate.',
-           'eval.best')  # fmt: skip
+_UNREAD = ('stage', 'retrain.', 'finetune.', 'loss.', 'mgacr.', 'init.',
+           'evaluate.', 'eval.best')  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +44,14 @@ class Task:
     workdir: where it is kept.
     config: as it is recorded there; its seed is the run's.
     pretraining: workdir of the stage I that it needs and shares, or None.
+    retraining: the stage II that it is fine-tuned from, or None.
   """
 
   name: str
   workdir: pathlib.Path
   config: Any
   pretraining: pathlib.Path | None
+  retraining: 'Task | None' = None
 
   def __str__(self):
     return f'{self.name}, seed {self.config.seed}'
@@ -181,12 +186,26 @@ def place(workdir: str | pathlib.Path, name: str, seed: int) -> pathlib.Path:
 def network(config: Any, workdir: str | pathlib.Path, name: str) -> Task:
   """The task of stage II, after its stage I where init.backbone is 'auto'.
 
+  With finetune.epochs above 0, that of fine-tuning, after both.
+
   Args:
     config: as resolved; stays as it is.
     workdir: of the study.
     name: of the row or method.
   """
-  return make_task(config, workdir, name, 'retrain', config.init.backbone)
+  task = make_task(config, workdir, name, 'retrain', config.init.backbone)
+  if not config.finetune.epochs:
+    return task
+  retraining = dataclasses.replace(task, workdir=task.workdir / 'retrain')
+  config = task.config.copy_and_resolve_references()
+  config.stage = 'finetune'
+  config.init.backbone = str(retraining.workdir)
+  return dataclasses.replace(
+    task,
+    workdir=task.workdir / 'finetune',
+    config=config,
+    retraining=retraining,
+  )
 
 
 def make_task(
@@ -300,6 +319,8 @@ def _failure(folder):
 
 def check(task: Task) -> None:
   """Raises UserError where the task was done with another config."""
+  if task.retraining is not None:
+    check(task.retraining)
   # A run that has left nothing may be begun anew (loop.train).
   kept = (task.workdir / 'evaluation.json').exists() or (
     checkpoint.has_checkpoint(task.workdir)
@@ -321,6 +342,9 @@ def look(task: Task) -> Run:
   run = Run(task.config.seed, task.workdir)
   if task.pretraining and (error := _failure(task.pretraining)) is not None:
     error = f'stage I, {task.pretraining.name}: {error}'
+    return dataclasses.replace(run, error=error)
+  if task.retraining and look(task.retraining).error is not None:
+    error = f'stage II: {look(task.retraining).error}'
     return dataclasses.replace(run, error=error)
   if not (task.workdir / 'config.json').is_file() or _changed(task):
     return run
@@ -389,10 +413,13 @@ def run(task: Task, work: Callable[[Task], None] | None = None) -> Run:
   for file in ('evaluation.json', 'failed.json'):
     (task.workdir / file).unlink(missing_ok=True)
   try:
-    pretrain(task)
-    (work or _retrain)(task)
+    pretrain(task.retraining or task)
+    if task.retraining is not None:
+      _train_recorded(task.retraining)
+    (work or _train)(task)
   except NonFinite as error:
-    if look(task).state != 'diverged':  # Stage I has put it on record.
+    # The stages before it have put theirs on record.
+    if look(task).state != 'diverged':
       atomic.write_json(task.workdir / 'failed.json', {'error': str(error)})
     found = look(task)
     print(f'{task}: diverged ({found.error}); the study goes on', flush=True)
@@ -427,9 +454,19 @@ def run_all(
   return save()
 
 
-def _retrain(task):
-  loop.train(task.config, 'retrain', task.workdir)
+def _train(task):
+  loop.train(task.config, task.config.stage, task.workdir)
   evaluate.evaluate(task.config, task.workdir)
+
+
+def _train_recorded(task):
+  """Trains a stage that another follows; its divergence is put on record."""
+  (task.workdir / 'failed.json').unlink(missing_ok=True)
+  try:
+    loop.train(task.config, task.config.stage, task.workdir)
+  except NonFinite as error:
+    atomic.write_json(task.workdir / 'failed.json', {'error': str(error)})
+    raise
 
 
 def lines(workdir: pathlib.Path, split: str) -> list[dict[str, Any]]:
@@ -466,10 +503,20 @@ def seconds(run: Run) -> dict[str, float]:
       'training': own['training'],
       'ms_per_image': ms_per_image,
     }
-  backbone = record_lib.load(run.workdir / 'config.json').init.backbone
-  before = trained(backbone) if backbone else 0.0
+  pretraining, training = _seconds_trained(run.workdir)
   return {
-    'pretraining': before,
-    'training': before + trained(run.workdir),
+    'pretraining': pretraining,
+    'training': training,
     'ms_per_image': ms_per_image,
   }
+
+
+def _seconds_trained(workdir):
+  """Seconds of the stage I of a run, and of all its stages together."""
+  config = record_lib.load(pathlib.Path(workdir) / 'config.json')
+  before = config.init.backbone
+  if config.stage == 'finetune':
+    pretraining, training = _seconds_trained(before)
+  else:
+    pretraining = training = trained(before) if before else 0.0
+  return pretraining, training + trained(workdir)

@@ -11,6 +11,7 @@ import jax
 from dpjax.data import store
 from dpjax.data.feed import pipeline
 from dpjax.distributed import parallel, processes
+from dpjax.training.run import stage_settings
 
 
 def resolve(
@@ -25,7 +26,7 @@ def resolve(
 
   Args:
     config: as resolved by dpjax.config.
-    stage: 'pretrain' or 'retrain'.
+    stage: 'pretrain', 'retrain' or 'finetune'.
     data: the prepared set.
     records: what the stage trains on.
   """
@@ -37,7 +38,7 @@ def resolve(
       fits = processes.broadcast_from_0(fits)
     config.data.placement = 'resident' if fits else 'stream'
   if not config.train.steps_per_dispatch:
-    batch_size = config[stage].batch_size
+    batch_size = stage_settings(config, stage).batch_size
     config.train.steps_per_dispatch = steps_per_dispatch(
       batch_size=batch_size,
       devices=config.parallel.devices,

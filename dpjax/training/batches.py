@@ -54,8 +54,9 @@ def training_stream(run: Run) -> Any:
   """
   batch_size = run.settings.batch_size
   if batch_size > len(run.records):
+    section = 'pretrain' if run.stage == 'pretrain' else 'retrain'
     raise UserError(
-      f'config.{run.stage}.batch_size is {batch_size}; it must be at most'
+      f'config.{section}.batch_size is {batch_size}; it must be at most'
       f' the {len(run.records)} training radiographs'
     )
   resident = run.config.data.placement == 'resident'

@@ -4,6 +4,7 @@ Training and evaluation build the same networks, losses and batches from the
 same config here, so that neither can drift from the other.
 """
 
+import dataclasses
 import functools
 import pathlib
 import sys
@@ -35,7 +36,7 @@ def build(config: Any, stage: str, data: store.Store) -> Run:
 
   Args:
     config: as resolved (dpjax.config.resolve).
-    stage: 'pretrain' or 'retrain'.
+    stage: 'pretrain', 'retrain' or 'finetune'.
     data: the prepared set; it gives the classes and their counts.
 
   Raises:
@@ -44,7 +45,11 @@ def build(config: Any, stage: str, data: store.Store) -> Run:
   records = batches.training_records(config, stage, data)
   config = auto.resolve(config, stage, data, records)
   devices = parallel.Devices(config.parallel.mode, config.parallel.devices)
-  make = {'pretrain': _pretraining, 'retrain': _retraining}[stage]
+  make = {
+    'pretrain': _pretraining,
+    'retrain': _retraining,
+    'finetune': _finetuning,
+  }[stage]
   objective = make(config, data, devices.axis_name)
   return Run(config, stage, data, records, objective, devices)
 
@@ -95,6 +100,25 @@ def _retraining(config, data, axis_name):
       'lesions_only': mgacr.lesions_only,
       'stop_gradient_maps': mgacr.stop_gradient_maps,
     },
+  )
+
+
+def _finetuning(config, data, axis_name):
+  """Stage II with the loss of `finetune`, which may teach no attention."""
+  settings = config.finetune
+  objective = dataclasses.replace(
+    _retraining(config, data, axis_name),
+    classification=classification_loss(
+      settings.loss, class_counts(data.split('train'), data.num_classes)
+    ),
+    frozen=settings.freeze,
+  )
+  if not settings.freeze:
+    return objective
+  return dataclasses.replace(
+    objective,
+    weights=dict.fromkeys(objective.weights, 0.0),
+    pixels=dataclasses.replace(objective.pixels, mask_sides={}),
   )
 
 
@@ -236,7 +260,7 @@ def classification_loss(
 
 def make_optimizer(run: Run, total: int) -> tuple[Any, Any]:
   """The run's optimizer and schedule over `total` steps (optim.make)."""
-  frozen = run.stage == 'retrain' and run.objective.frozen
+  frozen = run.stage != 'pretrain' and run.objective.frozen
   return optim.make(
     steps=total,
     frozen=run.objective.frozen_parameters if frozen else None,
@@ -245,20 +269,27 @@ def make_optimizer(run: Run, total: int) -> tuple[Any, Any]:
 
 
 def initial_state(
-  run: Run, optimizer: Any, backbone: Any = None, source: str = ''
+  run: Run,
+  optimizer: Any,
+  backbone: Any = None,
+  source: str = '',
+  attention: Any = None,
 ) -> steps.TrainState:
-  """A fresh state, with a pre-trained backbone where one is given.
+  """A fresh state, with what is trained already where it is given.
 
   Args:
     run: to begin.
     optimizer: of this run.
     backbone: {'params', 'batch_stats'} or None.
     source: where it comes from, for an error.
+    attention: likewise of the attention.
   """
   variables = jax.jit(run.objective.init)(jax.random.key(run.config.seed))
   if backbone is not None:
     variables = checkpoint.merge_backbone(variables, backbone, source)
-    variables = jax.tree.map(jnp.asarray, variables)
+  if attention is not None:
+    variables = checkpoint.merge_attention(variables, attention, source)
+  variables = jax.tree.map(jnp.asarray, variables)
   state = steps.TrainState(
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],

@@ -9,7 +9,8 @@ of what is kept; who looks on takes the next one.
 
 Where a run starts, the first that is there:
   1. the newest checkpoint of its own workdir (it resumes),
-  2. for stage II, the backbone named by `init.backbone`,
+  2. what `init.backbone` names: for stage II a backbone, for fine-tuning a
+     stage II,
   3. scratch.
 """
 
@@ -390,6 +391,49 @@ def load_backbone(path: str | pathlib.Path) -> dict[str, Any]:
       f'config.init.backbone: {path} holds no checkpoint; it must be a workdir'
       ' of stage I, an .npz or .safetensors file, auto, or None'
     )
+  backbone = _module(_read_trained(path), 'backbone', path)
+  backbone['params'].pop('fc', None)
+  return backbone
+
+
+def load_stage_two(
+  path: str | pathlib.Path, *, classifier: bool
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+  """What fine-tuning starts from: the network of a stage II.
+
+  Args:
+    path: the workdir of the stage II.
+    classifier: keep it; else the backbone is without one.
+
+  Returns:
+    its backbone and its attention, or None without one, as {'params': ...,
+    'batch_stats': ...} of numpy arrays each.
+
+  Raises:
+    UserError: as load_backbone, or there is no classifier.
+  """
+  if not has_checkpoint(path):
+    raise UserError(
+      f'config.init.backbone: {path} holds no checkpoint; it must be a workdir'
+      ' of stage II'
+    )
+  state = _read_trained(path)
+  backbone = _module(state, 'backbone', path)
+  if 'fc' not in backbone['params']:
+    raise UserError(
+      f'config.init.backbone: {path} holds a run without a classifier; it must'
+      ' be a workdir of stage II'
+    )
+  if not classifier:
+    backbone['params'].pop('fc')
+  attention = None
+  if 'attention' in state['params']:
+    attention = _module(state, 'attention', path)
+  return backbone, attention
+
+
+def _read_trained(path):
+  """The newest whole state of the run that `init.backbone` names."""
   with contextlib.closing(Checkpoints(path, write=False)) as saved:
     try:
       step = saved.find('last')
@@ -397,17 +441,22 @@ def load_backbone(path: str | pathlib.Path) -> dict[str, Any]:
       raise UserError(f'config.init.backbone: {error}') from error
     state, record = saved.read_state(step), saved.read_record(step)
   leakage.check_manifest(path, record)
-  backbone = {
-    part: dict(state[part]['backbone']) for part in ('params', 'batch_stats')
+  return state
+
+
+def _module(state, module, path):
+  """{'params', 'batch_stats'} of a module of a state, all of it finite."""
+  found = {
+    part: dict(state[part].get(module) or {})
+    for part in ('params', 'batch_stats')
   }
-  backbone['params'].pop('fc', None)
-  for name, array in traverse_util.flatten_dict(backbone, sep='/').items():
+  for name, array in traverse_util.flatten_dict(found, sep='/').items():
     if not np.isfinite(array).all():
       raise UserError(
         f'config.init.backbone: {name} of {path} holds NaN or infinities; name'
         ' another run'
       )
-  return backbone
+  return found
 
 
 def merge_backbone(variables: Any, backbone: Any, source: str) -> Any:
@@ -421,22 +470,43 @@ def merge_backbone(variables: Any, backbone: Any, source: str) -> Any:
   Raises:
     UserError: an array is missing, unknown, or of another shape.
   """
+  return _merge(
+    variables, 'backbone', backbone, source,
+    'give both stages the same config.model', optional='fc/',
+  )  # fmt: skip
+
+
+def merge_attention(variables: Any, attention: Any, source: str) -> Any:
+  """As merge_backbone, of the attention; variables without one stay as is.
+
+  Raises:
+    UserError: as merge_backbone.
+  """
+  if 'attention' not in variables['params']:
+    return variables
+  return _merge(
+    variables, 'attention', attention, source,
+    'give both stages the same config.mgacr',
+  )  # fmt: skip
+
+
+def _merge(variables, module, arrays, source, remedy, optional=None):
   merged = {part: dict(tree) for part, tree in variables.items()}
   for part in ('params', 'batch_stats'):
-    wanted = traverse_util.flatten_dict(variables[part]['backbone'], sep='/')
-    given = traverse_util.flatten_dict(backbone[part], sep='/')
+    wanted = traverse_util.flatten_dict(variables[part][module], sep='/')
+    given = traverse_util.flatten_dict(arrays[part], sep='/')
     for name in sorted(given.keys() | wanted.keys()):
-      if name not in given and name.startswith('fc/'):
+      if name not in given and optional and name.startswith(optional):
         continue
       have = given[name].shape if name in given else None
       want = wanted[name].shape if name in wanted else None
       if have != want:
         raise UserError(
           f'config.init.backbone: {source} has another network: {part}/{name}'
-          f' is {have or "missing"} there and {want or "missing"} here; give'
-          ' both stages the same config.model'
+          f' is {have or "missing"} there and {want or "missing"} here;'
+          f' {remedy}'
         )
-    merged[part]['backbone'] = traverse_util.unflatten_dict(
+    merged[part][module] = traverse_util.unflatten_dict(
       {name: given.get(name, wanted[name]) for name in wanted}, sep='/'
     )
   return merged

@@ -48,7 +48,7 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
 
   Args:
     config: as resolved (dpjax.config.resolve).
-    stage: 'pretrain' or 'retrain'.
+    stage: 'pretrain', 'retrain' or 'finetune'.
     workdir: of this stage.
 
   Raises:
@@ -77,7 +77,7 @@ def _train(config, stage, workdir, held):
   saved = checkpoint.Checkpoints(
     workdir,
     keep=config.train.keep,
-    best=config.eval.best if stage == 'retrain' else '',
+    best=config.eval.best if stage != 'pretrain' else '',
   )
   with contextlib.closing(saved), contextlib.closing(stream):
     begin = start.find_start(run, workdir, saved, optimizer, stream)

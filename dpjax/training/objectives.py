@@ -172,10 +172,11 @@ class Retraining:
     attention: models.heads.AttentionHeads, or None without MGACR.
     pixels: Batch -> pixels and masks.
     classification: (logits (b, C), labels (b,)) -> (b,).
-    weights: {'att_pos', 'att_neg', 'feat'}: weight; 0 leaves a term out.
+    weights: {'att_pos', 'att_neg', 'feat'}: weight; 0 leaves a term out, and
+      with no term left the attention is there and learns nothing.
     mgacr: keyword arguments of losses.mgacr.
     frozen: the backbone stays as it is, its batch statistics included; only its
-      classifier and the attention learn.
+      classifier and the attention, where it is taught, learn.
   """
 
   backbone: Any
@@ -221,14 +222,16 @@ class Retraining:
       images,
       train=not self.frozen,
     )
-    stats = {'backbone': batch_stats['backbone'] if self.frozen else stats}
+    if self.frozen:
+      stats = batch_stats['backbone']
+    stats = {**batch_stats, 'backbone': stats}
     total = self.classification(logits, batch['label']).mean()
     correct = jnp.argmax(logits, axis=-1) == batch['label']
     metrics = {
       'loss/classification': total,
       'accuracy': correct.astype(jnp.float32).mean(),
     }
-    if self.attention is not None:
+    if self._teaches_attention:
       maps, stats['attention'] = _apply(
         self.attention,
         _variables(params, batch_stats, 'attention'),
@@ -267,12 +270,25 @@ class Retraining:
     loss = self.classification(logits, jnp.maximum(batch['label'], 0))
     return {'logits': logits, 'loss': loss}
 
+  @property
+  def _teaches_attention(self):
+    return self.attention is not None and any(self.weights.values())
+
   def frozen_parameters(self, params: Any) -> Any:
-    """True at what `frozen` keeps: the backbone without its classifier."""
+    """True at what `frozen` keeps.
+
+    That is the backbone without its classifier, and attention that is not
+    taught.
+    """
+
+    def keeps(module, path):
+      if module == 'backbone':
+        return path[0].key != 'fc'
+      return not self._teaches_attention
+
     return {
       name: jax.tree.map_with_path(
-        lambda path, _, name=name: name == 'backbone' and path[0].key != 'fc',
-        tree,
+        lambda path, _, name=name: keeps(name, path), tree
       )
       for name, tree in params.items()
     }

@@ -3,10 +3,25 @@
 import dataclasses
 from typing import Any
 
+import ml_collections
+
 from dpjax.data import store
 from dpjax.data.feed import pipeline
 from dpjax.distributed import parallel
 from dpjax.training import objectives
+
+
+def stage_settings(config: Any, stage: str) -> Any:
+  """A stage's section of a config; fine-tuning has the batches of stage II.
+
+  Args:
+    config: as resolved.
+    stage: 'pretrain', 'retrain' or 'finetune'.
+  """
+  if stage != 'finetune':
+    return config[stage]
+  shared = {name: config.retrain[name] for name in ('batch_size', 'augment')}
+  return ml_collections.ConfigDict({**shared, **config.finetune})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +30,7 @@ class Run:
 
   Attributes:
     config: as resolved, for this set and these devices too (auto.resolve).
-    stage: 'pretrain' or 'retrain'.
+    stage: 'pretrain', 'retrain' or 'finetune'.
     data: the prepared set.
     records: what the stage trains on.
     objective: the stage's networks and losses.
@@ -31,8 +46,8 @@ class Run:
 
   @property
   def settings(self) -> Any:
-    """The stage's own section of the config."""
-    return self.config[self.stage]
+    """The stage's own section of the config (stage_settings)."""
+    return stage_settings(self.config, self.stage)
 
   @property
   def steps_per_epoch(self) -> float:

@@ -78,8 +78,20 @@ def find_start(
 
 
 def _begin(run, workdir, optimizer):
-  source = run.config.init.backbone if run.stage == 'retrain' else None
-  backbone = build.read_backbone(source, run) if source else None
+  source = run.config.init.backbone if run.stage != 'pretrain' else None
+  backbone = attention = None
+  if run.stage == 'finetune':
+    frozen = run.config.finetune.freeze
+    backbone, attention = checkpoint.load_stage_two(
+      source, classifier=not frozen
+    )
+    if attention is None and run.objective.attention is not None:
+      raise UserError(
+        f'config.init.backbone: {source} was trained without attention; give'
+        ' both stages the same config.mgacr'
+      )
+  elif source:
+    backbone = build.read_backbone(source, run)
   is_run = backbone is not None and os.path.isdir(source)
 
   def write_manifest():
@@ -87,7 +99,7 @@ def _begin(run, workdir, optimizer):
     _warn_of_seen(run, workdir)
 
   processes.on_process_0(f'{run.stage}: manifest', write_manifest)
-  state = build.initial_state(run, optimizer, backbone, source or '')
+  state = build.initial_state(run, optimizer, backbone, source or '', attention)
   origin = Start.origin if backbone is None else f'from {source}'
   return Start(state, origin=origin, manifest=leakage.digest(workdir))
 

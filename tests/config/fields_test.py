@@ -141,6 +141,15 @@ def test_a_plain_config_is_one_of_plain_values():
   assert fields.plain(declaration()).size == 3
 
 
+def test_what_was_done_before_is_a_fields_own_or_that_of_its_section():
+  c = fields.Section(before=fields.DEFAULT)
+  c.inner = fields.Section()
+  c.inner.rate = fields.number(2, 0)
+  c.epochs = fields.number(4, 0, before=0.0)
+  found = {name: field.before for name, field in c.flatten()}
+  assert found == {'inner.rate': 2.0, 'epochs': 0.0}
+
+
 def test_nothing_keeps_the_type_of_its_field():
   config = fields.typed({'data.source': None, 'init.backbone': None})
   for change in ({'data.source': 3}, {'init.backbone': ('a',)}):

@@ -171,7 +171,7 @@ def test_a_backbone_elsewhere_is_recorded_as_given(recipe):
 
 def test_against_nothing_every_field_of_the_run_differs():
   """An open one too: a study names its stages I by these lines."""
-  config = given.resolve()
+  config = given.resolve(file='recipe')
   lines = record_lib.differences({}, config)
   flat = fields.flatten(config)
   assert {line.partition(':')[0] for line in lines} == {
@@ -183,14 +183,26 @@ def test_against_nothing_every_field_of_the_run_differs():
 def test_a_field_that_came_later_is_what_was_done_before(tmp_path):
   old = given.resolve().to_dict()
   del old['model']['network'], old['retrain']['freeze'], old['eval']
+  del old['finetune']
   path = tmp_path / 'config.json'
   path.write_text(json.dumps(old))
   loaded = record_lib.load(path)
   assert loaded.model.network == 'resnet' and loaded.retrain.freeze is False
+  assert loaded.finetune.epochs == 0
+  assert loaded.finetune.optim == given.resolve().finetune.optim
   changed = given.resolve(model__network='vgg16')
   assert "model.network: 'resnet' -> 'vgg16'" in (
     record_lib.differences(loaded, changed)
   )
+
+
+def test_how_a_run_is_fine_tuned_may_change_until_it_is():
+  old, new = given.resolve(), given.resolve(finetune__epochs=4)
+  for stage in 'pretrain', 'retrain':
+    old.stage = new.stage = stage
+    assert record_lib.differences(old, new) == []
+  old.stage = new.stage = 'finetune'
+  assert record_lib.differences(old, new) == ['finetune.epochs: 0.0 -> 4.0']
 
 
 def test_a_run_is_opened_as_this_machine_has_it():

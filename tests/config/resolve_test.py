@@ -60,6 +60,11 @@ from tests.config import given
       {'retrain__freeze': True, 'init__backbone': 'None'},
       ['retrain.freeze', 'init.backbone is None'],
     ),
+    ({'stage': 'finetune', 'init__backbone': 'r'}, ['finetune.epochs', '0']),
+    (
+      {'stage': 'finetune', 'finetune__epochs': 2.0},
+      ['init.backbone', 'auto', 'stage II'],
+    ),
     ({'evaluate__cam_target': 'lesions'}, ['evaluate.cam_target', 'lesion']),
     ({'evaluate__cam_stage': 'stage9'}, ['evaluate.cam_stage', 'stage4']),
     ({'ablate__seeds': ()}, ['ablate.seeds', '(0, 1, 2)']),

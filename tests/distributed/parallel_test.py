@@ -58,7 +58,7 @@ def alone(stage, render):
 
 
 @pytest.mark.parametrize('mode', ['pmap', 'shard_map'])
-@pytest.mark.parametrize('stage', ['pretrain', 'retrain'])
+@pytest.mark.parametrize('stage', ['pretrain', 'retrain', 'finetune'])
 def test_a_step_on_eight_devices_is_the_step_on_one(stage, mode):
   want_state, want_metrics = alone(stage, 'host')
   state, metrics = run(stage, mode, 8, data__render='host')

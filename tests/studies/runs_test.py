@@ -281,6 +281,43 @@ def test_weights_from_a_file_need_no_stage_i(tmp_path, fake):
   assert runs.seconds(found)['pretraining'] == 0
 
 
+TUNED = ('finetune.epochs=4.0',)
+
+
+def test_a_row_is_fine_tuned_after_a_stage_ii_of_its_own(tmp_path, fake):
+  found = runs.run(make_task(tmp_path, overrides=TUNED))
+  assert fake.calls == [
+    ('pretrain', 'seed0/pretrain'),
+    ('retrain', 'seed0/row/retrain'),
+    ('finetune', 'seed0/row/finetune'),
+    ('evaluate', 'seed0/row/finetune'),
+  ]
+  assert found.workdir == tmp_path / 'seed0/row/finetune'
+  # 20 s each, by the fake's logs.
+  assert runs.seconds(found)['pretraining'] == 20.0
+  assert runs.seconds(found)['training'] == 60.0
+  # Beside rows without it, stage I is the same.
+  fake.calls.clear()
+  runs.run(make_task(tmp_path, 'other'))
+  assert fake.calls[0] == ('retrain', 'seed0/other')
+  fake.calls.clear()
+  assert runs.run(make_task(tmp_path, overrides=TUNED)) == found
+  assert not fake.calls
+
+
+def test_a_row_whose_stage_ii_diverges_has_and_may_be_mended(tmp_path, fake):
+  fake.fails['seed0/row/retrain'] = NonFinite('step 3: loss is nan')
+  found = runs.run(make_task(tmp_path, overrides=TUNED))
+  assert found.error == 'stage II: step 3: loss is nan'
+  fake.fails.clear()
+  fake.calls.clear()
+  assert runs.run(make_task(tmp_path, overrides=TUNED)) == found
+  assert not fake.calls
+  (tmp_path / 'seed0/row/retrain/failed.json').unlink()
+  again = runs.run(make_task(tmp_path, overrides=TUNED))
+  assert again.state == 'finished'
+
+
 def test_the_time_of_a_run_has_that_of_its_stage_i(tmp_path, fake):
   found = runs.run(make_task(tmp_path))
   # 20 s each, and 20 images/s, by the fake's logs.

@@ -243,6 +243,52 @@ def test_vgg16_fits_both_stages(stage):
   assert 'conv5_3' in grads['backbone']
 
 
+def test_fine_tuning_is_weighted_logistic_regression_on_the_features():
+  """The gradient of cb_ce over the classifier, written out."""
+  built = build('finetune')
+  (total, (metrics, stats)), grads = loss_and_gradient(built)
+  variables = jax.jit(built.objective.init)(jax.random.key(0))
+  batch = first_batch(built)
+  backbone = {name: part['backbone'] for name, part in variables.items()}
+  _, features = built.objective.backbone.apply(
+    backbone, built.objective.pixels.views(batch)[:, 0], train=False
+  )
+  pooled = np.asarray(features['pooled'], np.float64)  # (B, D)
+  fc = jax.tree.map(np.float64, dict(backbone['params']['fc']))
+  logits = pooled @ fc['kernel'] + fc['bias']
+  p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  counts = np.bincount(fakes.make_store().split('train').labels)
+  w = (1 - 0.9999) / (1 - 0.9999**counts)
+  w *= counts.sum() / (w * counts).sum()
+  w, label = w[batch['label']], batch['label']
+  rows = np.arange(len(label))
+  np.testing.assert_allclose(
+    total, np.mean(-w * np.log(p[rows, label])), rtol=1e-5
+  )
+  error = p.copy()
+  error[rows, label] -= 1
+  error *= w[:, None] / len(w)
+  got = grads['backbone']['fc']
+  np.testing.assert_allclose(
+    got['kernel'], pooled.T @ error, rtol=1e-4, atol=1e-6
+  )
+  np.testing.assert_allclose(
+    got['bias'], error.sum(axis=0), rtol=1e-4, atol=1e-6
+  )
+  # Nothing else learns, and no statistics move.
+  np.testing.assert_allclose(norm(grads), norm(got), rtol=1e-6)
+  jax.tree.map(np.testing.assert_array_equal, stats, variables['batch_stats'])
+  assert set(metrics) == {'loss/classification', 'accuracy'}
+
+
+def test_fine_tuning_of_everything_keeps_the_terms_of_stage_two():
+  tuned = loss_and_gradient(build('finetune', finetune__freeze=False))
+  (_, (metrics, _)), grads = tuned
+  (_, (want, _)), other = loss_and_gradient(build(loss__classification='cb_ce'))
+  assert metrics == want
+  jax.tree.map(np.testing.assert_array_equal, grads, other)
+
+
 def test_a_frozen_backbone_gets_no_gradient():
   built = build(retrain__freeze=True, init__backbone='auto')
   _, grads = loss_and_gradient(built)
