@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from dpjax.models.batch_norm import BatchNorm
+
 
 class Projector(nn.Module):
   """Pooled features to contrastive embeddings: Dense, ReLU, Dense, in float32.
@@ -61,7 +63,7 @@ class SpatialAttention(nn.Module):
     )(statistics)
     if self.use_batch_norm:
       # CBAM's own momentum: torch's 0.01 is 0.99 here.
-      x = nn.BatchNorm(
+      x = BatchNorm(
         use_running_average=not train,
         momentum=0.99,
         epsilon=1e-5,

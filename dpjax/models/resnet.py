@@ -20,6 +20,8 @@ from flax import linen as nn
 from flax import traverse_util
 
 from dpjax.errors import UserError
+from dpjax.models.batch_norm import BatchNorm
+from dpjax.models.max_pool import max_pool
 
 # What Flax calls an array of a module, and what torch does.
 TORCH_LEAVES = {
@@ -39,10 +41,9 @@ def batch_norm(
   train: bool, dtype: Any, axis_name: str | None
 ) -> Callable[..., nn.Module]:
   """torch's BatchNorm, to be named; the arguments are those of `ResNet`."""
-  # Flax's momentum is the share that stays: torch's 0.1 is 0.9 here. Flax
-  # reduces the statistics in float32 even where the features are bfloat16.
+  # The momentum is the share that stays: torch's 0.1 is 0.9 here.
   return partial(
-    nn.BatchNorm,
+    BatchNorm,
     use_running_average=not train,
     momentum=0.9,
     epsilon=1e-5,
@@ -220,7 +221,7 @@ class ResNet(nn.Module):
       )
     x = stem(images)
     x = nn.relu(norm(name='bn1')(x))
-    x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    x = max_pool(x)
     names = [f'stage{i + 1}' for i in range(len(self.stage_sizes))]
     offsets = check_offsets(offsets, names)
     features = {}
