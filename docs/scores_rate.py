@@ -1,6 +1,7 @@
 """How long the scores of many images take, and how much memory.
 
 python docs/scores_rate.py [--images=25000] [--classes=15] [--resamples=2000]
+  [--images_per_patient=1]
 
 Makes up answers (seeded random numbers, right more often than not) and times
 what evaluate computes of them: every score, the same for the groups of three
@@ -42,6 +43,7 @@ def main():
   parser.add_argument('--images', type=int, default=25_000)
   parser.add_argument('--classes', type=int, default=15)
   parser.add_argument('--resamples', type=int, default=2000)
+  parser.add_argument('--images_per_patient', type=int, default=1)
   given = parser.parse_args()
   rng = np.random.default_rng(0)
   labels, probabilities = make_answers(given.images, given.classes, rng)
@@ -49,7 +51,8 @@ def main():
   answers = labels, probabilities, [f'class {c}' for c in range(given.classes)]
   # Those of another split, as in evaluate.
   options = {'any_lesion': True, 'threshold': 0.5, 'temperature': 1.2}
-  draws = {'resamples': given.resamples, 'seed': 0}
+  patients = np.arange(given.images) // given.images_per_patient
+  draws = {'resamples': given.resamples, 'seed': 0, 'patients': patients}
   parts = {
     'scores': lambda: scores.scores(*answers, **options),
     'intervals': lambda: resampling.bootstrap_intervals(
@@ -67,6 +70,7 @@ def main():
   seconds['together'] = sum(seconds.values())
   print(
     f'{given.images:,} images, {given.classes} classes,'
+    f' {given.images_per_patient} images a patient,'
     f' {given.resamples:,} resamples; numpy {np.__version__},'
     f' load {os.getloadavg()[0]:.1f}'
   )

@@ -23,6 +23,11 @@ class Split:
   boxes: np.ndarray
   num_boxes: np.ndarray
   pixels: np.ndarray
+  owners: np.ndarray | None = None  # None: each image is of another patient
+
+  @property
+  def groups(self):
+    return np.arange(len(self)) if self.owners is None else self.owners
 
   @property
   def digests(self):

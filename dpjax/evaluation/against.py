@@ -28,9 +28,10 @@ def compare_runs(
     seed: of the bootstrap.
 
   Returns:
-    {'a', 'b': workdirs, 'num_images', 'scores': resampling.paired_bootstrap,
-    'mcnemar': significance.mcnemar, 'localisation': {map: {score:
-    {'difference', 'interval'}}} of the maps that both have}.
+    {'a', 'b': workdirs, 'num_images', 'num_patients' (as many where they are
+    unknown), 'scores': resampling.paired_bootstrap, 'mcnemar':
+    significance.mcnemar, 'localisation': {map: {score: {'difference',
+    'interval'}}} of the maps that both have}.
 
   Raises:
     UserError: one line: a run is not evaluated, or on other images or classes.
@@ -44,8 +45,8 @@ def compare_runs(
       f' {", ".join(result_b["class_names"])} and those of {a} are'
       f' {", ".join(names)}'
     )
-  ids_a, labels, p_a = _sorted(a, len(names))
-  ids_b, labels_b, p_b = _sorted(b, len(names))
+  ids_a, labels, p_a, patients_a = _sorted(a, len(names))
+  ids_b, labels_b, p_b, patients_b = _sorted(b, len(names))
   if ids_a != ids_b:
     apart = len(set(ids_a) ^ set(ids_b))
     raise UserError(
@@ -55,6 +56,8 @@ def compare_runs(
   if (labels_b != labels).any():
     first = ids_a[int(np.argmax(labels_b != labels))]
     raise UserError(f'{b}: {first} has another label there than in {a}')
+  # A run that was evaluated before there was the column does not know them.
+  patients = patients_b if patients_a is None else patients_a
   (boxed_a, maps_a), (boxed_b, maps_b) = _localisation(a), _localisation(b)
   if boxed_a != boxed_b and boxed_a and boxed_b:
     raise UserError(
@@ -65,16 +68,18 @@ def compare_runs(
     'a': str(a),
     'b': str(b),
     'num_images': len(ids_a),
+    'num_patients': len(ids_a if patients is None else np.unique(patients)),
     'scores': resampling.paired_bootstrap(
       labels, p_a, p_b, names, resamples=resamples, seed=seed,
-      **vocabulary.meaning(names),
+      patients=patients, **vocabulary.meaning(names),
       threshold=(result_a['threshold'], result_b['threshold']),
       temperature=(result_a['temperature'], result_b['temperature']),
     ),
-    'mcnemar': significance.mcnemar(labels, p_a, p_b),
+    'mcnemar': significance.mcnemar(labels, p_a, p_b, patients),
     'localisation': {
       name: localisation.paired(
-        maps_a[name], maps_b[name], resamples=resamples, seed=seed
+        maps_a[name], maps_b[name], resamples=resamples, seed=seed,
+        patients=_of(boxed_a, ids_a, patients),
       )
       for name in maps_a
       # A baseline is the same for both.
@@ -93,14 +98,30 @@ def write(found: dict[str, Any]) -> pathlib.Path:
 def _sorted(workdir, num_classes):
   """predictions.csv in the order of the ids: equal draws for equal images."""
   file = workdir / files.PREDICTIONS
-  ids, labels, found = predictions.read_predictions(file)
-  if found.shape[1] != num_classes:
+  found = predictions.read_predictions(file)
+  if found.probabilities.shape[1] != num_classes:
     raise UserError(
-      f'{file}: {found.shape[1]} classes, where {files.EVALUATION} beside it'
-      f' names {num_classes}; run evaluate there again'
+      f'{file}: {found.probabilities.shape[1]} classes, where'
+      f' {files.EVALUATION} beside it names {num_classes}; run evaluate there'
+      ' again'
     )
-  order = np.argsort(ids)
-  return [ids[i] for i in order], labels[order], found[order]
+  order = np.argsort(found.ids)
+  return predictions.Predictions(
+    [found.ids[i] for i in order],
+    found.labels[order],
+    found.probabilities[order],
+    None if found.patients is None else found.patients[order],
+  )
+
+
+def _of(boxed, ids, patients):
+  """The patients of the images with boxes; None where they are unknown."""
+  if patients is None:
+    return None
+  place = {image: i for i, image in enumerate(ids)}
+  if not set(boxed) <= set(place):
+    return None  # Of another evaluation than the predictions.
+  return patients[[place[image] for image in boxed]]
 
 
 def read_evaluation(workdir: str | pathlib.Path) -> dict[str, Any]:

@@ -145,6 +145,7 @@ def score_classifier(
     split.labels,
     probabilities,
     class_names,
+    split.groups,
   )
   options = {
     **vocabulary.meaning(class_names),
@@ -160,6 +161,7 @@ def score_classifier(
       validation.labels,
       chosen,
       class_names,
+      validation.groups,
     )
     options['temperature'] = calibration.fit_temperature(
       validation.labels, chosen
@@ -169,7 +171,11 @@ def score_classifier(
         validation.labels, chosen
       )
   signals.check()
-  draws = {'resamples': settings.resamples, 'seed': settings.seed}
+  draws = {
+    'resamples': settings.resamples,
+    'seed': settings.seed,
+    'patients': split.groups,
+  }
   answers = split.labels, probabilities, class_names
   return {
     'checkpoint': settings.checkpoint,
@@ -180,6 +186,7 @@ def score_classifier(
     'chosen_on': None if validation is None else 'validation',
     'threshold': options['threshold'],
     'temperature': options['temperature'],
+    'num_patients': len(np.unique(split.groups)),
     **scores.scores(*answers, **options),
     'intervals': resampling.bootstrap_intervals(*answers, **draws, **options),
     'subgroups': subgroups.subgroups(

@@ -95,6 +95,10 @@ class Rows:
   def num_boxes(self):
     return self.split.num_boxes[self.rows]
 
+  @property
+  def groups(self):
+    return self.split.groups[self.rows]
+
   def images(self, indices):
     """The stored squares of rows `indices`."""
     return self.split.images(self.rows[indices])
@@ -215,7 +219,7 @@ def localise(
       value, scored.boxes, scored.num_boxes, size, threshold
     )
     means, intervals = localisation.summarise(
-      values, resamples=resamples, seed=seed
+      values, resamples=resamples, seed=seed, patients=scored.groups
     )
     per_image[name] = values
     result[name] = {

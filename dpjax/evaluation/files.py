@@ -37,7 +37,7 @@ _KINDS = {
     ('settings', 'scores', 'intervals', 'per_class', 'localisation', 'seconds'),
     dict,
   ),
-  'num_images': int,
+  **dict.fromkeys(('num_images', 'num_patients'), int),
   **dict.fromkeys(
     ('threshold', 'temperature', 'images_per_second'), _NUMBER | None
   ),

@@ -190,7 +190,12 @@ def lesion_mask(boxes: np.ndarray, size: int) -> np.ndarray:
 
 
 def summarise(
-  scores: Scores, *, resamples: int, seed: int, level: float = 0.95
+  scores: Scores,
+  *,
+  resamples: int,
+  seed: int,
+  level: float = 0.95,
+  patients: np.ndarray | None = None,
 ) -> tuple[dict[str, float | None], dict[str, list[float] | None]]:
   """Means over the images, with percentile bootstrap intervals.
 
@@ -201,6 +206,8 @@ def summarise(
     resamples: how many are drawn.
     seed: of the draws.
     level: the share of the resamples that an interval covers.
+    patients: (N,) whose each image is; drawn with all of theirs, as in
+      `resampling.bootstrap_intervals`. None: unknown.
 
   Returns:
     {score: mean} and {score: [low, high]}; both None for a score that is
@@ -211,7 +218,7 @@ def summarise(
 
   Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, 13.3.
   """
-  means = _resampled_means(scores, resamples, seed, level)
+  means = _resampled_means(scores, resamples, seed, level, patients)
   return (
     {
       name: None if means[name] is None else float(np.mean(value))
@@ -227,7 +234,13 @@ def summarise(
 
 
 def paired(
-  a: Scores, b: Scores, *, resamples: int, seed: int, level: float = 0.95
+  a: Scores,
+  b: Scores,
+  *,
+  resamples: int,
+  seed: int,
+  level: float = 0.95,
+  patients: np.ndarray | None = None,
 ) -> dict[str, dict[str, float | list[float] | None]]:
   """Differences of the means, a - b, of two maps of the same images.
 
@@ -237,6 +250,7 @@ def paired(
     resamples: as in `summarise`.
     seed: as in `summarise`.
     level: as in `summarise`.
+    patients: as in `summarise`.
 
   Returns:
     {score: {'difference', 'interval'}} of the scores that both have; None
@@ -256,7 +270,7 @@ def paired(
       )
     differences[name] = np.asarray(a[name]) - np.asarray(b[name])
   values, intervals = summarise(
-    differences, resamples=resamples, seed=seed, level=level
+    differences, resamples=resamples, seed=seed, level=level, patients=patients
   )
   return {
     name: {'difference': values[name], 'interval': intervals[name]}
@@ -382,7 +396,7 @@ def _average_precision(grid, lesion):
 
 
 def _resampled_means(
-  scores: Mapping[str, np.ndarray], resamples, seed, level
+  scores: Mapping[str, np.ndarray], resamples, seed, level, patients
 ) -> dict[str, np.ndarray | None]:
   """{score: (R,) means of resamples, or None}: the same ones of each score."""
   resampling.check_resamples(resamples)
@@ -397,6 +411,15 @@ def _resampled_means(
     return means
   table = np.stack([*defined.values()], axis=1)  # (N, scores)
   count = len(table)
+  if resampling.clusters(patients, count) is not None:
+    blocks = resampling.draws(
+      np.zeros(count, int), resamples, seed, False, patients
+    )
+    drawn = [
+      np.einsum('rn,ns->rs', counts, table) / counts.sum(axis=1)[:, None]
+      for counts in blocks
+    ]
+    return means | dict(zip(defined, np.concatenate(drawn).T, strict=True))
   rng = np.random.default_rng(seed)
   drawn = []
   step = max(1, _BLOCK // count)

@@ -34,7 +34,9 @@ def format_table(result: dict[str, Any], *, level: float = 0.95) -> str:
   names = _numbered(result['per_class'])
   intervals = result.get('intervals') or {}
   count = result['num_images']
-  lines = [f'{count} image{"s" * (count != 1)}, {len(names)} classes', '']
+  whose = _by_patient(result)
+  of = f' of {result["num_patients"]} patients' if whose else ''
+  lines = [f'{count} image{"s" * (count != 1)}{of}, {len(names)} classes', '']
   lines += _class_rows(names, result['per_class'])
   lines += ['', *_summary_rows(result, intervals, level)]
   lines += ['', *_matrix_rows(names, result['confusion_matrix'])]
@@ -46,8 +48,13 @@ def format_table(result: dict[str, Any], *, level: float = 0.95) -> str:
       lines += [*_subgroup_rows(column, groups), '']
     lines.pop()
   lines = [line.rstrip() for line in lines]
+  notes = []
   if any(_DASH.search(line) for line in lines):
-    lines += ['', '-: undefined on these images, or not for these classes']
+    notes = ['-: undefined on these images, or not for these classes']
+  if whose and (intervals or result.get('localisation')):
+    notes.append(whose)
+  if notes:
+    lines += ['', *notes]
   return '\n'.join(lines)
 
 
@@ -97,11 +104,13 @@ def format_comparison(
       table.append([f'{title} ', *cells])
     lines += ['', *text_table.lines(table, '<>', (0, 9), gap='')]
 
+  whose = _by_patient(comparison)
   if test := comparison.get('mcnemar'):
+    name = 'by patient, p' if whose else 'McNemar p'
     lines += [
       '',
       f'images that a alone has right: {test["only_a_right"]}, b alone:'
-      f' {test["only_b_right"]}; McNemar p = {test["p_value"]:.3g}',
+      f' {test["only_b_right"]}; {name} = {test["p_value"]:.3g}',
     ]
   if maps := comparison.get('localisation'):
     found = {}
@@ -113,6 +122,7 @@ def format_comparison(
     lines += ['', *_map_rows('a - b, map', found)]
   lines = [line.rstrip() for line in lines]
   lines += ['', f'*: the {100 * level:g} % interval leaves out 0']
+  lines += [whose] * bool(whose)
   if any(_DASH.search(line) for line in lines):
     lines.append('-: undefined for a or b')
   lower = dict.fromkeys(
@@ -122,6 +132,14 @@ def format_comparison(
   )
   lines.append(f'lower is better: {", ".join(lower)}')
   return '\n'.join(lines)
+
+
+def _by_patient(result):
+  """What intervals are over, where it is not the images; else ''."""
+  count = result.get('num_patients')
+  if count in (None, result.get('num_images')):
+    return ''
+  return f'intervals: over the {count} patients, each with all their images'
 
 
 def _class_rows(names, per_class):

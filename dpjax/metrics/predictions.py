@@ -9,12 +9,30 @@ import csv
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dpjax import atomic, csv_cells
 from dpjax.errors import UserError
+
+_PATIENT = 'patient'  # the last column, where patients are known
+
+
+class Predictions(NamedTuple):
+  """What predictions.csv holds.
+
+  Attributes:
+    ids: N distinct image ids.
+    labels: (N,) int64.
+    probabilities: (N, C) float64.
+    patients: (N,) str, whose each image is; None if the file does not say.
+  """
+
+  ids: list[str]
+  labels: np.ndarray
+  probabilities: np.ndarray
+  patients: np.ndarray | None
 
 
 def check(
@@ -109,12 +127,14 @@ def write_predictions(
   labels: np.ndarray,
   probabilities: np.ndarray,
   class_names: Sequence[str],
+  patients: np.ndarray | None = None,
 ) -> None:
   """Writes predictions.csv: id,label,prediction,p_<class 0>,p_<class 1>,...
 
-  Classes are numbers in `label` and `prediction`. A probability is written
-  with the fewest digits that give the same number back in its own type, float64
-  or else float32. The file appears whole or not at all.
+  Where a patient has several images the last column is `patient`. Classes are
+  numbers in `label` and `prediction`. A probability is written with the fewest
+  digits that give the same number back in its own type, float64 or else
+  float32. The file appears whole or not at all.
 
   Args:
     path: of the file; one that is there is replaced.
@@ -122,6 +142,7 @@ def write_predictions(
     labels: (N,) true classes, 0..C-1.
     probabilities: (N, C), rows summing to 1.
     class_names: C distinct names, for the header.
+    patients: (N,) the number of each image's patient; None: unknown.
 
   Raises:
     ValueError: if an argument has a wrong shape or an impossible value.
@@ -135,27 +156,29 @@ def write_predictions(
     raise ValueError(f'ids must be distinct, but {ids[twice]!r} comes twice')
   if np.asarray(probabilities).dtype != np.float64:
     checked = checked.astype(np.float32)
+  more = [[] for _ in ids]
+  if patients is not None and len(np.unique(patients)) < len(ids):
+    more = [[str(patient)] for patient in patients]
 
   with (
     atomic.replacing(path) as temporary,
     open(temporary, 'w', newline='', encoding='utf-8') as file,
   ):
     header = ['id', 'label', 'prediction', *(f'p_{n}' for n in class_names)]
-    answers = zip(ids, checked_labels, checked, strict=True)
-    rows = ([image, y, p.argmax(), *map(str, p)] for image, y, p in answers)
+    header += [_PATIENT] * bool(more[0])
+    answers = zip(ids, checked_labels, checked, more, strict=True)
+    rows = (
+      [image, y, p.argmax(), *map(str, p), *patient]
+      for image, y, p, patient in answers
+    )
     csv_cells.write(file, itertools.chain([header], rows))
 
 
-def read_predictions(
-  path: str | Path,
-) -> tuple[list[str], np.ndarray, np.ndarray]:
+def read_predictions(path: str | Path) -> Predictions:
   """Reads a file that `write_predictions` wrote, or one of its layout.
 
   Args:
     path: of the file.
-
-  Returns:
-    ids, a list of N strings; labels (N,) int64; probabilities (N, C) float64.
 
   Raises:
     UserError: if the file cannot be read, or a row is not what the layout
@@ -171,10 +194,12 @@ def read_predictions(
     raise UserError(f'{path}: not a CSV file in UTF-8 ({error})') from None
 
   header = rows[0] if rows else []
+  named = header[-1:] == [_PATIENT]
+  classes = header[3 : len(header) - named]
   if (
     header[:3] != ['id', 'label', 'prediction']
-    or len(header) < 5
-    or not all(column.startswith('p_') for column in header[3:])
+    or len(classes) < 2
+    or not all(column.startswith('p_') for column in classes)
   ):
     raise UserError(
       f'{path}, row 1: the header must be id,label,prediction and a p_<class> '
@@ -183,7 +208,7 @@ def read_predictions(
   if len(rows) == 1:
     raise UserError(f'{path}: there are no rows below the header')
 
-  ids, labels, predictions, probabilities = [], [], [], []
+  ids, labels, predictions, probabilities, patients = [], [], [], [], []
   for number, row in enumerate(rows[1:], start=2):
     if len(row) != len(header):
       raise UserError(
@@ -193,13 +218,14 @@ def read_predictions(
     try:
       labels.append(int(row[1]))
       predictions.append(int(row[2]))
-      probabilities.append([float(field) for field in row[3:]])
+      probabilities.append([float(x) for x in row[3 : 3 + len(classes)]])
     except ValueError as error:
       raise UserError(
         f'{path}, row {number}: label and prediction must be whole numbers and '
         f'the rest after the id numbers ({error})'
       ) from None
     ids.append(row[0])
+    patients.append(row[-1])
 
   if twice := _first_repeated(ids):
     raise UserError(f'{path}, row {twice + 2}: id {ids[twice]!r} comes again')
@@ -218,7 +244,8 @@ def read_predictions(
         f'{path}, row {i + 2}: prediction {prediction} is not the most '
         f'probable class, {row.argmax()}'
       )
-  return ids, labels, probabilities
+  whose = np.array(patients) if named else None
+  return Predictions(ids, labels, probabilities, whose)
 
 
 def _first_repeated(items: list[str]) -> int | None:

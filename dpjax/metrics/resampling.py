@@ -1,7 +1,8 @@
 """How sure the scores of one set of images are: the bootstrap over images.
 
 A resample is a row of counts that says how often every image was drawn; a block
-of them is scored at once.
+of them is scored at once. Images of one patient are alike: where it is known
+whose they are, patients are drawn, each with all images.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ def bootstrap_intervals(
   seed: int,
   stratified: bool = True,
   level: float = 0.95,
+  patients: np.ndarray | None = None,
   any_lesion: bool = True,
   ordinal: bool = False,
   threshold: float | None = None,
@@ -39,6 +41,11 @@ def bootstrap_intervals(
   the resamples. It holds the model fixed, and its threshold and temperature:
   the spread over training seeds is not in it.
 
+  With `patients` these are drawn, M of M, and bring all their images along: a
+  resample then holds more or fewer images than N. Strata are of patients by
+  their rarest class. Without any, or with one image of each, all is as if there
+  were none.
+
   A resample that leaves a score undefined is left out of that score's
   interval.
 
@@ -50,7 +57,9 @@ def bootstrap_intervals(
       high = B_{(1 + level)/2}(k + 1, n - k)
 
   and low = 0 at k = 0, high = 1 at k = n. Means over classes keep the
-  bootstrap.
+  bootstrap. Where a class has fewer than 10 patients, n is their number and k
+  the recall times n: as if the images of one were right or wrong together,
+  which is the widest that it can come to.
 
   Args:
     labels: (N,) true classes, 0..C-1.
@@ -61,6 +70,7 @@ def bootstrap_intervals(
     stratified: draw within each class, so that every resample has the class
       sizes of `labels`. Otherwise draw over all images.
     level: the share of the resamples that an interval covers.
+    patients: (N,) whose each image is, by numbers or names; None: unknown.
     any_lesion, ordinal, threshold, temperature: as in `scores.scores`.
 
   Returns:
@@ -74,11 +84,14 @@ def bootstrap_intervals(
     ValueError: if an argument has a wrong shape or an impossible value.
 
   Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, 13.3;
-  Clopper and Pearson (1934), Biometrika 26, 404-413.
+  patients, Davison and Hinkley (1997), Bootstrap Methods and their Application,
+  3.8; Clopper and Pearson (1934), Biometrika 26, 404-413, and with fewer
+  patients than images Korn and Graubard (1998), Survey Methodology 24, 193-201.
   """
   labels, probabilities = predictions.check(labels, probabilities)
   check_resamples(resamples)
   check_level(level)
+  owner = clusters(patients, len(labels))
   score = scores.scorer(
     labels,
     probabilities,
@@ -88,15 +101,16 @@ def bootstrap_intervals(
     threshold=threshold,
     temperature=temperature,
   )
-  (values,) = resampled([score], labels, resamples, seed, stratified)
+  (values,) = resampled([score], labels, resamples, seed, stratified, patients)
   found = {
     name: percentile_interval(value, level) for name, value in values.items()
   }
   right = probabilities.argmax(axis=1) == labels
   for c, name in enumerate(class_names or ()):
     of_class = right[labels == c]
-    if 0 < len(of_class) < _FEW:
-      found[f'recall/{name}'] = _binomial_interval(of_class, level)
+    count = len(of_class if owner is None else np.unique(owner[labels == c]))
+    if 0 < count < _FEW:
+      found[f'recall/{name}'] = _binomial_interval(of_class, count, level)
   return found
 
 
@@ -110,6 +124,7 @@ def paired_bootstrap(
   seed: int,
   stratified: bool = True,
   level: float = 0.95,
+  patients: np.ndarray | None = None,
   any_lesion: bool = True,
   ordinal: bool = False,
   threshold: tuple[float | None, float | None] = (None, None),
@@ -130,6 +145,7 @@ def paired_bootstrap(
       there.
     stratified: as in `bootstrap_intervals`.
     level: as in `bootstrap_intervals`.
+    patients: as in `bootstrap_intervals`.
     any_lesion, ordinal: as in `scores.scores`.
     threshold: those of a and of b.
     temperature: likewise.
@@ -164,7 +180,7 @@ def paired_bootstrap(
     scores.of_all(score, len(checked_labels)) for score in scorers
   )
   values_a, values_b = resampled(
-    scorers, checked_labels, resamples, seed, stratified
+    scorers, checked_labels, resamples, seed, stratified, patients
   )
   return {
     name: {
@@ -214,19 +230,20 @@ def resampled(
   resamples: int,
   seed: int,
   stratified: bool,
+  patients: np.ndarray | None = None,
 ) -> list[dict[str, np.ndarray]]:
   """Values of every score over the same resamples.
 
   Args:
     scorers: of `scores.scorer`, for the same labels.
     labels: (N,) true classes.
-    resamples, seed, stratified: as in `bootstrap_intervals`.
+    resamples, seed, stratified, patients: as in `bootstrap_intervals`.
 
   Returns:
     For each scorer, flat name -> (resamples,), NaN where undefined.
   """
   blocks = [[] for _ in scorers]
-  for counts in draws(labels, resamples, seed, stratified):
+  for counts in draws(labels, resamples, seed, stratified, patients):
     for values, score in zip(blocks, scorers, strict=True):
       values.append(score(counts))
   return [
@@ -236,27 +253,68 @@ def resampled(
 
 
 def draws(
-  labels: np.ndarray, resamples: int, seed: int, stratified: bool
+  labels: np.ndarray,
+  resamples: int,
+  seed: int,
+  stratified: bool,
+  patients: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
   """Yields (R', N) float64 blocks: how often a resample drew each image.
 
   Args:
     labels: (N,) true classes.
-    resamples, seed, stratified: as in `bootstrap_intervals`.
+    resamples, seed, stratified, patients: as in `bootstrap_intervals`.
   """
   rng = np.random.default_rng(seed)
-  n = len(labels)
+  owner = clusters(patients, len(labels))
+  kinds = labels if owner is None else _rarest_class(labels, owner)
+  n = len(kinds)  # of what is drawn: images, or patients
   if stratified:
-    strata = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    strata = [np.flatnonzero(kinds == c) for c in np.unique(kinds)]
   else:
     strata = [np.arange(n)]
-  block = max(1, _BLOCK // n)
+  block = max(1, _BLOCK // len(labels))
   for start in range(0, resamples, block):
     size = min(block, resamples - start)
     drawn = [s[rng.integers(len(s), size=(size, len(s)))] for s in strata]
     cells = np.concatenate(drawn, axis=1) + n * np.arange(size)[:, None]
     counts = np.bincount(cells.ravel(), minlength=size * n)
-    yield counts.reshape(size, n).astype(np.float64)
+    counts = counts.reshape(size, n).astype(np.float64)
+    yield counts if owner is None else counts[:, owner]
+
+
+def clusters(patients: np.ndarray | None, num_images: int) -> np.ndarray | None:
+  """(N,) the number of each image's patient, 0..M-1.
+
+  None where no patient has two images, or they are unknown: there a patient is
+  an image.
+
+  Raises:
+    ValueError: `patients` is not (N,).
+  """
+  if patients is None:
+    return None
+  patients = np.asarray(patients)
+  if patients.shape != (num_images,):
+    raise ValueError(
+      f'patients of shape {patients.shape} for {num_images} images'
+    )
+  names, owner = np.unique(patients, return_inverse=True)
+  return owner if len(names) < num_images else None
+
+
+def _rarest_class(labels, owner):
+  """(M,) of each patient, the class of fewest images; of equal ones the lowest.
+
+  As data.prepare.splits has it: else the few of a rare class that a patient
+  brings would come and go with the many of a common one.
+  """
+  counts = np.bincount(labels)
+  order = np.argsort(counts, kind='stable')  # the classes, the rarest first
+  rank = np.argsort(order)
+  rarest = np.full(owner.max() + 1, len(order))
+  np.minimum.at(rarest, owner, rank[labels])
+  return order[rarest]
 
 
 def percentile_interval(values: np.ndarray, level: float) -> list[float] | None:
@@ -272,9 +330,22 @@ def percentile_interval(values: np.ndarray, level: float) -> list[float] | None:
   return np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
 
 
-def _binomial_interval(right: np.ndarray, level: float) -> list[float]:
-  """Clopper and Pearson's, of the share of `right` that is set."""
+def _binomial_interval(
+  right: np.ndarray, count: int, level: float
+) -> list[float]:
+  """Clopper and Pearson's, of the share of `right` that is set.
+
+  Args:
+    right: (n,) bool, of each image.
+    count: of independent ones among them: n, or fewer patients.
+    level: as in `bootstrap_intervals`.
+  """
   from scipy import stats  # Here, so that training never imports it.
 
+  if count < len(right):
+    k, tail = count * right.mean(), (1 - level) / 2
+    low = stats.beta.ppf(tail, k, count - k + 1) if k > 0 else 0.0
+    high = stats.beta.ppf(1 - tail, k + 1, count - k) if k < count else 1.0
+    return [float(low), float(high)]
   test = stats.binomtest(int(right.sum()), len(right))
   return [float(bound) for bound in test.proportion_ci(level, method='exact')]

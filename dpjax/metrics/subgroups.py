@@ -48,6 +48,7 @@ def subgroups(
   seed: int,
   level: float = 0.95,
   stratified: bool = True,
+  patients: np.ndarray | None = None,
   any_lesion: bool = True,
   ordinal: bool = False,
   threshold: float | None = None,
@@ -63,7 +64,8 @@ def subgroups(
     labels: (N,) true classes, 0..C-1.
     probabilities: (N, C), rows summing to 1.
     class_names: C distinct names.
-    resamples, seed, level, stratified: as in `resampling.bootstrap_intervals`.
+    resamples, seed, level, stratified, patients: as in
+      `resampling.bootstrap_intervals`.
     any_lesion, ordinal, threshold, temperature: as in `scores.scores`.
 
   Returns:
@@ -103,6 +105,7 @@ def subgroups(
         seed=seed,
         level=level,
         stratified=stratified,
+        patients=None if patients is None else np.asarray(patients)[rows],
         **options,
       )
       result[column][name] = {

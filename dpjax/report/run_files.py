@@ -267,12 +267,12 @@ def _predictions(path, evaluation, notes):
   if not file.is_file():
     return nothing
   try:
-    ids, labels, probabilities = predictions.read_predictions(file)
+    found = predictions.read_predictions(file)
   except (ValueError, OSError) as error:
     notes.append(f'{file.name} cannot be read ({reason(error)})')
     return nothing
   if evaluation:
-    there = probabilities.shape
+    there = found.probabilities.shape
     wanted = evaluation['num_images'], len(evaluation['class_names'])
     if there != wanted:
       notes.append(
@@ -280,7 +280,7 @@ def _predictions(path, evaluation, notes):
         f' evaluation.json {wanted[0]} and {wanted[1]}; evaluate again'
       )
       return nothing
-  return ids, labels, probabilities
+  return found.ids, found.labels, found.probabilities
 
 
 def _maps(path, notes):

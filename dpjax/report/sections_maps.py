@@ -30,7 +30,7 @@ def localisation(section: page.Section, report_data: ReportData) -> None:
     ' images with boxes. The baselines random, centre and prior have not seen'
     ' the image.'
   )
-  section.say(words.LEGEND, 'note')
+  section.say(words.legend(run.evaluation for run in runs), 'note')
   for run in runs:
     _map_table(section, run)
     section.numbers[run.name] = run.evaluation['localisation']

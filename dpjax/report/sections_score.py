@@ -205,7 +205,7 @@ def scores(section: page.Section, report_data: ReportData) -> None:
   if len(sets) > 1:
     section.say('These runs were scored on different images: their scores'
                 ' cannot be compared.')  # fmt: skip
-  section.say(words.LEGEND, 'note')
+  section.say(words.legend(run.evaluation for run in runs), 'note')
   rows = []
   for name, title in words.SCORES.items():
     if any(run.evaluation['scores'].get(name) is not None for run in runs):
@@ -217,6 +217,11 @@ def scores(section: page.Section, report_data: ReportData) -> None:
   rows += _plain_row('Threshold of any lesion', 'threshold', runs)
   rows += _plain_row('Temperature', 'temperature', runs)
   rows.append(['Images', *(f'{r.evaluation["num_images"]:,}' for r in runs)])
+  patients = [run.evaluation.get('num_patients') for run in runs]
+  if any(patients):
+    rows.append(
+      ['Patients', *('-' if n is None else f'{n:,}' for n in patients)]
+    )
   section.table(['Score', *(run.name for run in runs)], rows, 'Summary')
   chosen = {run.evaluation.get('chosen_on') for run in runs} - {None}
   if chosen:
@@ -240,8 +245,9 @@ def scores(section: page.Section, report_data: ReportData) -> None:
     )
     section.numbers[run.name] = {
       key: result.get(key)
-      for key in ('num_images', 'scores', 'intervals', 'per_class', 'threshold',
-                  'temperature', 'majority_accuracy', 'chosen_on')
+      for key in ('num_images', 'num_patients', 'scores', 'intervals',
+                  'per_class', 'threshold', 'temperature', 'majority_accuracy',
+                  'chosen_on')
     }  # fmt: skip
 
 
@@ -264,7 +270,7 @@ def subgroups(section: page.Section, report_data: ReportData) -> None:
     'The same scores within groups of images. Small groups have wide intervals,'
     ' and the groups were not tested against each other.'
   )
-  section.say(words.LEGEND, 'note')
+  section.say(words.legend(run.evaluation for run in runs), 'note')
   columns: dict[str, dict[str, None]] = {}  # column -> its values, in order
   for run in runs:
     found = run.evaluation['subgroups']
@@ -327,16 +333,19 @@ def comparison(section: page.Section, report_data: ReportData) -> None:
     ' that these images show; the noise of training, which another seed would'
     ' show, is not part of it.'
   )
-  section.say(words.LEGEND, 'note')
+  section.say(words.legend(result for *_, result in found), 'note')
   for line in said:
     section.say(f'{line}.', 'note')
   for number, (title, other, result) in enumerate(found):
     section.charts({str(number): _difference_chart(title, result)})
     section.table(['Score', 'Difference'], _difference_rows(result), title)
     test = result['mcnemar']
+    name = 'McNemar'
+    if result['num_patients'] < result['num_images']:
+      name = 'McNemar, with the answers to all images of a patient at once'
     section.say(
       f'Right in {first.name} only: {test["only_a_right"]:,} images; in'
-      f' {other} only: {test["only_b_right"]:,}. McNemar, exact: p ='
+      f' {other} only: {test["only_b_right"]:,}. {name}, exact: p ='
       f' {_p_value(test["p_value"])}.'
     )
     section.numbers[title] = result

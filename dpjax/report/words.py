@@ -1,6 +1,6 @@
 """What the sections of the report say of scores, intervals and maps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dpjax.evaluation import localisation
@@ -26,12 +26,28 @@ CAM_TARGETS = {
   'label': 'the logit of the true class',
   'prediction': 'the logit of the predicted class',
 }
-LEGEND = (
-  'In brackets: 95 % bootstrap intervals over images (Clopper-Pearson for the'
-  ' recall of a class with fewer than 10 images). Bootstrap intervals of a'
-  ' handful of images are too narrow. * Lower is better. A dash: not defined'
-  ' for these data, or not computed.'
-)
+
+
+def legend(results: Iterable[Mapping[str, Any]]) -> str:
+  """What stands in the tables of scores.
+
+  Args:
+    results: of evaluation.json, or of against.compare_runs.
+  """
+  counts = [(r.get('num_patients'), r.get('num_images')) for r in results]
+  unit, how = 'images', ''
+  if any(patients not in (None, images) for patients, images in counts):
+    unit = 'patients'
+    how = (
+      ' Each patient is drawn with all their images, so that images of one do'
+      ' not count as independent.'
+    )
+  return (
+    f'In brackets: 95 % bootstrap intervals over {unit} (Clopper-Pearson for'
+    f' the recall of a class with fewer than 10 {unit}). Bootstrap intervals of'
+    f' a handful of {unit} are too narrow.{how} * Lower is better. A dash: not'
+    ' defined for these data, or not computed.'
+  )
 
 
 def cell(group: Mapping[str, Any], name: str) -> page.Html:

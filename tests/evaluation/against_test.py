@@ -9,13 +9,15 @@ import pytest
 
 from dpjax.errors import UserError
 from dpjax.evaluation import against, files, text
-from dpjax.metrics import predictions, scores
+from dpjax.metrics import predictions, resampling, scores, significance
 
 NAMES = ['0', '1', '2']
 N = 60
 
 
-def write_run(workdir, seed, *, ids=None, labels=None, names=NAMES, maps=True):
+def write_run(
+  workdir, seed, *, ids=None, labels=None, names=NAMES, maps=True, patients=None
+):
   """The files of an evaluated run with made-up predictions."""
   workdir.mkdir(exist_ok=True)
   rng = np.random.default_rng(seed)
@@ -25,7 +27,7 @@ def write_run(workdir, seed, *, ids=None, labels=None, names=NAMES, maps=True):
   probabilities[np.arange(N), labels] += seed
   probabilities /= probabilities.sum(axis=1, keepdims=True)
   predictions.write_predictions(
-    workdir / files.PREDICTIONS, ids, labels, probabilities, names
+    workdir / files.PREDICTIONS, ids, labels, probabilities, names, patients
   )
   (workdir / files.EVALUATION).write_text(
     json.dumps({'class_names': names, 'threshold': 0.4, 'temperature': 1.5})
@@ -163,3 +165,30 @@ def test_maps_of_other_images_are_no_pairs(tmp_path):
   file.write_text(file.read_text().replace('image-0,', 'image-60,'))
   with pytest.raises(UserError, match='2 images have boxes either'):
     compare(a, b)
+
+
+def test_runs_are_compared_by_patient_where_either_knows_them(tmp_path):
+  patients = np.arange(N) // 3
+  a, p_a = write_run(tmp_path / 'a', 1, patients=patients)
+  b, p_b = write_run(tmp_path / 'b', 0)
+  c, _ = write_run(tmp_path / 'c', 1)
+  found, turned, blind = compare(a, b), compare(b, a), compare(c, b)
+  assert (found['num_patients'], blind['num_patients']) == (20, N)
+  # In the order of the ids.
+  order = np.argsort([f'image-{i}' for i in range(N)])
+  labels = (np.arange(N) % 3)[order]
+  wanted = resampling.paired_bootstrap(
+    labels, p_a[order], p_b[order], NAMES, resamples=200, seed=0,
+    patients=patients[order].astype(str), ordinal=True,
+    threshold=(0.4, 0.4), temperature=(1.5, 1.5),
+  )  # fmt: skip
+  assert found['scores'] == wanted != blind['scores']
+  assert found['mcnemar'] == significance.mcnemar(
+    labels, p_a[order], p_b[order], patients[order]
+  )
+  assert found['mcnemar']['p_value'] == turned['mcnemar']['p_value']
+  assert found['localisation'] != blind['localisation']
+  said = text.format_comparison(found)
+  assert '; by patient, p = ' in said
+  assert 'intervals: over the 20 patients, each with all their images' in said
+  assert 'patient' not in text.format_comparison(blind)

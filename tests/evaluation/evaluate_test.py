@@ -14,7 +14,7 @@ from dpjax.config import record as record_lib
 from dpjax.data import store as store_lib
 from dpjax.errors import UserError
 from dpjax.evaluation import evaluate
-from dpjax.metrics import resampling
+from dpjax.metrics import predictions, resampling
 from dpjax.training import build as build_lib
 from dpjax.training import checkpoint, optim
 from tests import fakes
@@ -82,7 +82,7 @@ def probabilities(workdir):
   with open(workdir / 'predictions.csv', newline='') as file:
     rows = list(csv.reader(file))[1:]
   return [row[0] for row in rows], np.array(
-    [[float(p) for p in row[-3:]] for row in rows]
+    [[float(p) for p in row[3:6]] for row in rows]
   )
 
 
@@ -500,3 +500,31 @@ def test_nothing_is_chosen_on_the_images_that_are_scored_by_their_path(
   settings = {'evaluate__split': 'validation', 'evaluate__path': './memory'}
   result = evaluate.evaluate(make_config(**settings), workdir)
   assert result['chosen_on'] is None and result['threshold'] is None
+
+
+def test_an_evaluation_is_by_patient_where_one_has_several_images(
+  workdir, monkeypatch
+):
+  plain = evaluate.evaluate(make_config(), workdir)
+  splits = {
+    name: dataclasses.replace(split, owners=np.arange(len(split)) // 2)
+    for name, split in STORE.splits.items()
+  }
+  whose = dataclasses.replace(STORE, splits=splits)
+  monkeypatch.setattr(prepare, 'open_prepared', lambda config: whose)
+  found = evaluate.evaluate(make_config(), workdir)
+  assert (plain['num_patients'], found['num_patients']) == (13, 7)
+  assert found['scores'] == plain['scores']
+  for name in ('predictions', 'predictions_validation'):
+    read = predictions.read_predictions(workdir / f'{name}.csv')
+    assert read.patients.tolist() == [str(i // 2) for i in range(len(read.ids))]
+  answers = STORE.split('test').labels, probabilities(workdir)[1]
+  wanted = resampling.bootstrap_intervals(
+    *answers, STORE.class_names, resamples=20, seed=0, ordinal=True,
+    threshold=found['threshold'], temperature=found['temperature'],
+    patients=splits['test'].groups,
+  )  # fmt: skip
+  for name in ('accuracy', 'macro_f1'):
+    assert found['intervals'][name] == pytest.approx(wanted[name])
+  iou = found['localisation']['cam']['intervals']
+  assert iou != plain['localisation']['cam']['intervals']

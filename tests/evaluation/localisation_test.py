@@ -9,6 +9,7 @@ from sklearn import metrics
 
 from dpjax.errors import UserError
 from dpjax.evaluation import localisation
+from dpjax.metrics import resampling
 
 SIZE = 24
 
@@ -385,3 +386,26 @@ def test_a_broken_file_of_scores_is_one_line(content, tmp_path):
   with pytest.raises(UserError, match='no readable scores of maps') as caught:
     localisation.read_scores(file)
   assert str(file) in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_maps_are_resampled_by_patient():
+  rng = np.random.default_rng(2)
+  values = {'iou': rng.random(30)}
+  patients = rng.integers(12, size=30)
+  _, intervals = localisation.summarise(
+    values, resamples=80, seed=4, patients=patients
+  )
+  counts = np.concatenate(
+    [*resampling.draws(np.zeros(30, int), 80, 4, False, patients)]
+  )
+  means = [np.mean(np.repeat(values['iou'], row.astype(int))) for row in counts]
+  assert intervals['iou'] == pytest.approx(np.quantile(means, [0.025, 0.975]))
+  other = {'iou': rng.random(30)}
+  pair = localisation.paired(
+    values, other, resamples=80, seed=4, patients=patients
+  )
+  minus = {'iou': values['iou'] - other['iou']}
+  _, wanted = localisation.summarise(
+    minus, resamples=80, seed=4, patients=patients
+  )
+  assert pair['iou']['interval'] == wanted['iou']

@@ -184,3 +184,15 @@ def test_comparison_says_every_difference_and_stars_the_sure_ones():
   assert line.split() == ['cam', '+0.100*', '-', '-', '-']
   assert '+.050 to +.200' in said
   assert '-: undefined for a or b' in said
+
+
+def test_the_table_says_that_intervals_are_over_patients():
+  labels, probabilities = random_set(5, n=60)
+  result = evaluation(labels, probabilities)
+  plain = text.format_table({**result, 'num_patients': 60})
+  assert plain == text.format_table(result) and 'patient' not in plain
+  table = text.format_table({**result, 'num_patients': 41})
+  assert table.startswith('60 images of 41 patients, 5 classes\n')
+  assert table.endswith(
+    'intervals: over the 41 patients, each with all their images'
+  )

@@ -31,7 +31,9 @@ def test_predictions_come_back_from_the_file_to_the_bit(tmp_path, dtype):
   )
 
   assert [file.name for file in tmp_path.iterdir()] == ['predictions.csv']
-  ids_read, labels_read, probabilities_read = predictions.read_predictions(path)
+  ids_read, labels_read, probabilities_read, _ = predictions.read_predictions(
+    path
+  )
   assert ids_read == ids
   np.testing.assert_array_equal(labels_read, labels)
   assert probabilities_read.dtype == np.float64
@@ -91,7 +93,7 @@ def test_a_file_that_a_spreadsheet_saved_is_read(tmp_path):
   path.write_bytes(  # a byte order mark and CRLF
     b'\xef\xbb\xbfid,label,prediction,p_a,p_b\r\nx,0,1,0.5,0.5\r\n'
   )
-  ids, labels, probabilities = predictions.read_predictions(path)
+  ids, labels, probabilities, _ = predictions.read_predictions(path)
   assert (ids, labels.tolist()) == (['x'], [0])
   assert probabilities.tolist() == [[0.5, 0.5]]  # the tie may go either way
 
@@ -221,3 +223,21 @@ def test_impossible_names_and_ids_are_refused(tmp_path):
   with pytest.raises(ValueError, match="'x' comes twice"):
     predictions.write_predictions(path, ['x', 'x'], *GOOD, ['a', 'b'])
   assert not path.exists()
+
+
+def test_whose_an_image_is_stands_in_the_last_column(tmp_path):
+  path = tmp_path / 'predictions.csv'
+  names = ['a', 'b']
+  three = ['x', 'y', 'z'], [0, 1, 1], [[0.5, 0.5], [0.2, 0.8], [0.6, 0.4]]
+  predictions.write_predictions(path, *three, names, [7, 3, 7])
+  assert path.read_text().splitlines()[:2] == [
+    'id,label,prediction,p_a,p_b,patient',
+    'x,0,0,0.5,0.5,7',
+  ]
+  found = predictions.read_predictions(path)
+  assert found.patients.tolist() == ['7', '3', '7']
+  assert found.probabilities.tolist() == three[2]
+  # One image each: nothing to say.
+  predictions.write_predictions(path, *three, names, [7, 3, 5])
+  assert 'patient' not in path.read_text()
+  assert predictions.read_predictions(path).patients is None

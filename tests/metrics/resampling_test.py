@@ -98,6 +98,116 @@ def test_resamples_draw_n_images_and_keep_class_sizes_if_stratified(
   np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.25)
 
 
+# --- patients of several images ---------------------------------------------
+
+
+def some_patients(labels, seed=0):
+  """Whose each image is: 1 to 4 of one, by names that are no numbers."""
+  rng = np.random.default_rng(seed)
+  owner = np.repeat(np.arange(len(labels)), rng.integers(1, 5, len(labels)))
+  return np.char.add('p', rng.permutation(owner[: len(labels)]).astype(str))
+
+
+@pytest.mark.parametrize('stratified', [True, False])
+def test_patients_are_drawn_with_all_their_images(stratified):
+  labels, _ = random_set(4, n=90)
+  labels = np.minimum(labels, 3) ** 2 // 3  # 0, 1 and 3, unequally often
+  patients = some_patients(labels)
+  names = sorted(set(patients))
+  counts = np.concatenate(
+    [*resampling.draws(labels, 300, 0, stratified, patients)]
+  )
+  of_patient = {p: counts[:, patients == p] for p in names}
+  for drawn in of_patient.values():
+    np.testing.assert_array_equal(drawn, np.tile(drawn[:, :1], drawn.shape[1]))
+  times = np.stack([of_patient[p][:, 0] for p in names], axis=1)
+  np.testing.assert_array_equal(times.sum(axis=1), len(names))
+  np.testing.assert_allclose(times.mean(axis=0), 1, atol=5 / np.sqrt(300))
+  # A patient is of the class that fewest images have, of those that it has.
+  size = {c: (labels == c).sum() for c in labels}
+  assert len(set(size.values())) == len(size) == 3
+  kinds = np.array(
+    [min(labels[patients == p], key=size.__getitem__) for p in names]
+  )
+  spread = (times @ np.equal.outer(kinds, [*size])).std(axis=0)
+  assert (spread == 0).all() if stratified else (spread > 0).all()
+
+
+def test_patients_of_one_image_each_change_nothing():
+  labels, a = random_set(5)
+  _, b = random_set(6)
+  settings = {'resamples': 20, 'seed': 1, **OPTIONS}
+  plain = resampling.bootstrap_intervals(labels, a, NAMES, **settings)
+  patients = np.random.default_rng(0).permutation(300)
+  assert plain == resampling.bootstrap_intervals(
+    labels, a, NAMES, patients=patients, **settings
+  )
+  pair = {'resamples': 20, 'seed': 1}
+  assert resampling.paired_bootstrap(
+    labels, a, b, NAMES, patients=patients, **pair
+  ) == resampling.paired_bootstrap(labels, a, b, NAMES, **pair)
+
+
+def test_images_that_stand_twice_say_no_more_than_once():
+  labels, a = some_set('a class of one image')
+  b = predict(np.random.default_rng(8), labels, 5)
+  twice = np.repeat(np.arange(120), 2)
+  settings = {'resamples': 60, 'seed': 2, **OPTIONS}
+  once = resampling.bootstrap_intervals(labels, a, NAMES, **settings)
+  found = resampling.bootstrap_intervals(
+    labels[twice], a[twice], NAMES, patients=twice, **settings
+  )
+  for name, interval in once.items():
+    assert found[name] == (
+      None if interval is None else pytest.approx(interval, abs=1e-9)
+    ), name
+  naive = resampling.bootstrap_intervals(
+    labels[twice], a[twice], NAMES, **settings
+  )
+  assert np.ptp(naive['accuracy']) < 0.85 * np.ptp(found['accuracy'])
+  pair = {'resamples': 60, 'seed': 2}
+  once = resampling.paired_bootstrap(labels, a, b, NAMES, **pair)
+  found = resampling.paired_bootstrap(
+    labels[twice], a[twice], b[twice], NAMES, patients=twice, **pair
+  )
+  for name in ('accuracy', 'macro_f1', 'auroc_any_lesion', 'ece'):
+    assert found[name]['interval'] == pytest.approx(
+      once[name]['interval'], abs=1e-9
+    )
+
+
+def test_intervals_by_patient_cover_where_those_by_image_do_not():
+  rng = np.random.default_rng(7)
+  patients = np.repeat(np.arange(80), 4)
+  sets, covered = 150, {'by patient': 0, 'by image': 0}
+  for _ in range(sets):
+    # Right on this patient with a chance of its own, .75 on average.
+    right = rng.random(320) < rng.beta(1.5, 0.5, 80)[patients]
+    labels = rng.integers(2, size=320)
+    said = one_hot(np.where(right, labels, 1 - labels), 2)
+    for how, owner in (('by patient', patients), ('by image', None)):
+      low, high = resampling.bootstrap_intervals(
+        labels, said, None, resamples=200, seed=0, stratified=False,
+        patients=owner,
+      )['accuracy']  # fmt: skip
+      covered[how] += low <= 0.75 <= high
+  # The standard error of a share of .95 is .018. The variance of a mean of 4
+  # alike images is 1 + 3 / 3 = 2 times that of independent ones.
+  assert covered['by patient'] / sets > 0.9
+  assert covered['by image'] / sets < 0.88
+
+
+def test_patients_of_another_number_of_images_are_refused():
+  labels, probabilities = random_set(0, n=20)
+  with pytest.raises(ValueError, match='patients of shape'):
+    resampling.bootstrap_intervals(
+      labels, probabilities, None, seed=0, patients=np.zeros(19)
+    )
+
+
+# --- against theory ---------------------------------------------------------
+
+
 def test_unstratified_interval_of_accuracy_is_the_binomial_one():
   rng = np.random.default_rng(0)
   n, accuracy = 1000, 0.8

@@ -1,5 +1,6 @@
 """Tests of differences against SciPy's, and against theory."""
 
+import itertools
 import json
 
 import numpy as np
@@ -43,6 +44,40 @@ def test_mcnemar_of_models_that_are_no_pair_is_refused():
   labels, a = random_set(9, n=10)
   with pytest.raises(ValueError, match=r'^model b: image 0'):
     significance.mcnemar(labels, a, a + 1)
+
+
+def answers(ahead):
+  """Labels, and answers of two models: a alone is right at 1, b alone at -1."""
+  ahead = np.asarray(ahead)
+  return (
+    np.zeros(len(ahead), int),
+    one_hot((ahead < 0).astype(int), 2),
+    one_hot((ahead > 0).astype(int), 2),
+  )
+
+
+def test_by_patient_it_is_the_share_of_all_ways_to_swap_the_models():
+  rng = np.random.default_rng(3)
+  owner = rng.integers(9, size=30)
+  ahead = rng.choice([-1, 0, 1, 1], size=30)
+  found = significance.mcnemar(*answers(ahead), owner)
+  sums = np.bincount(owner, ahead)
+  signs = np.array([*itertools.product([-1, 1], repeat=len(sums))])
+  p_value = np.mean(np.abs(signs @ sums) >= abs(sums.sum()))
+  assert found['p_value'] == pytest.approx(p_value, abs=1e-12)
+  assert found['only_a_right'] == (ahead > 0).sum()
+  assert found != significance.mcnemar(*answers(ahead))
+
+
+def test_by_patient_images_that_stand_twice_say_no_more_than_once():
+  ahead = np.array([1] * 9 + [-1] * 2 + [0] * 9)
+  twice = np.repeat(np.arange(20), 2)
+  once = significance.mcnemar(*answers(ahead))
+  found = significance.mcnemar(*answers(ahead[twice]), twice)
+  assert found['p_value'] == pytest.approx(once['p_value'], abs=1e-12)
+  assert significance.mcnemar(*answers(ahead), np.arange(20)) == once
+  none = significance.mcnemar(*answers(0 * ahead[twice]), twice)
+  assert none['p_value'] == 1
 
 
 # --- seeds ------------------------------------------------------------------
@@ -113,3 +148,47 @@ def test_seeds_that_are_no_pairs_are_refused():
     significance.paired_over_seeds([1, 2], [1])
   with pytest.raises(ValueError, match='level must lie between 0 and 1'):
     significance.over_seeds([1, 2], level=95)
+
+
+def test_an_interval_over_seeds_and_images_adds_the_variances():
+  values = [0.02, 0.05, 0.035, 0.01]
+  low, high = significance.over_seeds_and_images(values, 0.0)
+  assert [low, high] == pytest.approx(
+    significance.over_seeds(values)['interval']
+  )
+  half = (high - low) / 2
+  low, high = significance.over_seeds_and_images(values, 0.01**2, level=0.9)
+  seeds = half / stats.t.ppf(0.975, 3)  # the standard error over the seeds
+  # Welch's t test of two means has the same sum of variances and the same
+  # degrees of freedom, if the second one is of very many values.
+  freedom = (seeds**2 + 0.01**2) ** 2 / (seeds**4 / 3)
+  assert (high - low) / 2 == pytest.approx(
+    stats.t.ppf(0.95, freedom) * np.hypot(seeds, 0.01), rel=1e-9
+  )
+  assert (high + low) / 2 == pytest.approx(np.mean(values))
+
+
+def test_an_interval_over_seeds_and_images_is_welchs_of_many_resamples():
+  rng = np.random.default_rng(4)
+  seeds, many = rng.normal(0.3, 1, 4), rng.normal(0, 900, 10**6)
+  many -= many.mean()
+  variance = many.var(ddof=1) / len(many)
+  test = stats.ttest_ind(seeds, many, equal_var=False)
+  assert significance.over_seeds_and_images(seeds, variance) == pytest.approx(
+    [*test.confidence_interval()], rel=1e-5
+  )
+
+
+def test_of_runs_that_agree_it_is_the_normal_interval_over_the_images():
+  low, high = significance.over_seeds_and_images([0.2, 0.2, 0.2], 0.01**2)
+  assert [low, high] == pytest.approx([0.2 - 0.0195996, 0.2 + 0.0195996])
+  assert significance.over_seeds_and_images([0.2, 0.2], 0.0) == [0.2, 0.2]
+
+
+@pytest.mark.parametrize(
+  ('values', 'variance'), [([0.1], 0.01), ([0.1, None], 0.01), ([1, 2], None)]
+)
+def test_without_two_runs_or_a_variance_there_is_no_interval_of_both(
+  values, variance
+):
+  assert significance.over_seeds_and_images(values, variance) is None

@@ -151,3 +151,19 @@ def test_what_is_no_plain_number_is_a_text(text):
 def test_names_of_images_are_no_groups():
   names = np.array([f'study-{i // 2 if i < 8 else i}' for i in range(40)])
   assert subgroups.groups(names) == {}
+
+
+def test_a_group_is_resampled_by_its_patients():
+  labels, probabilities = random_set(0)
+  sex = np.array(['F', 'M'])[np.arange(300) // 2 % 2]
+  patients = np.arange(300) // 2
+  found = score({'sex': sex}, labels, probabilities, patients=patients)
+  rows = sex == 'M'
+  intervals = resampling.bootstrap_intervals(
+    labels[rows], probabilities[rows], None, resamples=20, seed=3,
+    patients=patients[rows],
+  )  # fmt: skip
+  assert found['sex']['M']['intervals'] == {
+    key: intervals[key] for key in subgroups.SCORES
+  }
+  assert found != score({'sex': sex}, labels, probabilities)

@@ -314,7 +314,7 @@ def test_the_masks_cover_the_boxes_of_their_image(both):
 
 def test_a_curve_has_the_area_that_its_legend_says(both):
   folder, text, sections = both
-  ids, labels, probabilities = predictions.read_predictions(
+  ids, labels, probabilities, _ = predictions.read_predictions(
     folder / 'retrain/predictions.csv'
   )
   del ids
@@ -370,7 +370,7 @@ def test_a_class_without_images_in_the_test_split_is_named(
 
 def test_the_dot_on_the_roc_is_the_threshold(both):
   folder, text, sections = both
-  _, labels, probabilities = predictions.read_predictions(
+  _, labels, probabilities, _ = predictions.read_predictions(
     folder / 'retrain/predictions.csv'
   )
   pairs = [(label > 0, 1 - p[0] >= 0.41)
@@ -471,7 +471,7 @@ def test_the_comparison_subtracts_the_other_from_the_first_run(both):
   folder, _, sections = both
   right = {}
   for name in ('mine', 'plain'):
-    _, labels, probabilities = predictions.read_predictions(
+    _, labels, probabilities, _ = predictions.read_predictions(
       folder.parent / name / 'retrain/predictions.csv'
     )
     right[name] = probabilities.argmax(axis=1) == labels

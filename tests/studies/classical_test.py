@@ -61,7 +61,7 @@ def test_a_method_on_pixels_equals_scikit_learn_on_them(
     ('test', 'predictions.csv'),
     ('validation', 'predictions_validation.csv'),
   ):
-    ids, labels, found = predictions.read_predictions(task.workdir / file)
+    ids, labels, found, _ = predictions.read_predictions(task.workdir / file)
     want = direct.predict_proba(pixels_of(name).astype(np.float32))
     np.testing.assert_allclose(found, want, atol=1e-12)
     assert ids == STORE.split(name).ids.tolist()

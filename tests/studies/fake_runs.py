@@ -106,8 +106,9 @@ def write_evaluation(workdir, split, rng, strength=1.0, settings=None):
   logits[np.arange(len(split)), split.labels] += strength
   probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
   predictions.write_predictions(
-    workdir / 'predictions.csv', split.ids, split.labels, probabilities, '012'
-  )
+    workdir / 'predictions.csv', split.ids, split.labels, probabilities, '012',
+    split.groups,
+  )  # fmt: skip
   is_test = split is STORE.split('test')
   result = {
     'checkpoint': 'last',
