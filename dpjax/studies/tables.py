@@ -1,8 +1,8 @@
 """What the table of a study says of a row: means, differences, intervals.
 
-Two kinds of spread, never added up: over seeds (t intervals of the runs of a
-row, as if it were trained again), and over images (a bootstrap of the scored
-split, the trained networks held fixed).
+Two kinds of spread: over seeds (t intervals of the runs of a row, as if it were
+trained again), and over images (a bootstrap of the scored split, the trained
+networks held fixed). A difference has a third interval, of both.
 """
 
 import io
@@ -47,6 +47,13 @@ _EXPLAINED = {
   'auroc_any_lesion': 'AUROC: any lesion against none.',
   'cam/energy_in_box': "in box: share of Grad-CAM's sum inside of the boxes.",
 }
+# What stands beside a difference, under its table.
+INTERVAL = (
+  'Its 95 % interval is over seeds and images: a t interval over the seeds, to'
+  ' whose\nvariance that of the mean over the images is added (stratified'
+  ' bootstrap, by patient where one has\nseveral). Of one seed, in brackets:'
+  ' over the images, the network held fixed. Of Grad-CAM: over the\nseeds.'
+)
 _LEVEL = 0.95
 
 
@@ -81,9 +88,10 @@ def differences(
   """Each score's mean difference a - b over the seeds that both finished.
 
   Returns:
-    {score: what significance.paired_over_seeds returns, and 'image_interval'
-    of the same difference where the bootstrap over images has one}; {} without
-    such a seed.
+    {score: what significance.paired_over_seeds returns, and of the same
+    difference, where the bootstrap over images has one, 'image_interval' and
+    'both_interval' (significance.over_seeds_and_images)}; {} without such a
+    seed.
   """
   pairs = common(a, b)
   scores = [(values(x), values(y)) for x, y in pairs]
@@ -95,10 +103,29 @@ def differences(
     for name in names
   }
   if pairs:
-    for name, interval in images.interval(*zip(*pairs, strict=True)).items():
-      if interval is not None and found[name]['mean'] is not None:
-        found[name]['image_interval'] = interval
+    drawn = images.resampled(*zip(*pairs, strict=True))
+    for name, means in drawn.items():
+      interval = resampling.percentile_interval(means, _LEVEL)
+      if interval is None or found[name]['mean'] is None:
+        continue
+      found[name]['image_interval'] = interval
+      found[name]['both_interval'] = significance.over_seeds_and_images(
+        [x[name] - y[name] for x, y in scores], float(np.nanvar(means))
+      )
   return found
+
+
+def whole_interval(entry: dict[str, Any]) -> list[float] | None:
+  """The one interval of a difference that is shown.
+
+  Over seeds and images; of one seed over images; of Grad-CAM, whose images are
+  not resampled, over seeds.
+  """
+  return (
+    entry.get('both_interval')
+    or entry['interval']
+    or entry.get('image_interval')
+  )
 
 
 def common(
@@ -111,6 +138,8 @@ def common(
 
 class Images:
   """The bootstrap over the scored images, the same resamples for all runs.
+
+  Where a patient has several, patients are drawn.
 
   So a mean over runs, or a difference of means, can be taken within each
   resample. Every run is resampled once. Of one run, or one pair, the intervals
@@ -140,13 +169,23 @@ class Images:
     Raises:
       UserError: one line: the runs were not scored on the same images.
     """
+    return {
+      name: resampling.percentile_interval(values, _LEVEL)
+      for name, values in self.resampled(a, b).items()
+    }
+
+  def resampled(
+    self, a: Sequence[runs.Run], b: Sequence[runs.Run] = ()
+  ) -> dict[str, np.ndarray]:
+    """{score: (R,)} of what `interval` is the interval of; NaN: undefined."""
     drawn_a, drawn_b = ([self._resampled(run) for run in of] for of in (a, b))
     found = {}
     for name in score_table.SUMMARY:
-      value = np.mean([drawn[name] for drawn in drawn_a], axis=0)  # (R,)
+      found[name] = np.mean([drawn[name] for drawn in drawn_a], axis=0)
       if drawn_b:
-        value = value - np.mean([drawn[name] for drawn in drawn_b], axis=0)
-      found[name] = resampling.percentile_interval(value, _LEVEL)
+        found[name] = found[name] - np.mean(
+          [drawn[name] for drawn in drawn_b], axis=0
+        )
     return found
 
   def _resampled(self, run):
@@ -157,7 +196,7 @@ class Images:
     key = file, file.stat().st_mtime_ns, *chosen.values()
     if key in self._drawn:
       return self._drawn[key]
-    ids, labels, probabilities = predictions.read_predictions(file)
+    ids, labels, probabilities, patients = predictions.read_predictions(file)
     if self._ids is None:
       self._ids, self._labels = ids, labels
     if ids != self._ids or not np.array_equal(labels, self._labels):
@@ -173,8 +212,9 @@ class Images:
       **chosen,
     )
     (self._drawn[key],) = resampling.resampled(
-      [score], labels, self._resamples, self._seed, stratified=True
-    )
+      [score], labels, self._resamples, self._seed, stratified=True,
+      patients=patients,
+    )  # fmt: skip
     return self._drawn[key]
 
 
@@ -318,13 +358,17 @@ def number(value: float | None, sign: str = '') -> str:
 def with_half(
   entry: dict[str, Any] | None, sign: str = '', gap: str = ''
 ) -> str:
-  """'.612±.034', the mean and half of its t interval, which is symmetric."""
+  """'.612±.034', the mean and half of its interval, which is symmetric.
+
+  That is the one over seeds, and of a difference the one over images too.
+  """
   if not entry or entry['mean'] is None:
     return '-'
   text = number(entry['mean'], sign)
-  if entry['interval'] is None:
+  interval = entry.get('both_interval') or entry['interval']
+  if interval is None:
     return text
-  half = (entry['interval'][1] - entry['interval'][0]) / 2
+  half = (interval[1] - interval[0]) / 2
   return f'{text}{gap}±{gap}{number(half) if half < 1 else ">1"}'
 
 

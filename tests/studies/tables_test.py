@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from dpjax.metrics import predictions, resampling
+from dpjax.metrics import predictions, resampling, score_table
 from dpjax.studies import runs, tables
 from tests import fakes
 from tests.studies import fake_runs
@@ -23,7 +23,7 @@ def make_run(seed, **scores):
 class NoImages:
   """In place of tables.Images where there are no files."""
 
-  def interval(self, a, b=()):
+  def resampled(self, a, b=()):
     return {}
 
 
@@ -108,7 +108,7 @@ def test_intervals_over_images_average_the_seeds_in_each_resample(models):
     truth = labels[drawn]
     means = []
     for row in read:
-      probabilities = [p[drawn] for _, _, p in row]
+      probabilities = [p[drawn] for _, _, p, _ in row]
       answers = [p.argmax(axis=1) for p in probabilities]
       means.append([
         np.mean([metrics.accuracy_score(truth, a) for a in answers]),
@@ -129,7 +129,7 @@ def test_intervals_over_images_of_one_run_and_of_a_pair_are_the_bootstraps(
 ):
   def given(run):
     file = run.workdir / 'predictions.csv'
-    _, labels, probabilities = predictions.read_predictions(file)
+    _, labels, probabilities, _ = predictions.read_predictions(file)
     own = run.result['threshold'], run.result['temperature']
     return labels, probabilities, *own
 
@@ -248,3 +248,48 @@ def test_the_runs_are_listed_with_their_scores_an_undefined_one_empty(
   assert found['training_seconds'] == '12.3'
   assert float(found['accuracy']) == 0.5
   assert found['macro_f1'] == ''
+
+
+def test_patients_of_a_study_are_drawn_with_all_their_images(tmp_path):
+  split = fakes.make_split(60, 16, seed=3)
+  run = runs.Run(0, tmp_path, {'class_names': ['0', '1', '2']})
+  found = []
+  for owners in (None, np.arange(60) // 4):
+    whose = dataclasses.replace(split, owners=owners)
+    fake_runs.write_evaluation(tmp_path, whose, np.random.default_rng(0))
+    found.append(tables.Images(50, 1).interval([run])['accuracy'])
+  file = tmp_path / 'predictions.csv'
+  _, labels, probabilities, patients = predictions.read_predictions(file)
+  by_patient = resampling.bootstrap_intervals(
+    labels, probabilities, None, resamples=50, seed=1, patients=patients
+  )
+  assert found[1] == by_patient['accuracy'] != found[0]
+
+
+def test_a_difference_has_one_interval_of_seeds_and_images(models):
+  images = tables.Images(120, 2)
+  a, b = models[1], models[0]
+  for row in models:
+    for i, run in enumerate(row):
+      file = run.workdir / 'predictions.csv'
+      _, labels, p, _ = predictions.read_predictions(file)
+      accuracy = metrics.accuracy_score(labels, p.argmax(axis=1))
+      scores = dict.fromkeys(score_table.SUMMARY) | {'accuracy': accuracy}
+      row[i] = dataclasses.replace(run, result={**run.result, 'scores': scores})
+  found = tables.differences(a, b, images)['accuracy']
+  per_seed = [
+    tables.values(x)['accuracy'] - tables.values(y)['accuracy']
+    for x, y in zip(a, b, strict=True)
+  ]
+  over_images = images.resampled(a, b)['accuracy']
+  seeds, over_images = np.var(per_seed, ddof=1) / 3, np.var(over_images)
+  freedom = 2 * (1 + over_images / seeds) ** 2
+  half = stats.t.ppf(0.975, freedom) * np.sqrt(seeds + over_images)
+  want = np.mean(per_seed) + half * np.array([-1, 1])
+  assert found['both_interval'] == pytest.approx(want, abs=1e-6)
+  assert tables.whole_interval(found) == found['both_interval']
+  assert tables.with_half(found, '+').endswith(f'±{tables.number(half)}')
+  # Of one seed there is no spread over seeds.
+  one = tables.differences(a[:1], b[:1], images)['accuracy']
+  assert one['both_interval'] is None is one['interval']
+  assert tables.whole_interval(one) == one['image_interval']
