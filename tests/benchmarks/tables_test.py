@@ -1,0 +1,103 @@
+"""The page's tables are those of the csv files beside it."""
+
+import csv
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks import tables
+from dpjax.config import record as record_lib
+from dpjax.metrics import resampling
+from tests import fakes
+from tests.studies import fake_runs
+
+COMPUTED = tables.every_table()
+ON_PAGE = tables.on_page(tables.PAGE.read_text(encoding='utf-8'))
+
+
+def test_the_page_has_tables_that_are_computed():
+  assert ON_PAGE and ON_PAGE.keys() <= COMPUTED.keys()
+
+
+@pytest.mark.parametrize('name', ON_PAGE)
+def test_a_table_of_the_page_is_computed_again_from_the_runs(name):
+  assert ON_PAGE[name] == COMPUTED[name]
+
+
+def test_a_cell_is_the_mean_and_t_interval_of_the_column():
+  with open(tables.RESULTS / 'phantom.csv', newline='') as file:
+    rows = [row for row in csv.DictReader(file) if row['run'] == 'resnet18']
+  values = [float(row['accuracy']) for row in rows]
+  half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+  line = COMPUTED['phantom'].splitlines()[2]
+  want = f'| {np.mean(values):.3f} ± {half:.3f} |'.replace('0.', '.')
+  assert line.startswith('| ResNet18 | 5 ' + want)
+
+
+def test_a_figure_that_is_not_that_of_the_runs_is_put_right():
+  (name, table), *_ = ON_PAGE.items()
+  text = f'Before.\n\n<!-- benchmarks.tables: {name} -->\n{table}\n\nBehind.\n'
+  assert tables.rewritten(text, COMPUTED) == text
+  wrong = text.replace('| .8', '| .7')
+  assert wrong != text == tables.rewritten(wrong, COMPUTED)
+  empty = f'Before.\n\n<!-- benchmarks.tables: {name} -->\n\nBehind.\n'
+  assert tables.rewritten(empty, COMPUTED) == text
+  with pytest.raises(KeyError):
+    tables.rewritten('<!-- benchmarks.tables: other -->\n', COMPUTED)
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+  """A study of four runs, of which nothing was trained, and its csv files."""
+  root = tmp_path_factory.mktemp('study')
+  split = fakes.make_split(60, 16, seed=3)
+  for seed in (0, 1, 2):
+    for i, name in enumerate(('plain', 'full-late')):
+      folder = root / f'seed{seed}' / name
+      folder.mkdir(parents=True)
+      config = fakes.make_config(init__backbone='None')
+      record_lib.save(config, folder / 'config.json')
+      rng = np.random.default_rng([seed, i])
+      fake_runs.write_evaluation(folder, split, rng, 1 + i)
+  (root / 'seed2' / 'unfinished').mkdir()
+  tables.collect(root, 'recipe-x', root, resamples=80)
+  return tables.Study('recipe-x', root)
+
+
+def test_what_is_collected_of_a_study_is_what_its_runs_say(study):
+  assert {run: len(own) for run, own in study.runs.items()} == {
+    'full-late': 3,
+    'plain': 3,
+  }
+  assert study.first('plain', 'always_0') == pytest.approx(1 / 3, abs=1e-5)
+  assert study.first('plain', 'test_images') == 60
+  assert study.seconds('plain') == 0
+  found = study.values('plain', 'accuracy')
+  assert None not in found and len(set(found)) > 1
+  assert study.first('plain', 'cam energy_in_box') is not None
+  assert study.first('plain', 'cam iou') is None
+
+
+def test_the_difference_that_is_asked_has_an_interval_of_seeds_and_images(
+  study,
+):
+  split = fakes.make_split(60, 16, seed=3)
+  right = []  # (seed, plain or full-late) -> (N,)
+  for seed in (0, 1, 2):
+    for i in (0, 1):
+      rng = np.random.default_rng([seed, i])
+      logits = rng.normal(size=(60, 3))
+      logits[np.arange(60), split.labels] += 1 + i
+      right.append(logits.argmax(axis=1) == split.labels)
+  gain = np.diff(np.reshape(right, (3, 2, 60)).astype(float), axis=1)[:, 0]
+  counts = np.concatenate([*resampling.draws(split.labels, 80, 0, True)])
+  over_images = (counts @ gain.T / 60).mean(axis=1)
+  per_seed = gain.mean(axis=1)
+  seeds, over_images = np.var(per_seed, ddof=1) / 3, np.var(over_images)
+  freedom = 2 * (1 + over_images / seeds) ** 2
+  half = stats.t.ppf(0.975, freedom) * np.sqrt(seeds + over_images)
+  want = f'+{per_seed.mean():.3f} ± {half:.3f}'.replace('0.', '.')
+  assert study.difference('full-late', 'plain', 'accuracy') == want
+  table = tables._asked(study).splitlines()
+  assert table[-1].startswith(f'| full-late - plain | {want} | ')
