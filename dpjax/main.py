@@ -6,8 +6,10 @@ python -m dpjax.main
 python -m dpjax.main inspect --source=PATH    what is in a folder of images
 
 train also takes [--coordinator=auto|HOST:PORT] [--num_processes=N]
-    [--process_id=I]; evaluate [--against=OTHER_WORKDIR]; benchmark
-    [--peer=torch]; report several workdirs, with commas between them; prepare
+    [--process_id=I]; evaluate [--against=OTHER_WORKDIR], and several workdirs
+    with --output=DIR; ablate and compare [--jobs=N] [--jobs_per_device=M]
+    [--only=RUN]; benchmark [--peer=torch]; report several workdirs, with commas
+    between them; prepare
     [--on_error=skip] [--strict] [--preview=N] [--verify] [--beam_runner=NAME]
     [--beam_options=--a=b,--c]
 """
@@ -66,6 +68,21 @@ _BEAM_RUNNER = flags.DEFINE_string(
 _AGAINST = flags.DEFINE_string(
   'against', None, 'evaluate: compare with the evaluated run in this workdir.'
 )
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'evaluate: where the mean of several runs, --workdir=A,B, is'
+  ' kept.'
+)  # fmt: skip
+_JOBS = flags.DEFINE_integer(
+  'jobs', None, 'ablate, compare: so many runs at once, each on a GPU or cores'
+  ' of its own.'
+)  # fmt: skip
+_JOBS_PER_DEVICE = flags.DEFINE_integer(
+  'jobs_per_device', None, 'ablate, compare: so many of them may share a GPU.'
+)
+_ONLY = flags.DEFINE_string(
+  'only', None, 'ablate, compare: one run, such as seed0/resnet18, and no'
+  ' table.'
+)  # fmt: skip
 _PEER = flags.DEFINE_enum(
   'peer', None, ['torch'], 'benchmark: run the same in it, in turns with ours.'
 )
@@ -92,7 +109,8 @@ _REFUSALS = {
   errno.ENAMETOOLONG, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV,
 }  # fmt: skip
 
-# What is for one command only.
+_STUDY = (_JOBS, _JOBS_PER_DEVICE, _ONLY)
+# What is for some commands only.
 _FLAGS_OF = {
   'inspect': (_SOURCE,),
   'train': (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID),
@@ -104,8 +122,9 @@ _FLAGS_OF = {
     _BEAM_RUNNER,
     _BEAM_OPTIONS,
   ),
-  'evaluate': (_AGAINST,),
+  'evaluate': (_AGAINST, _OUTPUT),
   'benchmark': (_PEER,),
+  'ablate or compare': _STUDY,
 }
 
 
@@ -188,6 +207,8 @@ def _run(words):
     resolve = functools.partial(
       resolve_lib.resolve, num_devices=None, platform='cpu'
     )
+  elif _JOBS.present:  # Each run starts a JAX of its own.
+    resolve = None
   else:
     resolve = _start()
   if not _COORDINATOR.value:  # Several stop together, at a step.
@@ -198,7 +219,7 @@ def _run(words):
 def _check_flags(command):
   for owner, own in _FLAGS_OF.items():
     given = [f'--{flag.name}' for flag in own if flag.present]
-    if given and owner != command:
+    if given and command not in owner.split(' or '):
       more = {
         'train': ': that runs in one process',
         'inspect': '; the others take --config.data.source',
@@ -208,6 +229,10 @@ def _check_flags(command):
   if _VERIFY.value and any(flag.present for flag in others):
     raise UserError('--verify looks at the set that is there; it goes with'
                      ' --preview only')  # fmt: skip
+  if _JOBS_PER_DEVICE.present and not _JOBS.present:
+    raise UserError('--jobs_per_device is for --jobs, which is missing')
+  if _ONLY.present and _JOBS.present:
+    raise UserError('--only is for one run, --jobs for all of them')
   if _BEAM_OPTIONS.value and not _BEAM_RUNNER.value:
     raise UserError('--beam_options is for --beam_runner, which is missing')
 
@@ -298,16 +323,27 @@ def _prepare(resolve, workdir):
 
 
 def _evaluate(resolve, workdir):
-  from dpjax.evaluation import against, evaluate, text
+  from dpjax.evaluation import against, ensemble, evaluate, text
   from dpjax.evaluation import files as files_lib
 
   config = resolve(_CONFIG.value)
   other = os.path.expanduser(_AGAINST.value or '')
   if other:
     against.read_evaluation(other)  # Before anything is computed.
-  result = evaluate.evaluate(config, workdir)
+  members = _several(workdir)
+  if bool(_OUTPUT.value) != (len(members) > 1):
+    raise UserError(
+      f'--workdir names {len(members)} run{"s" * (len(members) > 1)}; --output'
+      ' is for the mean of several, --workdir=A,B, and needed there'
+    )
+  if _OUTPUT.value:
+    written = pathlib.Path(os.path.expanduser(_OUTPUT.value))
+    result = ensemble.evaluate_ensemble(config, members, written)
+    print(f'mean of {len(members)} runs')
+  else:
+    written = files_lib.workdir_of(workdir)
+    result = evaluate.evaluate(config, workdir)
   print(text.format_table(result))
-  written = files_lib.workdir_of(workdir)
   files = ['evaluation.json', 'predictions.csv']
   if other:
     found = against.compare_runs(
@@ -325,9 +361,13 @@ def _report(resolve, workdir):
   from dpjax.report import report
 
   config = resolve(_CONFIG.value)
-  workdirs = [part.strip() for part in str(workdir).split(',') if part.strip()]
-  print(f'written: {printable(str(report.write(workdirs, config)))}')
+  found = report.write(_several(workdir), config)
+  print(f'written: {printable(str(found))}')
   return 0
+
+
+def _several(workdir):
+  return [part.strip() for part in str(workdir).split(',') if part.strip()]
 
 
 def _ablate(resolve, workdir):
@@ -356,8 +396,36 @@ def _benchmark(resolve, workdir):
 
 
 def _study(study, resolve, workdir):
-  print(study(_CONFIG.value, workdir, resolve))
+  jobs = None
+  if _JOBS.present:
+    jobs, resolve = _side_by_side()
+  print(study(_CONFIG.value, workdir, resolve, jobs=jobs, only=_ONLY.value))
+  if jobs and jobs.failed:
+    raise UserError(
+      f'{len(jobs.failed)} of the runs died: {", ".join(jobs.failed)}; the same'
+      ' command does them again'
+    )
   return 0
+
+
+def _side_by_side():
+  """How the runs of a study are started, and what resolves their configs."""
+  from dpjax.studies import jobs
+
+  environment = dict(os.environ)
+  os.environ['JAX_PLATFORMS'] = 'cpu'  # The devices are for the runs.
+  platform, count = jobs.devices(environment)
+  places = jobs.make_places(
+    _JOBS.value, _JOBS_PER_DEVICE.value, platform, count, environment
+  )
+  command = [sys.executable, '-m', 'dpjax.main', *jobs.without(
+    sys.argv[1:], [flag.name for flag in _STUDY]
+  ), '--config.train.progress=False']  # fmt: skip
+  resolve = functools.partial(
+    resolve_lib.resolve, num_devices=1, platform=platform
+  )
+  progress = resolve_lib.checked(_CONFIG.value).train.progress
+  return jobs.Jobs(places, command, environment, progress), resolve
 
 
 _COMMANDS = {

@@ -14,6 +14,7 @@ import numpy as np
 
 from dpjax import prepare
 from dpjax.metrics import score_table
+from dpjax.studies import jobs as jobs_lib
 from dpjax.studies import runs, tables
 
 _WIDTH = 100  # columns of the printed table
@@ -27,7 +28,12 @@ _MARKERS = 'os^Dv<>'
 
 
 def run_ablation(
-  config: Any, workdir: str | pathlib.Path, resolve: Callable[[Any], Any]
+  config: Any,
+  workdir: str | pathlib.Path,
+  resolve: Callable[[Any], Any],
+  *,
+  jobs: jobs_lib.Jobs | None = None,
+  only: str | None = None,
 ) -> str:
   """Trains and scores what is missing of the study, and tells the differences.
 
@@ -38,6 +44,8 @@ def run_ablation(
     config: as given by configs/ and the flags, before it is resolved.
     workdir: of the study; it holds its runs (studies.runs).
     resolve: config -> resolved config (dpjax.config.resolve).
+    jobs: how runs are done side by side; None: one after the other, here.
+    only: the folder of one run, which is done without a table (jobs.run_only).
 
   Returns:
     The table as text.
@@ -67,6 +75,10 @@ def run_ablation(
     (name, seed): runs.network(prepare.as_made(row), workdir, name)
     for (name, seed), row in configs.items()
   }
+  # A seed after the other.
+  tasks = [(task, None) for task in plan.values()]
+  if only is not None:
+    return jobs_lib.run_only(tasks, only)
   images = tables.Images(base.evaluate.resamples, base.evaluate.seed)
 
   def save():
@@ -75,9 +87,7 @@ def run_ablation(
     tables.write(workdir, 'ablation', by_row, table)
     return by_row, table
 
-  # A seed after the other.
-  tasks = [(task, None) for task in plan.values()]
-  by_row, table = runs.run_all(tasks, save)
+  by_row, table = jobs_lib.run_all(tasks, save, jobs)
   return tables.finish(
     workdir, 'ablation', format_text(table), format_markdown(table),
     {'fig7.png': draw(by_row)},
@@ -103,7 +113,8 @@ def tabulate(
     'num_runs'}} over the seeds; 'to_above' (None in the first row) and
     'last_to_first' {score: {'mean', 'interval', 'num_runs', 'p_value'}} of the
     difference, paired by seed, with 'image_interval' of the same difference by
-    a bootstrap over images where that is defined.
+    a bootstrap over images where that is defined, and 'both_interval' of seeds
+    and images.
   """
   rows = []
   above = None
@@ -161,8 +172,8 @@ def format_text(table: dict[str, Any]) -> str:
     )]  # fmt: skip
   lines += [
     '',
-    '±: half of the 95 % t interval over the seeds; intervals over images:'
-    ' ablation.md.',
+    '±: half of the 95 % interval; of a mean over the seeds, of a difference'
+    ' over seeds and images.',
     'sec.: seconds of training, stage I included.',
     tables.explained(columns),
     *tables.diverged(table['rows']),
@@ -213,9 +224,7 @@ def format_markdown(table: dict[str, Any]) -> str:
           for name, found in differences
         ],
       ),
-      'Paired by seed: mean ± half of the 95 % t interval over the seeds. In'
-      ' brackets: 95 % interval\nof a stratified bootstrap over the images, the'
-      ' networks held fixed.',
+      f'Paired by seed. {tables.INTERVAL}',
     ]
   text += tables.diverged(table['rows'])
   return '\n\n'.join(text) + '\n'
@@ -223,7 +232,7 @@ def format_markdown(table: dict[str, Any]) -> str:
 
 def _difference(entry):
   text = tables.with_half(entry, '+', ' ')
-  if entry and 'image_interval' in entry:
+  if entry and entry['num_runs'] == 1 and 'image_interval' in entry:
     text += f' ({tables.span(entry["image_interval"], "+")})'
   return text
 

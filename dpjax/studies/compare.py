@@ -15,6 +15,7 @@ from dpjax import prepare
 from dpjax.errors import UserError
 from dpjax.metrics import score_table
 from dpjax.studies import classical, runs, tables
+from dpjax.studies import jobs as jobs_lib
 
 _WIDTH = 100  # columns of the printed table
 _CELL = 12
@@ -49,7 +50,12 @@ _KINDS = {
 
 
 def run_comparison(
-  config: Any, workdir: str | pathlib.Path, resolve: Callable[[Any], Any]
+  config: Any,
+  workdir: str | pathlib.Path,
+  resolve: Callable[[Any], Any],
+  *,
+  jobs: jobs_lib.Jobs | None = None,
+  only: str | None = None,
 ) -> str:
   """Trains and scores the methods of config.compare that are missing.
 
@@ -60,6 +66,8 @@ def run_comparison(
     config: as given by configs/ and the flags, before it is resolved.
     workdir: of the study; it holds its runs (studies.runs).
     resolve: config -> resolved config (dpjax.config.resolve).
+    jobs: how runs are done side by side; None: one after the other, here.
+    only: the folder of one run, which is done without a table (jobs.run_only).
 
   Returns:
     The table as text.
@@ -93,6 +101,9 @@ def run_comparison(
       plan[title, seed] = kind, task, work
   kinds = {title: kind for (title, _), (kind, *_) in plan.items()}
   runs.check_names([*kinds])
+  tasks = [(task, work) for _, task, work in plan.values()]
+  if only is not None:
+    return jobs_lib.run_only(tasks, only)
   images = tables.Images(base.evaluate.resamples, base.evaluate.seed)
 
   def save():
@@ -104,8 +115,7 @@ def run_comparison(
     tables.write(workdir, 'comparison', by_row, table)
     return table
 
-  tasks = [(task, work) for _, task, work in plan.values()]
-  table = runs.run_all(tasks, save)
+  table = jobs_lib.run_all(tasks, save, jobs)
   return tables.finish(
     workdir, 'comparison', format_text(table), format_markdown(table),
     {'fig8.png': draw(table)},
@@ -250,7 +260,7 @@ def _gains(table):
 
 def _gain(entry):
   text = tables.number(entry and entry['mean'], '+')
-  if entry and (interval := _interval(entry)):
+  if entry and (interval := tables.whole_interval(entry)):
     text += f' ({tables.span(interval, "+")})'
   return text
 
@@ -259,7 +269,8 @@ def _note(table):
   what = (
     'bootstrap over the images'
     if len(table['seeds']) == 1
-    else 't interval over the seeds (one run: bootstrap over the images)'
+    else 't interval over the seeds (one run: bootstrap over the images), of a'
+    ' difference over seeds and images'
   )
   return (
     f'Intervals: 95 %, {what}.\nPx: pixels of the image, shrunk to that side.'
@@ -343,8 +354,7 @@ def format_markdown(table: dict[str, Any]) -> str:
     text += [
       '## Recipe minus each method',
       tables.markdown(['method', *heads], [[name, *c] for name, c in gains]),
-      'Paired: the same seeds, the same resamples of the images. Intervals as'
-      ' above.',
+      f'Paired by seed. {tables.INTERVAL}',
     ]
   text += tables.diverged(table['rows'])
   return '\n\n'.join(text) + '\n'

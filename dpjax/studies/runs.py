@@ -14,7 +14,9 @@ it was stopped, and processes that run different seeds may share a workdir.
 """
 
 import ast
+import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -34,6 +36,8 @@ from dpjax.training import checkpoint, loop, metrics_log
 _UNREAD = ('stage', 'retrain.', 'finetune.', 'loss.', 'mgacr.', 'init.',
            'evaluate.', 'eval.best')  # fmt: skip
 
+_TAIL = 8192  # bytes at the end of a log that hold its last lines
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -52,6 +56,11 @@ class Task:
   config: Any
   pretraining: pathlib.Path | None
   retraining: 'Task | None' = None
+
+  @property
+  def folder(self) -> pathlib.Path:
+    """Where all of it is but a stage I that it shares; seedN/NAME."""
+    return self.workdir if self.retraining is None else self.workdir.parent
 
   def __str__(self):
     return f'{self.name}, seed {self.config.seed}'
@@ -268,28 +277,34 @@ def pretrain(task: Task) -> None:
     training.
   """
   folder = task.pretraining
-  if folder is None:
+  if is_pretrained(task):
     return
   config = task.config.copy_and_resolve_references()
-  record = None
-  if (folder / 'config.json').is_file():
-    record = record_lib.load(folder / 'config.json')
-  # On a set elsewhere loop.train tells whether it is the same one.
-  if (folder / 'finished').exists() and (
-    record is None or _same_path(record.data.path, config.data.path)
-  ):
-    return
-  if (error := _failure(folder)) is not None:
+  if (error := failure(folder)) is not None:
     raise NonFinite(error)
   # It may be another row's run: what it did not read may differ.
-  if record is not None:
-    _take_over(config, record)
+  if (folder / 'config.json').is_file():
+    _take_over(config, record_lib.load(folder / 'config.json'))
   try:
     loop.train(config, 'pretrain', folder)
   except NonFinite as error:
     atomic.write_json(folder / 'failed.json', {'error': str(error)})
     raise
   (folder / 'finished').touch()
+
+
+def is_pretrained(task: Task) -> bool:
+  """Whether the stage I that a task needs is there, or it needs none."""
+  folder = task.pretraining
+  if folder is None:
+    return True
+  if not (folder / 'finished').exists():
+    return False
+  if not (folder / 'config.json').is_file():
+    return True
+  # On a set elsewhere loop.train tells whether it is the same one.
+  record = record_lib.load(folder / 'config.json')
+  return _same_path(record.data.path, task.config.data.path)
 
 
 def _take_over(config, record):
@@ -305,7 +320,7 @@ def _take_over(config, record):
     )
 
 
-def _failure(folder):
+def failure(folder: pathlib.Path) -> str | None:
   """The line with which the run in `folder` diverged, or None."""
   file = folder / 'failed.json'
   try:
@@ -340,7 +355,7 @@ def _changed(task):
 def look(task: Task) -> Run:
   """What there is of a task; trains nothing."""
   run = Run(task.config.seed, task.workdir)
-  if task.pretraining and (error := _failure(task.pretraining)) is not None:
+  if task.pretraining and (error := failure(task.pretraining)) is not None:
     error = f'stage I, {task.pretraining.name}: {error}'
     return dataclasses.replace(run, error=error)
   if task.retraining and look(task.retraining).error is not None:
@@ -348,7 +363,7 @@ def look(task: Task) -> Run:
     return dataclasses.replace(run, error=error)
   if not (task.workdir / 'config.json').is_file() or _changed(task):
     return run
-  if (error := _failure(task.workdir)) is not None:
+  if (error := failure(task.workdir)) is not None:
     return dataclasses.replace(run, error=error)
   return dataclasses.replace(run, result=_result(task))
 
@@ -397,17 +412,8 @@ def run(task: Task, work: Callable[[Task], None] | None = None) -> Run:
     Stopped: after a signal, with everything saved.
   """
   check(task)
-  found = look(task)
-  if found.state == 'diverged':
-    print(
-      f'{task}: diverged before ({found.error}); to try again, remove its'
-      ' failed.json',
-      flush=True,
-    )
-    return found
-  if found.state == 'finished':
-    print(f'{task}: finished before, in {task.workdir}', flush=True)
-    return found
+  if report_done(task):
+    return look(task)
   print(f'{task}: in {task.workdir}', flush=True)
   # What is there of it was made by another config, or for another evaluation.
   for file in ('evaluation.json', 'failed.json'):
@@ -425,6 +431,20 @@ def run(task: Task, work: Callable[[Task], None] | None = None) -> Run:
     print(f'{task}: diverged ({found.error}); the study goes on', flush=True)
     return found
   return look(task)
+
+
+def report_done(task: Task) -> bool:
+  """Whether a task has come to an end, which is said in a line."""
+  found = look(task)
+  if found.state == 'diverged':
+    print(
+      f'{task}: diverged before ({found.error}); to try again, remove its'
+      ' failed.json',
+      flush=True,
+    )
+  if found.state == 'finished':
+    print(f'{task}: finished before, in {task.workdir}', flush=True)
+  return found.state != 'missing'
 
 
 def run_all(
@@ -476,6 +496,20 @@ def lines(workdir: pathlib.Path, split: str) -> list[dict[str, Any]]:
   except (FileNotFoundError, NotADirectoryError):
     return []
   return [entry for entry in found if entry.get('split') == split]
+
+
+def last_epoch(workdir: pathlib.Path) -> float:
+  """The epoch of the last line of a log; 0 without one."""
+  found = 0.0
+  with (
+    contextlib.suppress(OSError),
+    open(workdir / 'metrics.jsonl', 'rb') as log,
+  ):
+    log.seek(-min(_TAIL, log.seek(0, os.SEEK_END)), os.SEEK_END)
+    for line in log.read().splitlines():
+      with contextlib.suppress(ValueError, KeyError, TypeError):  # half a line
+        found = float(json.loads(line)['epoch'])
+  return found
 
 
 def trained(workdir: str | pathlib.Path) -> float:

@@ -7,7 +7,7 @@ import pytest
 
 from dpjax import prepare
 from dpjax.errors import NonFinite, Stopped
-from dpjax.studies import ablate, runs
+from dpjax.studies import ablate, runs, tables
 from tests.studies import fake_runs
 
 ROWS = ('+ pre-training', '+ attention')
@@ -169,12 +169,16 @@ def test_the_text_is_at_most_100_columns_wide(tmp_path, fake):
   assert 'last row - first' in text and 'a technique whose name' in text
 
 
-def test_markdown_has_a_row_each_and_both_intervals(tmp_path):
+def test_markdown_has_a_row_each_and_one_interval_of_seeds_and_images(tmp_path):
   run(tmp_path)
   text = (tmp_path / 'ablation.md').read_text()
   lines = [line for line in text.splitlines() if line.startswith('| + ')]
   assert len(lines) == 3  # two rows, and one difference
-  assert lines[-1].count('±') == 5 and lines[-1].count(' to ') == 4
+  assert lines[-1].count('±') == 5 and ' to ' not in lines[-1]
+  found = json.loads((tmp_path / 'ablation.json').read_text())
+  entry = found['last_to_first']['accuracy']
+  assert entry['both_interval'] != entry['interval']
+  assert lines[-1].split(' | ')[1] == tables.with_half(entry, '+', ' ')
   assert lines[0].startswith('| + pre-training | 2 | .')
 
 

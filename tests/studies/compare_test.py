@@ -199,8 +199,8 @@ def test_both_tables_say_what_the_recipe_gains(tmp_path, seeds):
   cells = []
   for score in ('balanced_accuracy', 'auroc_any_lesion'):
     entry = row['recipe_minus'][score]
-    # Over the seeds; of one, over the images.
-    kind = 'image_interval' if len(seeds) == 1 else 'interval'
+    # Over seeds and images; of one seed, over the images.
+    kind = 'image_interval' if len(seeds) == 1 else 'both_interval'
     numbers = [f'{v:+.3f}'.replace('0.', '.') for v in entry[kind]]
     mean = f'{entry["mean"]:+.3f}'.replace('0.', '.')
     cells.append(f'{mean} ({" to ".join(numbers)})')

@@ -1,0 +1,423 @@
+"""The runs of a study side by side, each a process on its own devices.
+
+A process does one run by the study's own command with --only=FOLDER, so it does
+what the command would do in a row. Stages I that runs share come first. The
+process that starts them holds no device.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import tqdm
+
+from dpjax import signals
+from dpjax.errors import NonFinite, UserError, one_line
+from dpjax.studies import runs
+
+_LOOK = 0.2  # seconds between two looks at the processes
+_MEMORY = 0.9  # of a GPU, for all that share it
+_PROBE = 'import jax; print(jax.default_backend(), jax.local_device_count())'
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where one process at a time runs.
+
+  Attributes:
+    name: 'GPU 3', 'cores 0-3'.
+    variables: of the environment, beside those of all.
+    cores: that it may use; None: all.
+  """
+
+  name: str
+  variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  cores: frozenset[int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Jobs:
+  """How the runs of a study are done side by side.
+
+  Attributes:
+    places: one for each process that runs at once.
+    command: what does a run, with --only=FOLDER behind it.
+    environment: of the processes.
+    progress: whether a terminal shows how far they are.
+    failed: folders of the runs whose processes died, in order.
+  """
+
+  places: Sequence[Place]
+  command: Sequence[str]
+  environment: Mapping[str, str]
+  progress: bool = True
+  failed: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class _Unit:
+  """What one process does: a stage I (`shared`), or a run after it."""
+
+  task: runs.Task
+  folder: pathlib.Path
+  shared: bool
+
+  @property
+  def name(self):
+    """As --only has it."""
+    return '/'.join(self.folder.parts[-2:])
+
+  def __str__(self):
+    return f'{self.name}, for {self.task}' if self.shared else str(self.task)
+
+  def stages(self):
+    """[(where it is trained, epochs)], in order."""
+    config = self.task.config
+    if self.shared:
+      return [(self.folder, config.pretrain.epochs)]
+    found = [(self.task.workdir, config.retrain.epochs)]
+    if self.task.retraining is not None:
+      found = [
+        (self.task.retraining.workdir, config.retrain.epochs),
+        (self.task.workdir, config.finetune.epochs),
+      ]
+    return found
+
+  def done(self):
+    """Epochs that the logs have."""
+    return sum(
+      min(runs.last_epoch(folder), epochs) for folder, epochs in self.stages()
+    )
+
+
+@dataclasses.dataclass
+class _Running:
+  unit: _Unit
+  process: subprocess.Popen
+  place: Place
+  log: pathlib.Path
+  began: float
+  bar: tqdm.tqdm
+
+
+def devices(environment: Mapping[str, str]) -> tuple[str, int]:
+  """JAX's platform and how many devices it has, found by another process.
+
+  Raises:
+    UserError: one line: JAX finds none.
+  """
+  if environment.get('JAX_PLATFORMS') == 'cpu':
+    return 'cpu', 1
+  found = subprocess.run(
+    [sys.executable, '-c', _PROBE], env=environment, capture_output=True,
+    text=True, check=False,
+  )  # fmt: skip
+  if found.returncode:
+    lines = found.stderr.strip().splitlines() or ['no word']
+    raise UserError(f'--jobs: JAX finds no device ({lines[-1]})')
+  platform, count = found.stdout.split()[-2:]
+  return platform, int(count)
+
+
+def make_places(
+  jobs: int,
+  per_device: int | None,
+  platform: str,
+  num_devices: int,
+  environment: Mapping[str, str],
+) -> list[Place]:
+  """Where so many processes run: on GPUs in turn, or on parts of the cores.
+
+  Args:
+    jobs: how many at once.
+    per_device: how many may share a GPU, each with an equal part of its memory;
+      None: one.
+    platform: JAX's.
+    num_devices: of it.
+    environment: of this process. CUDA_VISIBLE_DEVICES says which GPUs,
+      XLA_PYTHON_CLIENT_MEM_FRACTION how much of their memory.
+
+  Raises:
+    UserError: one line: there are not so many devices, or of another kind.
+  """
+  share = 1 if per_device is None else per_device
+  if jobs < 1 or share < 1:
+    raise UserError(f'--jobs={jobs}, --jobs_per_device={per_device}; wanted 1'
+                     ' or more')  # fmt: skip
+  if platform == 'cpu':
+    return _parts_of_cores(jobs, per_device)
+  if platform != 'gpu':
+    raise UserError(f'--jobs is for GPUs and CPUs, and here is a {platform}')
+  if jobs > share * num_devices:
+    raise UserError(
+      f'--jobs={jobs}: {num_devices} GPU{"s" * (num_devices > 1)} with {share}'
+      f' on each; --jobs_per_device={-(-jobs // num_devices)} would do'
+    )
+  visible = environment.get('CUDA_VISIBLE_DEVICES', '')
+  names = [name for name in visible.split(',') if name]
+  names = names or [*map(str, range(num_devices))]
+  memory = {}
+  if share > 1:
+    whole = environment.get('XLA_PYTHON_CLIENT_MEM_FRACTION', _MEMORY)
+    fraction = float(whole) / share
+    memory = {'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{fraction:.3f}'}
+  return [
+    Place(f'GPU {name}', {'CUDA_VISIBLE_DEVICES': name, **memory})
+    for name in (names[i % num_devices] for i in range(jobs))
+  ]
+
+
+def _parts_of_cores(jobs, per_device):
+  if per_device is not None:
+    raise UserError('--jobs_per_device is for GPUs; here are cores')
+  if not hasattr(os, 'sched_getaffinity'):  # Only Linux has it.
+    return [Place(f'place {i}') for i in range(jobs)]
+  cores = sorted(os.sched_getaffinity(0))
+  if jobs > len(cores):
+    raise UserError(
+      f'--jobs={jobs}: this machine has {len(cores)} core'
+      f'{"s" * (len(cores) > 1)} for it'
+    )
+  ends = [len(cores) * i // jobs for i in range(jobs + 1)]
+  parts = [cores[a:b] for a, b in itertools.pairwise(ends)]
+  return [
+    Place(
+      f'core{"s" * (len(part) > 1)} {",".join(map(str, part))}',
+      cores=frozenset(part),
+    )
+    for part in parts
+  ]
+
+
+def without(words: Sequence[str], names: Sequence[str]) -> list[str]:
+  """A command line without the flags of these names, which all take a value."""
+  kept, skip = [], False
+  for word in words:
+    name, equals, _ = word.lstrip('-').partition('=')
+    own = word.startswith('-') and name in names
+    if not own and not skip:
+      kept.append(word)
+    skip = own and not equals
+  return kept
+
+
+def run_all(
+  tasks: Sequence[tuple[runs.Task, Any]],
+  save: Callable[[], Any],
+  jobs: Jobs | None,
+) -> Any:
+  """Does the tasks of a study side by side, as far as they are not done.
+
+  A process that dies is told and listed in `jobs.failed`, and the rest goes on;
+  without the stage I that it should have made, its runs are left out.
+
+  Args:
+    tasks: as in `runs.run_all`; all are checked before the first is begun.
+    save: called after every task that came to an end here, and at the end.
+    jobs: where, and by which command; None: here, one after the other
+      (runs.run_all).
+
+  Returns:
+    What `save` returned at the end.
+
+  Raises:
+    UserError: as `runs.check`.
+    KeyboardInterrupt, Stopped: after a signal, when all processes have ended.
+  """
+  if jobs is None:
+    return runs.run_all(tasks, save)
+  for task, _ in tasks:
+    runs.check(task)
+  waiting = _units([task for task, _ in tasks])
+  total = len(waiting)
+  free = collections.deque(enumerate(jobs.places))
+  running: dict[int, _Running] = {}
+  lost: set[pathlib.Path] = set()  # stages I whose process died
+  with _ended_with_us(running):
+    while waiting or running:
+      signals.check()
+      for place in [p for p, job in running.items() if _is_over(job)]:
+        job = running.pop(place)
+        job.bar.close()
+        free.append((place, job.place))
+        if not _tell(job, jobs, total - len(waiting) - len(running), total):
+          lost.add(job.unit.folder)
+        save()
+      under_way = {job.unit.folder for job in running.values()}
+      under_way |= {unit.folder for unit in waiting if unit.shared}
+      for unit in [*waiting]:
+        before = unit.task.pretraining
+        if unit.shared or before not in under_way:
+          if not free:
+            break
+          waiting.remove(unit)
+          if not unit.shared and before in lost:
+            _say(f'{unit}: left out, without its {before.name}')
+            jobs.failed.append(unit.name)
+          elif not unit.shared and runs.report_done(unit.task):
+            save()  # Its stage I has diverged.
+          else:
+            place, where = free.popleft()
+            running[place] = _start(unit, where, jobs, place)
+      time.sleep(_LOOK)
+  return save()
+
+
+def _units(tasks):
+  """What is to be done: first the stages I that are missing, each once."""
+  missing = [task for task in tasks if not runs.report_done(task)]
+  shared: dict[pathlib.Path, runs.Task] = {}
+  for task in missing:
+    if not runs.is_pretrained(task):
+      shared.setdefault(task.pretraining, task)
+  return [
+    *(_Unit(task, folder, True) for folder, task in shared.items()),
+    *(_Unit(task, task.folder, False) for task in missing),
+  ]
+
+
+def _start(unit, place, jobs, row):
+  """Starts the process of a unit."""
+  unit.folder.parent.mkdir(parents=True, exist_ok=True)
+  log = unit.folder.with_name(f'{unit.folder.name}.log')
+  with (
+    open(log, 'ab') as file,
+    _on_cores(place.cores),
+    signals.no_interrupt_for_children(),
+  ):
+    process = subprocess.Popen(
+      [*jobs.command, f'--only={unit.name}'],
+      env={**jobs.environment, **place.variables},
+      stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+  _say(f'{unit}: begun on {place.name}; {log}')
+  bar = tqdm.tqdm(
+    total=sum(epochs for _, epochs in unit.stages()), desc=unit.name,
+    position=row, leave=False,
+    disable=not (jobs.progress and sys.stderr.isatty()), dynamic_ncols=True,
+    bar_format='{desc}: {percentage:3.0f}% {bar} {n:.1f}/{total:g} epochs',
+  )  # fmt: skip
+  return _Running(unit, process, place, log, time.monotonic(), bar)
+
+
+def _is_over(job):
+  """Whether its process has ended; else shows how far it is."""
+  if job.process.poll() is not None:
+    return True
+  if not job.bar.disable:
+    job.bar.n = job.unit.done()
+    job.bar.refresh()
+  return False
+
+
+def _tell(job, jobs, done, total):
+  """Says in a line how a process ended; whether it left what it should."""
+  unit = job.unit
+  spent = f'{time.monotonic() - job.began:.0f} s ({done} of {total})'
+  error = None
+  if unit.shared:
+    whole = runs.is_pretrained(unit.task)
+    error = runs.failure(unit.folder)
+  else:
+    found = runs.look(unit.task)
+    whole, error = found.state == 'finished', found.error
+  if error is not None:
+    _say(f'{unit}: diverged ({error}); the study goes on, {spent}')
+  elif whole:
+    _say(f'{unit}: finished in {spent}')
+  else:
+    status = job.process.returncode
+    how = f'status {status}'
+    if status < 0:
+      how = f'killed by {signal.Signals(-status).name}'
+    _say(one_line(f'{unit}: died after {spent}, {how}: {_last_line(job.log)}'))
+    jobs.failed.append(unit.name)
+    return False
+  return True
+
+
+def _last_line(log):
+  lines = log.read_text(encoding='utf-8', errors='replace').split('\n')
+  said = [line.strip() for line in lines if line.strip()]
+  return f'{said[-1]} ({log})' if said else str(log)
+
+
+def _say(text):
+  tqdm.tqdm.write(text, file=sys.stdout)
+  sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _on_cores(cores) -> Iterator[None]:
+  """What is started within it runs on these cores."""
+  if cores is None:
+    yield
+    return
+  before = os.sched_getaffinity(0)  # of this thread, which starts them
+  os.sched_setaffinity(0, cores)
+  try:
+    yield
+  finally:
+    os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def _ended_with_us(running: dict[int, _Running]) -> Iterator[None]:
+  """At its end no process is left: each saves what it has, and ends.
+
+  Only ours are told to. Ctrl-C a second time does not wait for them.
+  """
+  try:
+    yield
+  finally:
+    processes = [job.process for job in running.values()]
+    for job in running.values():
+      job.bar.close()
+    try:
+      for process in processes:
+        process.terminate()
+      for process in processes:
+        process.wait()
+    finally:
+      for process in processes:
+        process.kill()
+      for process in processes:
+        process.wait()
+
+
+def run_only(tasks: Sequence[tuple[runs.Task, Any]], only: str) -> str:
+  """Does one run of a study, or a stage I of it, and makes no table.
+
+  Args:
+    tasks: as in `runs.run_all`.
+    only: 'seed0/resnet18', 'seed0/pretrain-1f2e3d4c': its folder.
+
+  Returns:
+    What came of it, in a line.
+
+  Raises:
+    UserError: one line: the study has none of that name; and what `runs.run`
+      raises.
+  """
+  for task, work in tasks:
+    if '/'.join(task.folder.parts[-2:]) == only:
+      return f'{task}: {runs.run(task, work).state}'
+  for task, _ in tasks:
+    folder = task.pretraining
+    if folder is not None and '/'.join(folder.parts[-2:]) == only:
+      try:
+        runs.pretrain(task.retraining or task)
+      except NonFinite as error:  # It is on record.
+        return f'{only}: diverged ({error})'
+      return f'{only}: finished'
+  names = ', '.join('/'.join(task.folder.parts[-2:]) for task, _ in tasks)
+  raise UserError(f'--only={only}: the runs of this study are {names}')

@@ -1,0 +1,311 @@
+"""Runs side by side: what is started where and when, and how it ends.
+
+The processes are a shell's, which leave the marks of a run and train nothing.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from dpjax import signals
+from dpjax.errors import Stopped, UserError
+from dpjax.studies import jobs, runs
+from tests.studies import fake_runs
+
+# What a run leaves: an event at its beginning and end, and `done`, a stage I
+# `finished`. What else it does is in $1, by the end of its folder's name.
+SCRIPT = """
+only=${2#--only=}; folder=$ROOT/$only
+say() { echo "$1 $only $CUDA_VISIBLE_DEVICES" >> $ROOT/events; }
+say begin
+mkdir -p $folder
+cores=$(sed -n 's/^Cpus_allowed_list:[^0-9]*//p' /proc/self/status)
+echo "$cores" > $folder/cores
+eval "$1"
+touch $folder/done $folder/finished
+say end
+"""
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+  """Four runs of two seeds, those of a seed sharing their stage I."""
+
+  def look(task):
+    run = runs.Run(task.config.seed, task.workdir)
+    error = runs.failure(task.pretraining) or runs.failure(task.workdir)
+    done = (task.workdir / 'done').exists()
+    return runs.Run(run.seed, run.workdir, {} if done else None, error)
+
+  monkeypatch.setattr(runs, 'look', look)
+  config = fake_runs.make_config()
+  return [
+    (runs.network(
+      runs.resolved(config, name, overrides, seed, fake_runs.resolve),
+      tmp_path, name,
+    ), None)
+    for seed in (0, 1)
+    for name, overrides in config.ablate.rows
+  ]  # fmt: skip
+
+
+def make_jobs(root, behaviour=':', places=2):
+  return jobs.Jobs(
+    [
+      jobs.Place(f'GPU {i}', {'CUDA_VISIBLE_DEVICES': str(i)})
+      for i in range(places)
+    ],
+    ['sh', '-c', SCRIPT, 'sh', behaviour],
+    {**os.environ, 'ROOT': str(root)},
+  )
+
+
+def events(root):
+  lines = (root / 'events').read_text().splitlines()
+  return [tuple(line.split()) for line in lines]
+
+
+def short(name):
+  return name.partition('-')[0] if 'pretrain-' in name else name
+
+
+def test_stages_that_runs_share_come_first_and_once(study, tmp_path, capsys):
+  saved = []
+  mine = make_jobs(tmp_path)
+  result = jobs.run_all(study, lambda: saved.append(1) or len(saved), mine)
+  seen = events(tmp_path)
+  begun = [short(name) for what, name, _ in seen if what == 'begin']
+  assert sorted(begun[:2]) == ['seed0/pretrain', 'seed1/pretrain']
+  assert sorted(begun[2:]) == sorted(
+    f'seed{i}/{row}' for i in (0, 1) for row in ('attention', 'pre-training')
+  )
+  for i in (0, 1):
+    order = [(what, short(name)) for what, name, _ in seen]
+    ready = order.index(('end', f'seed{i}/pretrain'))
+    for row in ('attention', 'pre-training'):
+      assert order.index(('begin', f'seed{i}/{row}')) > ready
+  # After each end, and at last.
+  assert result == len(saved) == 7 and not mine.failed
+  said = capsys.readouterr().out.splitlines()
+  assert sum(': begun on GPU ' in line for line in said) == 6
+  assert sum(': finished in ' in line for line in said) == 6
+  assert said[-1].endswith('(6 of 6)')
+
+  # Nothing is done twice.
+  (tmp_path / 'events').unlink()
+  jobs.run_all(study, lambda: None, make_jobs(tmp_path))
+  assert not (tmp_path / 'events').exists()
+  assert capsys.readouterr().out.count('finished before') == 4
+
+
+def test_as_many_run_at_once_as_there_are_places_each_on_its_own(
+  study, tmp_path
+):
+  # A stage I waits for the other one to begin.
+  meet = """
+    case $only in *pretrain*)
+      n=0
+      while [ $(grep -c 'begin.*pretrain' $ROOT/events) -lt 2 ]; do
+        n=$((n + 1)); [ $n -gt 500 ] && exit 9; sleep .02
+      done;;
+    esac"""
+  mine = make_jobs(tmp_path, meet)
+  jobs.run_all(study, lambda: None, mine)
+  assert not mine.failed
+  busy = set()
+  for what, name, place in events(tmp_path):
+    if what == 'begin':
+      assert place not in busy
+      busy.add(place)
+    else:
+      busy.remove(place)
+    assert len(busy) <= 2, name
+  assert {place for *_, place in events(tmp_path)} == {'0', '1'}
+
+
+def test_the_death_of_one_is_told_and_the_rest_goes_on(study, tmp_path, capsys):
+  fails = """
+    case $only in
+      seed0/attention) echo 'Out of memory: 7 GiB'; kill -KILL $$;;
+      seed1/pretrain*) echo 'error: no such set'; exit 2;;
+    esac"""
+  mine = make_jobs(tmp_path, fails)
+  jobs.run_all(study, lambda: None, mine)
+  said = capsys.readouterr().out
+  assert 'killed by SIGKILL: Out of memory: 7 GiB' in said
+  assert 'status 2: error: no such set' in said
+  assert (tmp_path / 'seed0' / 'pre-training' / 'done').exists()
+  folder = study[2][0].pretraining.name
+  assert set(mine.failed) == {
+    'seed0/attention',
+    f'seed1/{folder}',
+    'seed1/attention',
+    'seed1/pre-training',
+  }
+  assert said.count(f'left out, without its {folder}') == 2
+  assert 'Out of memory' in (tmp_path / 'seed0' / 'attention.log').read_text()
+
+  # The same command does what is left.
+  mine = make_jobs(tmp_path)
+  jobs.run_all(study, lambda: None, mine)
+  assert not mine.failed
+  assert all(runs.look(task).state == 'finished' for task, _ in study)
+
+
+def test_a_divergence_is_no_death(study, tmp_path, capsys):
+  diverges = """
+    case $only in
+      seed0/pretrain* | seed1/attention)
+        echo '{"error": "step 3"}' > $folder/failed.json; exit 0;;
+    esac"""
+  mine = make_jobs(tmp_path, diverges)
+  jobs.run_all(study, lambda: None, mine)
+  assert not mine.failed
+  assert [runs.look(task).state for task, _ in study] == [
+    'diverged', 'diverged', 'finished', 'diverged',
+  ]  # fmt: skip
+  begun = {name for what, name, _ in events(tmp_path) if what == 'begin'}
+  assert not begun & {'seed0/attention', 'seed0/pre-training'}
+  assert 'diverged (step 3); the study goes on' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('number', 'raised'), [('INT', KeyboardInterrupt), ('TERM', Stopped)]
+)
+def test_a_signal_ends_all_processes_and_only_ours(
+  study, tmp_path, number, raised
+):
+  # Both wait until they are told to end; the second sends us the signal.
+  waits = f"""
+    trap 'say stopped; exit 143' TERM
+    [ $(grep -c begin $ROOT/events) = 2 ] && kill -{number} $PPID
+    while :; do sleep .02; done"""
+  other = subprocess.Popen(['sleep', '600'])
+  try:
+    with signals.noted(), pytest.raises(raised):
+      jobs.run_all(study, lambda: None, make_jobs(tmp_path, waits))
+    assert other.poll() is None
+  finally:
+    other.kill()
+    other.wait()
+  assert sorted(what for what, *_ in events(tmp_path)) == [
+    'begin', 'begin', 'stopped', 'stopped',
+  ]  # fmt: skip
+  with pytest.raises(ChildProcessError):
+    os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_process_gets_no_interrupt_of_the_terminal(study, tmp_path):
+  # No shell: it clears the mask that it is started with.
+  says = """
+import os, pathlib, signal, sys
+folder = pathlib.Path(os.environ['ROOT'], sys.argv[1].partition('=')[2])
+folder.mkdir(parents=True)
+print(*map(int, signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+for name in ('done', 'finished'):
+  (folder / name).touch()
+"""
+  mine = jobs.Jobs(
+    [jobs.Place('here')],
+    [sys.executable, '-S', '-c', says],
+    {**os.environ, 'ROOT': str(tmp_path)},
+  )
+  jobs.run_all(study[:1], lambda: None, mine)
+  log = study[0][0].workdir.with_suffix('.log')
+  assert str(int(signal.SIGINT)) in log.read_text().split()
+  assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.skipif(
+  not hasattr(os, 'sched_getaffinity'), reason='cores are shared out on Linux'
+)
+def test_each_process_has_its_part_of_the_cores(study, tmp_path):
+  before = os.sched_getaffinity(0)
+  count = min(2, len(before))
+  places = jobs.make_places(count, None, 'cpu', 1, {})
+  assert frozenset().union(*(place.cores for place in places)) == before
+  assert sum(len(place.cores) for place in places) == len(before)
+  mine = make_jobs(tmp_path)
+  jobs.run_all(study, lambda: None, jobs.Jobs(
+    places, mine.command, mine.environment
+  ))  # fmt: skip
+  assert os.sched_getaffinity(0) == before
+
+  def parsed(text):
+    ranges = (part.split('-') for part in text.strip().split(','))
+    return {c for r in ranges for c in range(int(r[0]), int(r[-1]) + 1)}
+
+  seen = {
+    frozenset(parsed(file.read_text())) for file in tmp_path.glob('*/*/cores')
+  }
+  assert seen <= {place.cores for place in places}
+
+
+def test_gpus_are_taken_in_turn_with_equal_parts_of_their_memory():
+  places = jobs.make_places(3, None, 'gpu', 4, {})
+  assert [p.variables for p in places] == [
+    {'CUDA_VISIBLE_DEVICES': i} for i in '012'
+  ]
+  given = {
+    'CUDA_VISIBLE_DEVICES': '4,7',
+    'XLA_PYTHON_CLIENT_MEM_FRACTION': '.8',
+  }
+  places = jobs.make_places(4, 2, 'gpu', 2, given)
+  assert [p.variables['CUDA_VISIBLE_DEVICES'] for p in places] == [*'4747']
+  assert {p.variables['XLA_PYTHON_CLIENT_MEM_FRACTION'] for p in places} == {
+    '0.400'
+  }
+  assert [p.name for p in places] == ['GPU 4', 'GPU 7'] * 2
+  (one,) = jobs.make_places(1, 3, 'gpu', 1, {})
+  assert one.variables['XLA_PYTHON_CLIENT_MEM_FRACTION'] == '0.300'
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'reason'),
+  [
+    (
+      (5, None, 'gpu', 4),
+      '4 GPUs with 1 on each; --jobs_per_device=2 would do',
+    ),
+    ((2, None, 'gpu', 1), '1 GPU with 1 on each; --jobs_per_device=2 would do'),
+    ((2, 2, 'cpu', 1), '--jobs_per_device is for GPUs'),
+    ((10**6, None, 'cpu', 1), 'core'),
+    ((2, None, 'tpu', 4), 'here is a tpu'),
+    ((0, None, 'gpu', 4), 'wanted 1 or more'),
+    ((1, 0, 'gpu', 4), 'wanted 1 or more'),
+  ],
+)
+def test_what_there_is_no_room_for_is_refused(arguments, reason):
+  with pytest.raises(UserError, match=r'^--jobs') as error:
+    jobs.make_places(*arguments, {})
+  assert reason in str(error.value)
+
+
+def test_the_command_of_a_run_is_that_of_the_study():
+  words = ['ablate', '--config=c.py', '--jobs', '4', '--jobs_per_device=2',
+           '--workdir=jobs', '-jobs=3', '--config.seed=1']  # fmt: skip
+  assert jobs.without(words, ['jobs', 'jobs_per_device', 'only']) == [
+    'ablate', '--config=c.py', '--workdir=jobs', '--config.seed=1',
+  ]  # fmt: skip
+
+
+def test_one_run_is_done_alone(study, tmp_path, monkeypatch):
+  done = []
+
+  def run(task, work):
+    done.append(task.workdir)
+    return runs.Run(task.config.seed, task.workdir, {})
+
+  monkeypatch.setattr(runs, 'run', run)
+  monkeypatch.setattr(runs, 'pretrain', lambda task: done.append('stage I'))
+  said = jobs.run_only(study, 'seed1/attention')
+  assert said == '+ attention, seed 1: finished'
+  assert done == [tmp_path / 'seed1' / 'attention']
+  folder = study[0][0].pretraining
+  assert jobs.run_only(study, f'seed0/{folder.name}').endswith(': finished')
+  assert done[1:] == ['stage I']
+  with pytest.raises(UserError, match='the runs of this study are seed0/pre-'):
+    jobs.run_only(study, 'seed7/attention')

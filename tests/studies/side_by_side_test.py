@@ -1,0 +1,81 @@
+"""A study with --jobs, by real processes, is the study in a row."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+RECIPE = str(ROOT / 'configs' / 'recipe.py')
+CONFIG = f"""
+import runpy
+
+def get_config():
+  config = runpy.run_path({RECIPE!r})['get_config']()
+  config.update_from_flattened_dict({{
+    'data.phantom.count': 60, 'data.store_size': 48, 'data.image_size': 32,
+    'model.stage_sizes': (1,), 'model.width': 4, 'mgacr.stages': ('stage1',),
+    'pretrain.hidden': 16, 'pretrain.projection': 8,
+    'pretrain.batch_size': 8, 'retrain.batch_size': 8,
+    'pretrain.epochs': 1.0, 'retrain.epochs': 1.0,
+    'evaluate.resamples': 50, 'ablate.seeds': (0,),
+    'ablate.rows': (
+      ('plain', ('init.backbone=None', 'mgacr.attention=False',
+                 'mgacr.features=False')),
+      ('without Eq. 5', ('mgacr.features=False',)),
+      ('full', ()),
+    ),
+  }})
+  return config
+"""
+
+
+def ablate(folder, *flags):
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  return subprocess.run(
+    [sys.executable, '-m', 'dpjax.main', 'ablate', '--config=study.py', *flags],
+    cwd=folder,
+    env={**environment, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
+    capture_output=True, text=True, check=False, timeout=600,
+  )  # fmt: skip
+
+
+def without_times(value):
+  if isinstance(value, dict):
+    return {k: without_times(v) for k, v in value.items() if k != 'seconds'}
+  return [*map(without_times, value)] if isinstance(value, list) else value
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason='two jobs, two cores')
+def test_the_table_of_two_jobs_is_that_of_runs_in_a_row_to_the_bit(tmp_path):
+  (tmp_path / 'study.py').write_text(CONFIG)
+  row = ablate(tmp_path, '--workdir=row', '--config.train.progress=False')
+  assert row.returncode == 0, row.stderr
+  jobs = ablate(tmp_path, '--workdir=jobs', '--jobs=2')
+  assert jobs.returncode == 0, jobs.stderr
+  said = jobs.stdout.splitlines()
+  assert sum(': begun on core ' in line for line in said) == 4
+  assert sum(': finished in ' in line for line in said) == 4
+  for name in ('plain', 'without-eq-5', 'full'):
+    a, b = (
+      (tmp_path / way / 'seed0' / name / 'predictions.csv').read_bytes()
+      for way in ('row', 'jobs')
+    )
+    assert a == b, name
+  tables = [
+    without_times(json.loads((tmp_path / way / 'ablation.json').read_text()))
+    for way in ('row', 'jobs')
+  ]
+  assert tables[0] == tables[1]
+  # A run that is taken away is made again, alone, and nothing else is.
+  place = tmp_path / 'jobs' / 'seed0' / 'full'
+  wanted = (place / 'predictions.csv').read_bytes()
+  (place / 'evaluation.json').unlink()
+  only = ablate(tmp_path, '--workdir=jobs', '--only=seed0/full')
+  assert only.returncode == 0, only.stderr
+  assert only.stdout.splitlines()[-1] == 'full, seed 0: finished'
+  assert (place / 'predictions.csv').read_bytes() == wanted
