@@ -31,7 +31,6 @@ from dpjax.training import (
   build,
   checkpoint,
   inference,
-  lock,
   metrics_log,
   programs,
   start,
@@ -107,7 +106,7 @@ def _open(config, stage, workdir, held):
 
   def claim_and_prepare():
     workdir_lib.claim_workdir(workdir, config, stage)
-    held.enter_context(lock.locked(workdir))
+    held.enter_context(workdir_lib.locked(workdir))
     checkpoint.set_aside_damaged(workdir)
     return prepare.open_prepared(config)
 

@@ -5,11 +5,13 @@ import pathlib
 import tempfile
 from typing import Any
 
+from dpjax import file_lock
 from dpjax.config import record as record_lib
 from dpjax.errors import UserError
 from dpjax.training import checkpoint
 
 CONFIG = 'config.json'
+LOCK = 'lock'
 
 
 def claim_workdir(workdir: pathlib.Path, config: Any, stage: str) -> None:
@@ -64,3 +66,19 @@ def _writing(workdir):
     raise UserError(
       f'--workdir={workdir} cannot be written ({error.strerror}); name another'
     ) from error
+
+
+def locked(workdir: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+  """Keeps every other training out of `workdir`, which is there.
+
+  Raises:
+    UserError: one line that names who is at work there.
+  """
+  return file_lock.locked(
+    workdir / LOCK,
+    file_lock.Work(
+      where=f'--workdir={workdir}',
+      doing='trains there',
+      mend='wait for it, end it, or name another workdir',
+    ),
+  )

@@ -24,12 +24,12 @@ from dpjax.evaluation import evaluate
 from dpjax.training import (
   batches,
   checkpoint,
-  lock,
   loop,
   programs,
   validation,
 )
 from dpjax.training import build as build_lib
+from dpjax.training import workdir as workdir_lib
 from tests import fakes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -407,7 +407,7 @@ def test_a_workdir_in_which_another_trains_is_left_as_it_is(tmp_path):
   loop.train(make_config(), 'retrain', tmp_path)
   files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
   assert tmp_path / 'lock' not in files
-  with lock.locked(tmp_path):
+  with workdir_lib.locked(tmp_path):
     with pytest.raises(UserError, match=f'process {os.getpid()} on .* trains'):
       loop.train(make_config(), 'retrain', tmp_path)
     changed = {p: p.stat().st_mtime_ns for p in files if p != tmp_path}
@@ -740,6 +740,28 @@ def test_a_set_that_changes_under_a_run_ends_it_in_a_line_and_is_not_saved(
   assert not checkpoint.has_checkpoint(tmp_path / 'run')
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures('untouched', 'uncompiled')
+def test_a_set_in_device_memory_is_not_needed_after_the_start(
+  phantom, tmp_path, monkeypatch
+):
+  path = pathlib.Path(shutil.copytree(phantom, tmp_path / 'set'))
+  monkeypatch.setattr(prepare, 'open_prepared', lambda _: store_lib.load(path))
+  real = loop._check_finite
+
+  def removed(step, *args):
+    real(step, *args)
+    shutil.rmtree(path, ignore_errors=True)
+
+  monkeypatch.setattr(loop, '_check_finite', removed)
+  config = make_config(
+    retrain__epochs=2.0, data__store_size=64, data__placement='resident',
+    data__render='device', eval__every=0.0, train__save_every=3,
+  )  # fmt: skip
+  loop.train(config, 'retrain', tmp_path / 'run')
+  assert not path.exists() and checkpoint.has_checkpoint(tmp_path / 'run')
+
+
 @pytest.fixture
 def small_disk(tmp_path):
   """A file system on which one checkpoint has room, and how to enlarge it."""
@@ -752,7 +774,7 @@ def small_disk(tmp_path):
       capture_output=True, check=False,
     )  # fmt: skip
 
-  if shutil.which('mount') is None or mount('size=600k').returncode:
+  if shutil.which('mount') is None or mount('size=400k').returncode:
     pytest.skip('mounting a tmpfs takes root')
   yield folder, lambda: mount('remount,size=50m')
   subprocess.run(['umount', folder], check=True)

@@ -7,7 +7,6 @@ name only when it is whole (store.py says what it holds).
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dpjax import csv_cells, machine, signals
+from dpjax import csv_cells, file_lock, machine, signals
 from dpjax.data import radiograph, store
 from dpjax.data.prepare import duplicates, guards, runners, shards, splits
 from dpjax.data.sources import tables
@@ -121,10 +120,10 @@ def build(
     progress=progress,
   )
   work = _Work(partial, plan, fingerprint, settings, run)
-  with _locked(partial):
+  with _locked(path):
     if path.exists():  # Another made it meanwhile.
-      partial.rmdir()
       return _existing(path, plan, fingerprint, faults, strict)
+    partial.mkdir(exist_ok=True)
     _keep_blocks(partial, decoding)
     summary = _make(work, records, faults, columns or {})
     try:
@@ -319,20 +318,19 @@ def _clear(path):
 
 
 @contextlib.contextmanager
-def _locked(partial):
-  """Makes the folder of unfinished work and keeps others out of it."""
-  partial.mkdir(parents=True, exist_ok=True)
-  folder = os.open(partial, os.O_RDONLY)
-  try:
-    try:
-      fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise UserError(
-        f'another prepare is at work in {partial}; wait for it, or end it'
-      ) from error
+def _locked(path):
+  """Keeps every other prepare from making this set.
+
+  The lock is beside the folder of unfinished work, which becomes the set.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  work = file_lock.Work(
+    where=f'config.data.path: {path}',
+    doing='prepares it',
+    mend='wait for it, or end it',
+  )
+  with file_lock.locked(path.with_name(f'{path.name}.lock'), work):
     yield
-  finally:
-    os.close(folder)
 
 
 def _keep_blocks(partial, decoding):

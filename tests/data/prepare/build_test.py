@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import errno
+import fcntl
 import functools
 import os
 import pathlib
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 
+from dpjax import file_lock
 from dpjax.data import radiograph, store
 from dpjax.data.decode import image_file
 from dpjax.data.prepare import build, shards
@@ -676,8 +678,30 @@ def test_two_at_once_are_one_too_many(tmp_path):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(shards, 'decode_block', decode)
     prepare(records, tmp_path / 'set')
-  assert 'another prepare is at work' in second[0]
+  assert f'config.data.path: {tmp_path / "set"}: process ' in second[0]
+  assert 'prepares it; wait for it, or end it' in second[0]
+  assert not (tmp_path / 'set.lock').exists()
   assert store.verify(tmp_path / 'set') == 12
+
+
+@pytest.mark.parametrize('has', ['locks of files alone', 'none'])
+def test_a_set_is_prepared_where_a_folder_cannot_be_locked(
+  has, tmp_path, monkeypatch
+):
+  flock = file_lock.fcntl.flock
+
+  def as_nfs(file, how):
+    if has == 'none':
+      raise OSError(errno.ENOLCK, 'No locks available')
+    # It makes a write lock of it, which takes a file open for writing.
+    if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+      raise OSError(errno.EBADF, 'Bad file descriptor')
+    flock(file, how)
+
+  monkeypatch.setattr(file_lock.fcntl, 'flock', as_nfs)
+  prepare(make_records(tmp_path / 'raw', 12), tmp_path / 'set')
+  assert store.verify(tmp_path / 'set') == 12
+  assert sorted(os.listdir(tmp_path)) == ['raw', 'set']
 
 
 def test_another_prepare_is_only_told_of_where_the_folder_is_locked(tmp_path):

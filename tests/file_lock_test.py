@@ -1,4 +1,4 @@
-"""Two trainings in one workdir: the second is refused, a dead one is not."""
+"""Two at one piece of work: the second is refused, unless the first is dead."""
 
 import errno
 import json
@@ -10,21 +10,29 @@ import sys
 
 import pytest
 
+from dpjax import file_lock
 from dpjax.errors import UserError
-from dpjax.training import lock
 
 HOLDS = """
 import pathlib, sys
-from dpjax.training import lock
-with lock.locked(pathlib.Path(sys.argv[1])):
+from dpjax import file_lock
+work = file_lock.Work('there', 'works', 'wait')
+with file_lock.locked(pathlib.Path(sys.argv[1]) / 'lock', work):
   print('held', flush=True)
   sys.stdin.read()
 """
 
 
+def locked(folder):
+  return file_lock.locked(
+    folder / 'lock',
+    file_lock.Work(f'--workdir={folder}', 'trains there', 'wait for it'),
+  )
+
+
 @pytest.fixture
 def holder(tmp_path):
-  """Another process that trains in tmp_path."""
+  """Another process that is at work in tmp_path."""
   with subprocess.Popen(
     [sys.executable, '-c', HOLDS, str(tmp_path)],
     stdin=subprocess.PIPE,
@@ -36,11 +44,11 @@ def holder(tmp_path):
     process.kill()
 
 
-def assert_refused(workdir, pid):
-  with pytest.raises(UserError) as error, lock.locked(workdir):
+def assert_refused(folder, pid):
+  with pytest.raises(UserError) as error, locked(folder):
     pass
   line = str(error.value)
-  assert f'--workdir={workdir}: process {pid} on {socket.gethostname()}' in line
+  assert f'--workdir={folder}: process {pid} on {socket.gethostname()}' in line
   assert '\n' not in line
 
 
@@ -48,7 +56,7 @@ def test_the_second_is_refused_by_the_name_of_the_first(holder, tmp_path):
   assert_refused(tmp_path, holder.pid)
   assert_refused(tmp_path, holder.pid)  # which has not harmed the first
   holder.communicate()
-  with lock.locked(tmp_path):
+  with locked(tmp_path):
     pass
   assert not any(tmp_path.iterdir())
 
@@ -57,7 +65,7 @@ def test_a_killed_holder_stands_in_nobodys_way(holder, tmp_path):
   holder.send_signal(signal.SIGKILL)
   holder.wait()
   assert (tmp_path / 'lock').exists()
-  with lock.locked(tmp_path):
+  with locked(tmp_path):
     said = json.loads((tmp_path / 'lock').read_text())
     assert (said['pid'], said['host']) == (os.getpid(), socket.gethostname())
   assert not any(tmp_path.iterdir())
@@ -66,7 +74,7 @@ def test_a_killed_holder_stands_in_nobodys_way(holder, tmp_path):
 def test_a_lock_that_was_removed_while_it_was_opened_is_none(
   tmp_path, monkeypatch
 ):
-  real, taken = lock.fcntl.flock, []
+  real, taken = file_lock.fcntl.flock, []
 
   def flock(file, how):
     real(file, how)
@@ -74,19 +82,21 @@ def test_a_lock_that_was_removed_while_it_was_opened_is_none(
       (tmp_path / 'lock').unlink()
     taken.append(file)
 
-  monkeypatch.setattr(lock.fcntl, 'flock', flock)
-  with lock.locked(tmp_path):
+  monkeypatch.setattr(file_lock.fcntl, 'flock', flock)
+  with locked(tmp_path):
     assert len(taken) == 2 and (tmp_path / 'lock').exists()
-    with pytest.raises(UserError), lock.locked(tmp_path):
+    with pytest.raises(UserError), locked(tmp_path):
       pass
 
 
-@pytest.fixture
-def no_locks(monkeypatch):
+# What an NFS, or another file system that has no locks, may answer.
+@pytest.fixture(params=['ENOLCK', 'EOPNOTSUPP', 'EBADF'])
+def no_locks(request, monkeypatch):
   def flock(*_):
-    raise OSError(errno.ENOLCK, 'No locks available')
+    number = getattr(errno, request.param)
+    raise OSError(number, os.strerror(number))
 
-  monkeypatch.setattr(lock.fcntl, 'flock', flock)
+  monkeypatch.setattr(file_lock.fcntl, 'flock', flock)
 
 
 def test_without_locks_a_living_process_of_this_machine_is_believed(
@@ -95,21 +105,30 @@ def test_without_locks_a_living_process_of_this_machine_is_believed(
   assert_refused(tmp_path, holder.pid)
   holder.kill()
   holder.wait()
-  with lock.locked(tmp_path):
+  with locked(tmp_path):
     pass
 
 
 def test_without_locks_another_process_of_the_same_number_is_another(
   no_locks, tmp_path
 ):
-  mine = lock._myself()
+  mine = file_lock._myself()
   (tmp_path / 'lock').write_text(json.dumps({**mine, 'ticks': 1}))
-  with lock.locked(tmp_path):
+  with locked(tmp_path):
     pass
 
 
 def test_without_locks_another_machine_is_warned_of(no_locks, tmp_path, capsys):
   text = json.dumps({'host': 'elsewhere', 'pid': 7, 'since': 'noon'})
   (tmp_path / 'lock').write_text(text)
-  with lock.locked(tmp_path):
+  with locked(tmp_path):
     assert 'process 7 on elsewhere' in capsys.readouterr().err
+
+
+def test_a_disk_that_is_gone_at_the_end_hides_no_error(tmp_path, monkeypatch):
+  folder = tmp_path / 'mount'
+  folder.mkdir()
+  with pytest.raises(UserError, match='the checkpoint'), locked(folder):
+    folder.rename(tmp_path / 'gone')
+    folder.write_text('')  # ENOTDIR, as a dead mount has ENOTCONN
+    raise UserError('the checkpoint cannot be written')

@@ -1,16 +1,19 @@
-"""One training at a time in a workdir.
+"""A lock file: one process at a time at some work, and who that is.
 
-Who trains holds an flock on WORKDIR/lock, which says who that is, and removes
-it at the end. The kernel lets go of it when the process ends, however it ends:
-the file that a killed run leaves stands in nobody's way.
+Who works holds an flock on the file, which says who it is, and removes it at
+the end. The kernel lets go of it when the process ends, however it ends: the
+file that a killed process leaves stands in nobody's way.
 
-On NFS an flock counts for all machines if the mount has locks (NFS 4, or 3 with
-lockd; not under nolock or local_lock). Where a file system has none at all, the
-file itself is believed: a process of this machine is looked for, and one of
-another machine is only warned of, since nobody can tell whether it lives.
+It is a file that is open for writing and not a folder, since NFS makes an flock
+one of its own locks, which a folder cannot have (EBADF). There it counts for
+all machines if the mount has locks (NFS 4, or 3 with lockd; not under nolock or
+local_lock). Where a file system has none at all, the file itself is believed: a
+process of this machine is looked for, and one of another machine is only warned
+of, since nobody can tell whether it lives.
 """
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
@@ -24,36 +27,52 @@ from collections.abc import Iterator
 
 from dpjax.errors import UserError
 
-NAME = 'lock'
 # What a file system says that has no flock.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS,
-             errno.EINVAL}  # fmt: skip
+_NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP,
+             errno.ENOSYS, errno.EINVAL}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What a lock is for, as the one who is refused hears of it.
+
+  Attributes:
+    where: what all lines begin with: the flag and what it names.
+    doing: what the holder does; a verb.
+    mend: what would be right.
+  """
+
+  where: str
+  doing: str
+  mend: str
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
-  """Keeps every other training out of `workdir`.
+def locked(path: pathlib.Path, work: Work) -> Iterator[None]:
+  """Keeps all other processes out of a piece of work.
 
   Args:
-    workdir: is there.
+    path: of the lock file; its folder is there.
+    work: see Work.
 
   Raises:
-    UserError: one line that names who is at work there.
+    UserError: one line that names who is at work.
   """
-  path = workdir / NAME
-  file = _take(path)
+  file = _take(path, work)
   try:
     with contextlib.suppress(OSError):  # On a full disk it holds all the same.
       os.truncate(file, 0)
       os.write(file, (json.dumps(_myself(), indent=2) + '\n').encode())
     yield
   finally:
-    # Before it is let go of: else it may be another's already.
-    path.unlink(missing_ok=True)
+    # Before it is let go of: else it may be another's already. What ends the
+    # work may be that the disk is gone; a file that is left does no harm.
+    with contextlib.suppress(OSError):
+      path.unlink()
     os.close(file)
 
 
-def _take(path):
+def _take(path, work):
   """A descriptor of the lock file, locked where there are locks."""
   while True:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -61,12 +80,12 @@ def _take(path):
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       os.close(file)
-      raise _refusal(path, _read(path)) from error
+      raise _refusal(_read(path), work) from error
     except OSError as error:
       if error.errno not in _NO_LOCKS:
         os.close(file)
         raise
-      _ask_the_file(path)
+      _ask_the_file(path, work)
       return file
     if _is_there(path, file):
       return file
@@ -80,27 +99,24 @@ def _is_there(path, file):
     return False
 
 
-def _ask_the_file(path):
+def _ask_the_file(path, work):
   """Without locks: refuses what is at work here, warns of what may be."""
   holder = _read(path)
   if holder.get('host') == socket.gethostname():
     started = _started(holder.get('pid'))
     if started is not None and started == holder.get('ticks'):
-      raise _refusal(path, holder)
+      raise _refusal(holder, work)
   elif holder:
     print(
-      f'warning: {path.parent}: its file system has no locks, and {path.name}'
-      f' says that {_words(holder)} trains there; make sure that it has ended',
+      f'warning: {work.where}: its file system has no locks, and {path.name}'
+      f' says that {_words(holder)} {work.doing}; make sure that it has ended',
       file=sys.stderr,
       flush=True,
     )
 
 
-def _refusal(path, holder):
-  return UserError(
-    f'--workdir={path.parent}: {_words(holder)} trains there; wait for it, end'
-    ' it, or name another workdir'
-  )
+def _refusal(holder, work):
+  return UserError(f'{work.where}: {_words(holder)} {work.doing}; {work.mend}')
 
 
 def _words(holder):
