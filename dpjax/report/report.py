@@ -3,12 +3,13 @@
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from dpjax import atomic, signals
 from dpjax.data import store
-from dpjax.errors import UserError
+from dpjax.errors import UserError, one_line
 from dpjax.report import (
   headline,
   page,
@@ -59,6 +60,10 @@ def write(workdirs: Sequence[str | pathlib.Path], config: Any) -> pathlib.Path:
   """
   folder = pathlib.Path(workdirs[0]) if workdirs else pathlib.Path()
   runs = report_data.load_runs(workdirs)
+  for run in runs:
+    for note in run.notes:
+      line = one_line(f'warning: {run.workdir}: {note}')
+      print(line, file=sys.stderr, flush=True)
   trained, scored, no_data = _sets(runs[0], config)
   found = report_data.ReportData(
     runs=runs,

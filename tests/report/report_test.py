@@ -617,7 +617,7 @@ def test_names_that_look_like_html_are_shown_as_they_are(tmp_path, monkeypatch):
   ],
 )  # fmt: skip
 def test_a_broken_file_costs_its_sections_and_a_line(
-  file, gone, damage, folders, monkeypatch
+  file, gone, damage, folders, monkeypatch, capsys
 ):
   for chart in ('lines', 'bars', 'confusion', 'reliability', 'intervals'):
     monkeypatch.setattr(figures, chart, lambda *_, **__: None)
@@ -630,6 +630,11 @@ def test_a_broken_file_costs_its_sections_and_a_line(
   else:
     (folder / file).write_bytes(b'\xff\0')
   text = report.write([folder], CONFIG).read_text()
+  told = capsys.readouterr().err.splitlines()
+  assert len(told) == (damage != 'missing')
+  assert all(
+    line.startswith(f'warning: {folder}: ') and file in line for line in told
+  )
   out = left_out(read(folder))
   assert set(out) == gone | {'comparison'}
   assert all(reason and '\n' not in reason for reason in out.values())
