@@ -125,6 +125,10 @@ def resident_images(run: Run, records: Any) -> jax.Array | None:
   Args:
     run: as data.placement says.
     records: a split or pipeline.Records.
+
+  Raises:
+    UserError: the set was overwritten since its table was read. Later that does
+      not matter: nothing is read a second time.
   """
   if run.config.data.placement != 'resident':
     return None
@@ -133,6 +137,7 @@ def resident_images(run: Run, records: Any) -> jax.Array | None:
   for start in range(0, len(images), _READ):
     rows = np.arange(start, min(start + _READ, len(images)))
     images[rows] = records.images(rows)
+  records.check_unchanged()
   return run.devices.replicate(images)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dpjax.data import store as store_lib
+from dpjax.errors import UserError
 from dpjax.training import batches
 from dpjax.training import build as build_lib
 from tests import fakes
@@ -117,6 +118,17 @@ def test_images_on_the_device_are_those_of_every_record_in_order():
   batch = next(iter(batches.training_stream(run)))
   assert 'images' not in batch and batch['index'].max() < len(records)
   assert 'index' in batches.place(run, batch)
+
+
+def test_a_set_that_changed_before_its_images_were_read_is_refused(monkeypatch):
+  run = build('pretrain', data__render='device', data__placement='resident')
+
+  def changed(self):
+    raise UserError('the set was changed')
+
+  monkeypatch.setattr(fakes.Split, 'check_unchanged', changed)
+  with pytest.raises(UserError, match='was changed'):
+    batches.resident_images(run, run.records)
 
 
 def test_a_training_batch_says_of_no_row_that_it_only_fills():
