@@ -134,21 +134,18 @@ def _check_batches(c):
 def _check_relevance(c):
   """Fields that would say nothing beside the others."""
   flat = fields.flatten(c)
-  for name, needs, values in (
-    ('data.classes', 'data.label', ('class',)),
-    ('data.label_cap', 'data.label', ('count',)),
-    ('data.vindr_readers', 'data.layout', ('vindr',)),
-    ('data.coco_annotations', 'data.layout', ('coco',)),
-    ('data.original_sizes', 'data.layout', ('vindr',)),
-    ('data.class_pattern', 'data.layout', ('folder',)),
-    ('data.uncertain', 'data.layout', ('csv',)),
-    ('data.blank', 'data.layout', ('csv',)),
-    ('data.patient_pattern', 'data.layout', ('folder', 'coco', 'csv')),
-    ('data.unmatched_patients', 'data.layout', ('folder', 'coco', 'csv')),
-  ):
-    said = flat[name] != fields.table()[name].default
-    if said and flat[needs] not in values:
-      wanted = f'left out unless {needs} is {" or ".join(values)}'
+  needs = {
+    'data.classes': ('data.label', ('class',)),
+    'data.label_cap': ('data.label', ('count',)),
+  }
+  for name, field in fields.table().items():
+    # Those of data.csv have their layout in their name.
+    if name.startswith('data.csv.') or flat[name] == field.default:
+      continue
+    layouts = registry.layouts_reading(name.removeprefix('data.'))
+    other, values = needs.get(name, ('data.layout', layouts))
+    if values and name != 'data.label' and flat[other] not in values:
+      wanted = f'left out unless {other} is {" or ".join(values)}'
       refuse(name, flat[name], wanted)
 
 

@@ -20,7 +20,7 @@ from tests.config import given
     ({'data__findings': (1,)}, ['data.findings', 'texts']),
     ({'data__classes': ('a',)}, ['data.classes', 'data.label is class']),
     ({'data__vindr_readers': 'R8'}, ['vindr_readers', 'data.layout is vindr']),
-    ({'data__patient_pattern': 'p'}, ['patient_pattern', 'folder or coco']),
+    ({'data__patient_pattern': 'p'}, ['patient_pattern', 'coco or folder']),
     ({'data__blank': 'negative'}, ['data.blank', 'data.layout is csv']),
     ({'data__class_pattern': 'p'}, ['class_pattern', 'layout is folder']),
     ({'data__original_sizes': 'a.csv'}, ['original_sizes', 'layout is vindr']),

@@ -168,6 +168,22 @@ def _check_patients(records, pattern, unmatched):
     )
 
 
+def layouts_reading(field: str) -> tuple[str, ...]:
+  """The layouts for which alone a field of config.data says something.
+
+  () for a field that is of all of them, or of none.
+
+  Args:
+    field: as in the settings of a layout, 'csv.image'.
+  """
+  # How a patient is found in a name says what to do where none is.
+  field = {'unmatched_patients': 'patient_pattern'}.get(field, field)
+  found = tuple(
+    name for name, kind in LAYOUTS.items() if field in kind.settings.values()
+  )
+  return found if len(found) < len(LAYOUTS) else ()
+
+
 def label_policy(layout: str) -> str:
   """The policy of labels.assign where data.label is 'auto'."""
   return LAYOUTS[layout].label if layout in LAYOUTS else 'count'
