@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -390,3 +391,50 @@ def test_a_signal_before_the_first_step_is_never_lost(
   last = said.splitlines()[-1]
   assert last.startswith('stopped') and 'the same command goes on' in last
   assert 'Traceback' not in result.stderr
+
+
+def write_weights(file, prefix, change):
+  """Torch weights of the network of FLAGS, written as safetensors."""
+  from safetensors.numpy import save_file
+
+  shapes = {'conv1.weight': (4, 1, 7, 7)}
+  shapes |= {f'layer1.0.conv{i}.weight': (4, 4, 3, 3) for i in (1, 2)}
+  for bn in ('bn1', 'layer1.0.bn1', 'layer1.0.bn2'):
+    parts = ('weight', 'bias', 'running_mean', 'running_var')
+    shapes |= {f'{bn}.{part}': (4,) for part in parts}
+  tensors = {
+    prefix + name: np.full(shape, 0.1, np.float32)
+    for name, shape in shapes.items()
+  }
+  change(tensors)
+  save_file(tensors, file)
+
+
+def test_weights_under_a_wrappers_prefix_are_trained_from(checkout):
+  file = checkout / 'module.safetensors'
+  write_weights(file, 'module.', lambda tensors: None)
+  done = run(
+    checkout, '--config=configs/retrain.py', *FLAGS, '--workdir=module',
+    f'--config.init.backbone={file}',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert f'{file}: the prefix module. is taken off' in done.stdout
+  assert (checkout / 'module/checkpoints').is_dir()
+
+
+def test_weights_that_are_not_finite_are_refused_before_training(checkout):
+  file = checkout / 'nan.safetensors'
+
+  def spoil(tensors):
+    tensors['layer1.0.conv2.weight'][1, 2, 0, 0] = np.nan
+
+  write_weights(file, '', spoil)
+  done = run(
+    checkout, '--config=configs/retrain.py', *FLAGS, '--workdir=nan',
+    f'--config.init.backbone={file}',
+  )  # fmt: skip
+  assert done.returncode == 2, done.stderr
+  (line,) = done.stderr.splitlines()
+  assert line.startswith(f'error: config.init.backbone: {file}: ')
+  assert 'layer1.0.conv2.weight' in line and 'NaN' in line
+  assert not (checkout / 'nan/metrics.jsonl').exists()
