@@ -25,7 +25,6 @@ import errno
 import functools
 import os
 import pathlib
-import threading
 from typing import Any
 
 from absl import app, flags
@@ -158,8 +157,7 @@ def _end(status):
   # Who was stopped and has saved ends together with all others.
   if status in (2, 130) and _COORDINATOR.value:
     processes.end(status)
-  compiling = (t.name.startswith('xla') for t in threading.enumerate())
-  if status and any(compiling):  # Python would wait for the compiler.
+  if status and signals.is_deaf_at_work():  # Python would wait for it.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

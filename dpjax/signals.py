@@ -3,19 +3,25 @@
 Python's own handler of SIGINT raises wherever the main thread happens to be,
 and some callbacks of JAX discard what is raised in them: the signal is then
 lost. Here a handler only takes a note, and who does long work looks at it:
-`check` where nothing has to be saved, `received` where something has.
+`check` where nothing has to be saved, `received` where something has. What is
+long and deaf (a compiler, a fit) is called by `interruptible`.
 """
 
+import concurrent.futures
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 from dpjax.errors import Stopped
 
 _NUMBERS = (signal.SIGTERM, signal.SIGINT)
+# How threads are called that nobody waits for once a signal has come.
+DEAF = 'deaf to signals'
+_GLANCE = 0.2  # seconds between two looks at the note
 _WORD = (
   b'\nCtrl-C: stopping as soon as all is in order; once more stops at once\n'
 )
@@ -97,6 +103,39 @@ def check() -> None:
     raise Stopped(
       f'stopped by {_Note.received}; the same command goes on from there'
     )
+
+
+def wait(future: concurrent.futures.Future) -> Any:
+  """The result of a future, unless a signal comes before.
+
+  Raises:
+    KeyboardInterrupt, Stopped: as `check`.
+  """
+  while not future.done():
+    check()
+    concurrent.futures.wait([future], timeout=_GLANCE)
+  return future.result()
+
+
+def interruptible(function: Callable[..., Any], *arguments: Any) -> Any:
+  """Calls what does not come back to Python for long; looks at the note.
+
+  It is called in a thread of its own, which goes on after a signal: who ends
+  the process asks `is_deaf_at_work`, since Python would wait for it.
+
+  Raises:
+    KeyboardInterrupt, Stopped: as `check`.
+  """
+  pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=DEAF)
+  try:
+    return wait(pool.submit(function, *arguments))
+  finally:
+    pool.shutdown(wait=False)
+
+
+def is_deaf_at_work() -> bool:
+  """Whether a thread called DEAF still runs."""
+  return any(t.name.startswith(DEAF) for t in threading.enumerate())
 
 
 def _take(number: int, frame: FrameType | None) -> None:

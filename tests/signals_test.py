@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -111,3 +112,32 @@ def test_noting_signals_imports_nothing_that_takes_time():
     [sys.executable, '-c', code], capture_output=True, text=True, check=True
   )
   assert not {'jax', 'numpy', 'absl'} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+  ('number', 'kind'),
+  [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)],
+)
+def test_a_signal_is_looked_at_while_something_deaf_is_at_work(number, kind):
+  begun, ended = threading.Event(), threading.Event()
+
+  def deaf():
+    begun.set()
+    ended.wait()
+
+  def press():
+    begun.wait()
+    send(number)
+
+  with signals.noted():
+    threading.Thread(target=press).start()
+    with pytest.raises(kind):
+      signals.interruptible(deaf)
+    assert signals.is_deaf_at_work()
+  ended.set()
+
+
+def test_what_is_undisturbed_returns_or_raises():
+  assert signals.interruptible(divmod, 7, 2) == (3, 1)
+  with pytest.raises(ZeroDivisionError):
+    signals.interruptible(divmod, 7, 0)

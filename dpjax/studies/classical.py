@@ -16,7 +16,7 @@ import numpy as np
 from sklearn import calibration as sklearn_calibration
 from sklearn import ensemble, neighbors, svm, tree
 
-from dpjax import leakage
+from dpjax import leakage, signals
 from dpjax.config import record as record_lib
 from dpjax.data import store
 from dpjax.data.feed import pipeline
@@ -94,7 +94,8 @@ def fit(method: str, inputs: np.ndarray, labels: np.ndarray, seed: int) -> Any:
       f'compare: {METHODS[method][0]} needs two classes in the training split'
       + (' with two images each' if method == 'svm' else '')
     )
-  return METHODS[method][1](labels, seed).fit(inputs, labels)
+  unfitted = METHODS[method][1](labels, seed)
+  return signals.interruptible(unfitted.fit, inputs, labels)
 
 
 def predict(fitted: Any, inputs: np.ndarray, num_classes: int) -> np.ndarray:

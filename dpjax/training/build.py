@@ -26,6 +26,7 @@ from dpjax.training import (
   checkpoint,
   objectives,
   optim,
+  programs,
   steps,
 )
 from dpjax.training.run import Run
@@ -284,7 +285,9 @@ def initial_state(
     source: where it comes from, for an error.
     attention: likewise of the attention.
   """
-  variables = jax.jit(run.objective.init)(jax.random.key(run.config.seed))
+  variables = programs.first_call(
+    jax.jit(run.objective.init), jax.random.key(run.config.seed)
+  )
   if backbone is not None:
     variables = checkpoint.merge_backbone(variables, backbone, source)
   if attention is not None:

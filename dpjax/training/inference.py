@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from dpjax.data.feed import pipeline
-from dpjax.training import batches
+from dpjax.training import batches, programs
 from dpjax.training.run import Run
 
 
@@ -33,7 +33,12 @@ def infer(
   for start, batch in zip(
     range(0, len(split), batch_size), stream, strict=True
   ):
-    outputs = eval_step(state, batches.place(run, batch), images)
+    arguments = state, batches.place(run, batch), images
+    outputs = (
+      eval_step(*arguments)
+      if start
+      else programs.first_call(eval_step, *arguments)
+    )
     if pending is not None:
       yield _on_host(*pending)
     pending = min(batch_size, len(split) - start), outputs

@@ -55,12 +55,32 @@ def compile_evaluation(run: Run) -> Callable[[Any, Any, Any], Any]:
   return compile_step(run, step, gather=True)
 
 
+def first_call(step: Callable[..., Any], *arguments: Any) -> Any:
+  """Calls a jitted function that is not compiled yet.
+
+  It waits for the compiler, unless a signal comes. A job of several stops
+  together, at a step: there it waits all the same.
+
+  Raises:
+    KeyboardInterrupt, Stopped: a signal has come.
+  """
+  if not _is_alone():
+    return step(*arguments)
+  return signals.interruptible(step, *arguments)
+
+
+def _is_alone():
+  return jax.process_count() == 1
+
+
 class Programs:
   """Steps compiled ahead, at the same time, each known by a name."""
 
   def __init__(self):
     self._futures: dict[Any, concurrent.futures.Future] = {}
-    self._pool = concurrent.futures.ThreadPoolExecutor(thread_name_prefix='xla')
+    self._pool = concurrent.futures.ThreadPoolExecutor(
+      thread_name_prefix=signals.DEAF
+    )
 
   def begin(self, name: Any, step: Any, *arguments: Any) -> None:
     """Starts the compilation of a step for arguments of these shapes."""
@@ -75,11 +95,7 @@ class Programs:
       KeyboardInterrupt, Stopped: a signal has come.
     """
     future = self._futures[name]
-    if jax.process_count() == 1:
-      while not future.done():
-        signals.check()
-        concurrent.futures.wait([future], timeout=0.2)
-    return future.result()
+    return signals.wait(future) if _is_alone() else future.result()
 
   def close(self) -> None:
     """Waits for what is being compiled, unless a signal has come."""

@@ -142,13 +142,14 @@ def _run_beam(work, tasks, runner, options):
   try:
     # Without these Beam would take our own command line for its options.
     settings = pipeline_options.PipelineOptions(flags=list(options))
-    with beam.Pipeline(runner=runner, options=settings) as pipeline:
-      (
-        pipeline
-        | beam.Create(tasks)
-        | beam.Reshuffle()
-        | beam.Map(_attempt, work)
-      )
+    pipeline = beam.Pipeline(runner=runner, options=settings)
+    _ = (
+      pipeline
+      | beam.Create(tasks)
+      | beam.Reshuffle()
+      | beam.Map(_attempt, work)
+    )
+    signals.interruptible(lambda: pipeline.run().wait_until_finish())
   except (
     # Of Beam: no such runner or option, or the runner gives up.
     AttributeError, ImportError, OSError, RuntimeError, SystemExit, ValueError,
