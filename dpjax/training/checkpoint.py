@@ -29,7 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint import checkpoint_managers, multihost
 from orbax.checkpoint.path import atomicity
 
 from dpjax import leakage
@@ -93,7 +93,7 @@ class Checkpoints:
         temporary_path_class=_Listed,
         # Else it would read the scores of damaged steps too.
         lightweight_initialize=not write,
-        **({} if write else _alone()),
+        **(_together() if write else _alone()),
       ),
       item_handlers=_handlers(),
     )
@@ -224,11 +224,14 @@ class Checkpoints:
     try:
       yield
     except (OSError, ValueError) as error:
+      if isinstance(error.__cause__, jax.errors.JaxRuntimeError):
+        raise error.__cause__ from None  # Another process has not come.
       if (reason := _os_reason(error)) is None:
         raise
       raise UserError(
         f'{self._folder}: the checkpoint cannot be written ({reason}); make'
-        ' room for it, and the same command goes on from the newest one'
+        ' room or bring the disk back, and the same command goes on from the'
+        ' newest one'
       ) from error
 
 
@@ -267,6 +270,23 @@ def _alone():
       barrier_sync_key_prefix=f'process{this}',
     )
   }
+
+
+def _together():
+  """A process of a job whose own save has failed waits for no other one.
+
+  Orbax would have it wait for 20 minutes before the error is raised, and each
+  process perhaps for another thing.
+  """
+  if jax.process_count() == 1:
+    return {}
+  wait = multihost.get_barrier_sync_fn()
+
+  def barrier(*, key, timeout_ms):
+    if sys.exc_info()[1] is None:  # Else it is called on an error's way out.
+      wait(key=key, timeout_ms=timeout_ms)
+
+  return {'async_options': ocp.AsyncOptions(barrier_sync_fn=barrier)}
 
 
 def _handlers():
