@@ -138,6 +138,11 @@ c.data.prefetch = count(8, 1, 1024, machine=True, resume=True)
 # resident on accelerators if the set takes less than a quarter of what is free
 # there.
 c.data.placement = word('auto', 'stream', 'resident', machine=True, resume=True)
+# Who shuffles the training records: numpy, an epoch at once; grain, one by one,
+# as runs did before there was this field: another order, by the same law, that
+# takes far more of the host (docs/throughput.md). auto: numpy, but a run that
+# goes on has the one that it began with.
+c.data.shuffle = word('auto', 'numpy', 'grain', before='grain')
 # Processes that prepare; 0: one a CPU core.
 c.data.workers = count(0, 0, 1024, machine=True, resume=True)
 # The label: count (of lesion boxes, as in the competition), any (finding at

@@ -25,10 +25,10 @@ def resolve(
 ) -> ml_collections.ConfigDict:
   """Returns a checked copy of `config`, ready to be recorded.
 
-  Two fields stay open where they are (data.placement=auto and
-  train.steps_per_dispatch=0): they depend on the prepared set, and training
-  settles them when it has it; so does init.backbone=auto, which the recipe
-  does.
+  Some fields stay open: data.placement=auto and train.steps_per_dispatch=0,
+  which depend on the prepared set, and data.shuffle=auto, which depends on the
+  run, are settled by training when it has them; init.backbone=auto by the
+  recipe.
 
   Args:
     config: as given by configs/ and the flags. Fields that it lacks have their

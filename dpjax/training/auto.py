@@ -19,8 +19,8 @@ def resolve(
 ) -> Any:
   """A copy of `config` in which nothing stays open.
 
-  That is its placement, its steps a dispatch, and the columns of a table where
-  no table was read: none.
+  That is its placement, who shuffles, its steps a dispatch, and the columns of
+  a table where no table was read: none.
 
   All processes of a job get the same: they run the same program.
 
@@ -37,6 +37,8 @@ def resolve(
     if config.parallel.mode != 'jit':  # With jit a process works by itself.
       fits = processes.broadcast_from_0(fits)
     config.data.placement = 'resident' if fits else 'stream'
+  if config.data.shuffle == 'auto':  # A run that goes on has it on record.
+    config.data.shuffle = 'numpy'
   if not config.train.steps_per_dispatch:
     batch_size = stage_settings(config, stage).batch_size
     config.train.steps_per_dispatch = steps_per_dispatch(

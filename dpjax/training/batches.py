@@ -64,6 +64,7 @@ def training_stream(run: Run) -> Any:
     run.records,
     _spec(run, augmented=True, masks=True, images=not resident),
     batch_size=batch_size,
+    shuffle=run.config.data.shuffle,
     **_reading(run),
   )
 

@@ -111,6 +111,7 @@ def _open(config, stage, workdir, held):
     return prepare.open_prepared(config)
 
   data = processes.on_process_0(f'{stage}: open', claim_and_prepare)
+  config = workdir_lib.as_begun(workdir, config)
   run = build.build(config, stage, data or prepare.open_prepared(config))
   processes.on_process_0(
     f'{stage}: record',

@@ -42,6 +42,21 @@ def claim_workdir(workdir: pathlib.Path, config: Any, stage: str) -> None:
     tempfile.TemporaryFile(dir=workdir).close()
 
 
+def as_begun(workdir: pathlib.Path, config: Any) -> Any:
+  """A copy of `config` that goes on in the order in which a run began.
+
+  Args:
+    workdir: of the run, new or not.
+    config: of this start.
+  """
+  config = config.copy_and_resolve_references()
+  path = workdir / CONFIG
+  begun = path.exists() and checkpoint.has_checkpoint(workdir)
+  if begun and config.data.shuffle == 'auto':
+    config.data.shuffle = record_lib.load(path).data.shuffle
+  return config
+
+
 def record_config(workdir: pathlib.Path, config: Any, stage: str) -> None:
   """Writes config.json: every setting as resolved.
 

@@ -185,7 +185,7 @@ def test_nothing_stays_open_that_can_be_known_without_the_set(platform):
   still = {name for name, value in resolved.items() if value == 'auto'}
   still -= {name for name in still if name.startswith('data.csv.')}
   # Of the reader, the recipe and of training, which know the set.
-  wanted = {'init.backbone'}
+  wanted = {'init.backbone', 'data.shuffle'}
   if platform != 'cpu':
     wanted.add('data.placement')
   assert still == wanted

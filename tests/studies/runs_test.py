@@ -85,6 +85,8 @@ def test_rows_that_share_a_folder_are_refused():
     ('eval.best=accuracy', True),
     ('evaluate.resamples=3', True),
     ('train.log_every=7', True),
+    ('data.shuffle=grain', True),  # as a study of before, that has no word
+    ('data.shuffle=numpy', False),
     ('pretrain.temperature=0.5', False),
     ('model.width=8', False),
     ('data.image_size=32', False),

@@ -81,15 +81,16 @@ def test_all_processes_of_a_job_place_their_images_as_process_0_says(
 def test_what_a_user_has_chosen_stays_and_the_users_config_too():
   config = fakes.make_config(
     data__render='device', data__placement='resident',
-    train__steps_per_dispatch=5,
+    data__shuffle='grain', train__steps_per_dispatch=5,
     **{f'data__csv__{name}': f'my {name}' for name in OPEN},
   )  # fmt: skip
   run = build_lib.build(config, 'retrain', fakes.make_store())
   assert run.config.to_dict() == config.to_dict()
   config = fakes.make_config()
   config.data.placement = 'auto'
-  build_lib.build(config, 'retrain', fakes.make_store())
-  assert config.data.placement == 'auto'
+  run = build_lib.build(config, 'retrain', fakes.make_store())
+  assert run.config.data.shuffle == 'numpy'
+  assert config.data.placement == config.data.shuffle == 'auto'
   assert config.train.steps_per_dispatch == 0
 
 

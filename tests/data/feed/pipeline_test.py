@@ -6,6 +6,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 
 from dpjax.data.feed import pipeline
 from tests import fakes
@@ -98,16 +99,141 @@ def test_a_record_is_augmented_anew_each_epoch():
   assert (first != second).any(axis=(1, 2, 3)).all()
 
 
+def indices(num_records, epochs, seed):
+  """The order of whole epochs, (epochs, num_records), all in one batch."""
+  spec = pipeline.BatchSpec(image_size=32, host=False, images=False)
+  size = num_records * epochs
+  (batch,) = take(make(num_records, seed, size, spec=spec), 1)
+  return batch['index'].reshape(epochs, num_records)
+
+
+def test_each_epoch_is_any_permutation_whatever_the_others_are():
+  records, epochs = 8, 4000
+  order = indices(records, epochs, seed=3)
+  np.testing.assert_array_equal(np.sort(order), [range(records)] * epochs)
+  # How often each record has each place: chi-squared of 7 x 7 degrees.
+  expected = epochs / records
+  counts = np.array(
+    [np.bincount(order[:, i], minlength=records) for i in range(records)]
+  )
+  freedom = (records - 1) ** 2
+  distance = ((counts - expected) ** 2 / expected).sum()
+  assert abs(distance - freedom) < 5 * np.sqrt(2 * freedom)
+  # The correlation of two orders has the variance 1 / (n - 1).
+  error = 4 / np.sqrt((records - 1) * epochs)
+  for other in (np.roll(order, 1, axis=0), indices(records, epochs, seed=4)):
+    centred = (order - 3.5) * (other - 3.5)
+    assert abs(centred.mean() / np.var(range(records))) < error
+
+
+@pytest.mark.parametrize(
+  ('shuffle', 'wanted'),
+  [
+    (
+      'numpy',
+      [
+        9,
+        6,
+        0,
+        2,
+        1,
+        4,
+        7,
+        5,
+        3,
+        8,
+        4,
+        1,
+        2,
+        8,
+        5,
+        0,
+        7,
+        9,
+        6,
+        3,
+        7,
+        4,
+        1,
+        8,
+      ],
+    ),
+    (
+      'grain',
+      [
+        4,
+        6,
+        9,
+        7,
+        5,
+        3,
+        1,
+        8,
+        2,
+        0,
+        8,
+        1,
+        3,
+        7,
+        9,
+        0,
+        5,
+        4,
+        2,
+        6,
+        4,
+        0,
+        7,
+        9,
+      ],
+    ),
+  ],
+)
+def test_an_order_stays_what_runs_have_begun_with(shuffle, wanted):
+  """As recorded with numpy 2.4 and Grain 0.2.18."""
+  batches = take(make(n=10, batch_size=8, shuffle=shuffle), 3)
+  assert np.concatenate([b['index'] for b in batches]).tolist() == wanted
+
+
+def test_the_stream_draws_by_the_law_of_the_decisions():
+  settings = drawn_views.USUAL
+  spec = pipeline.BatchSpec(
+    image_size=32, augmentation=settings, host=False, images=False
+  )
+  batches = take(make(n=50, batch_size=10_000, spec=spec), 2)
+  drawn = {
+    name: np.stack([b['decisions'][name][:, 0] for b in batches])
+    for name in batches[0]['decisions']
+  }
+  linear = drawn['affine'][..., :2].astype(np.float64)
+  area = np.linalg.det(linear)
+  low, high = settings.scale
+  for values, start, stop in (
+    (abs(area), low, high),
+    (drawn['gain'], 1 - settings.contrast, 1 + settings.contrast),
+    (drawn['noise_seed'], 0, 2**32),
+  ):
+    uniform = scipy.stats.uniform(start, stop - start)
+    for batch in values:
+      assert scipy.stats.kstest(batch, uniform.cdf).pvalue > 1e-4
+    # Of one batch nothing is known from the one before, nor of one record in
+    # it from the next: 4 deviations.
+    for one, other in (values, (values[0, 1:], values[0, :-1])):
+      assert abs(np.corrcoef(one, other)[0, 1]) < 0.04
+  assert abs((area < 0).mean() - settings.flip) < 4 * 0.5 / np.sqrt(area.size)
+
+
+@pytest.mark.parametrize('shuffle', ['numpy', 'grain'])
 @pytest.mark.parametrize('consumed', [1, 3, 7])
-def test_a_restored_iterator_goes_on_at_the_exact_element(consumed):
-  dataset = make(prefetch=8)
+def test_a_restored_iterator_goes_on_at_the_exact_element(consumed, shuffle):
+  dataset = make(prefetch=8, shuffle=shuffle)
   expected = take(dataset, 10)[consumed:]
   iterator = iter(dataset)
   for _ in range(consumed):
     next(iterator)
   state = iterator.get_state()  # of the consumed, not of the prefetched
   iterator.close()
-  restored = iter(make(prefetch=8))
+  restored = iter(make(prefetch=8, shuffle=shuffle))
   restored.set_state(state)
   assert_equal([next(restored) for _ in expected], expected)
   restored.close()
