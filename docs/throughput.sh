@@ -74,7 +74,7 @@ for size in "${sizes[@]}"; do
     "${own[@]}" --config.benchmark.batch_sizes="$few" \
     --workdir="$out/benchmark-$size"
   # What the step is made of: each choice, and each of XLA's flags, apart.
-  part "variants-$size" python docs/step_variants.py --batch_size="$size" \
+  part "variants-$size" python benchmarks/step_variants.py --batch_size="$size" \
     "${steps[@]}"
 done
 
@@ -92,7 +92,7 @@ else
 fi
 
 # Where the time goes: a trace of some steps, for TensorBoard or Perfetto.
-part trace python docs/step_variants.py --batch_size="${sizes[-1]}" \
+part trace python benchmarks/step_variants.py --batch_size="${sizes[-1]}" \
   "${steps[@]}" --variants=base --steps="$trace" --repeats=1 \
   --trace="$out/trace"
 

@@ -1,6 +1,6 @@
 """Draws docs/overview.png: what both stages see of three phantoms.
 
-    python docs/overview.py
+    python benchmarks/overview.py
 
 Drawn by the functions that training uses, with the settings of configs/base.py.
 """
@@ -16,7 +16,8 @@ from dpjax.data.prepare import labels
 from dpjax.data.sources import phantom
 from dpjax.models import sides as sides_lib
 
-DOCS = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(__file__).parents[1]
+PICTURE = ROOT / 'docs/overview.png'
 SEED = 6  # of the decisions
 LABELS = (1, 2, 3)
 
@@ -28,8 +29,8 @@ FONT = cv2.FontFace('sans')
 
 
 def main():
-  """Writes the picture beside this file."""
-  config = runpy.run_path(str(DOCS.parent / 'configs/base.py'))['get_config']()
+  """Writes the picture."""
+  config = runpy.run_path(str(ROOT / 'configs/base.py'))['get_config']()
   records = phantom.read(200, seed=0, size=config.data.store_size)
   records, _ = labels.assign(records, 'count')
   boxes, num_boxes = _pad(records)
@@ -96,9 +97,7 @@ def main():
     _write(canvas, str(record.label), (14, top + TILE // 2 + 6), INK, 16, 600)
     for left, tile in zip(lefts, tiles, strict=True):
       canvas[top : top + TILE, left : left + TILE] = tile
-  cv2.imwrite(
-    str(DOCS / 'overview.png'), canvas, [cv2.IMWRITE_PNG_COMPRESSION, 9]
-  )
+  cv2.imwrite(str(PICTURE), canvas, [cv2.IMWRITE_PNG_COMPRESSION, 9])
 
 
 def _pad(records):

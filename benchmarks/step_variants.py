@@ -1,6 +1,6 @@
 """What each way to compute the training step costs, beside the usual one.
 
-python docs/step_variants.py [--image_size=224] [--batch_size=256]
+python benchmarks/step_variants.py [--image_size=224] [--batch_size=256]
 
 Both stages' steps on one device, with the network of configs/base.py: compiled
 ahead, warmed up, and timed on one batch that stands on the device. Variants of
@@ -151,6 +151,19 @@ def make_timed(built, batch, variant):
   return Timed(call, state, placed, variant.dispatch, result)
 
 
+def make_config(size, rows):
+  """configs/base.py with batches of `rows` squares of `size` pixels."""
+  config = runpy.run_path(str(ROOT / 'configs/base.py'))['get_config']()
+  config.data.image_size = size
+  config.data.store_size = max(size, config.data.store_size)
+  config.data.placement = 'stream'
+  config.data.phantom.count = max(80, 2 * rows)  # Some of each class to train.
+  config.pretrain.batch_size = config.retrain.batch_size = rows
+  config.parallel.devices = 1
+  config.train.progress = False
+  return config
+
+
 def measure(args):
   """Times the variants that `args` names in this process.
 
@@ -168,15 +181,7 @@ def measure(args):
   chosen = variants(device.platform)
   if args.variants:
     chosen = {name: chosen[name] for name in args.variants.split(',')}
-  config = runpy.run_path(str(ROOT / 'configs/base.py'))['get_config']()
-  size, rows = args.image_size, args.batch_size
-  config.data.image_size = size
-  config.data.store_size = max(size, config.data.store_size)
-  config.data.placement = 'stream'
-  config.data.phantom.count = max(80, 2 * rows)  # Some of each class to train.
-  config.pretrain.batch_size = config.retrain.batch_size = rows
-  config.parallel.devices = 1
-  config.train.progress = False
+  config = make_config(args.image_size, args.batch_size)
   results = {'device': f'{device.device_kind} ({device.platform})'}
   with tempfile.TemporaryDirectory() as folder:
     config.data.path = str(pathlib.Path(folder) / 'set')

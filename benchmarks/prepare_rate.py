@@ -1,6 +1,6 @@
 """How fast `prepare` is on all cores, with 1024 x 1024 PNG files.
 
-    python docs/prepare_rate.py [--images=8192] [--repeats=3]
+    python benchmarks/prepare_rate.py [--images=8192] [--repeats=3]
 
 Three rates are measured in turn: one core that decodes and does nothing else;
 prepare (decode, square, hash, find copies, split, write) by one process; and by
@@ -20,6 +20,7 @@ from PIL import Image
 from dpjax import machine
 from dpjax.data.decode import image_file
 from dpjax.data.prepare import build
+from dpjax.data.sources import files as source_files
 from dpjax.data.sources import phantom
 
 FILES = 96
@@ -76,7 +77,7 @@ def decode(files):
 def prepare(files, count, path, cores):
   """Images/s of a whole prepare."""
   records = [
-    files.record(
+    source_files.record(
       files[i % len(files)], id=str(i), label=i % 5, group=str(i % len(files))
     )
     for i in range(count)

@@ -1,6 +1,6 @@
 """How long scores, localisation and the report take, without the network.
 
-python docs/evidence_rate.py [--images=2000]
+python benchmarks/evidence_rate.py [--images=2000]
 
 Prepares phantoms of 256 pixels in a temporary folder, makes up what a network
 of 224 pixels would answer to the test split (seeded random numbers in the

@@ -1,6 +1,6 @@
 """How fast dpjax makes augmented batches on the CPU, beside torch's DataLoader.
 
-    python docs/input_peers.py [--images=2000] [--seconds=4] [--repeats=5]
+    python benchmarks/input_peers.py [--images=2000] [--seconds=4] [--repeats=5]
 
 needs torch and torchvision. Phantoms of 256 pixels are prepared in a temporary
 folder; the training radiographs among them are also written as JPEG files of

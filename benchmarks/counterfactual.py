@@ -1,6 +1,6 @@
 """Do the answers follow the lesion? Phantoms with and without their opacities.
 
-python docs/counterfactual.py RUN [RUN ...]
+python benchmarks/counterfactual.py RUN [RUN ...]
 
 A phantom is computed, so the same chest can be computed without its opacities.
 For every lesion image of the test split this prints how the log-odds of any

@@ -1,12 +1,12 @@
 """How long the scores of many images take, and how much memory.
 
-python docs/scores_rate.py [--images=25000] [--classes=15] [--resamples=2000]
-  [--images_per_patient=1]
+python benchmarks/scores_rate.py [--images=25000] [--classes=15]
+  [--resamples=2000] [--images_per_patient=1]
 
 Makes up answers (seeded random numbers, right more often than not) and times
 what evaluate computes of them: every score, the same for the groups of three
 columns, and the bootstrap intervals of all. No image is read and no network run
-(docs/evidence_rate.py times the maps and the report).
+(benchmarks/evidence_rate.py times the maps and the report).
 """
 
 import argparse
