@@ -363,6 +363,9 @@ c.train.keep = count(2, 1, resume=True)  # newest checkpoints kept, and the best
 c.train.deterministic = flag(False)  # bit-exact on a GPU too, and slower
 # Also TensorBoard events (extra: tensorboard).
 c.train.tensorboard = flag(False, resume=True)
+# Steps of a start whose profile is written into WORKDIR/trace, for TensorBoard
+# or Perfetto; 0: none.
+c.train.trace = count(0, 0, resume=True)
 c.train.progress = flag(True, resume=True)  # a progress bar on stderr
 
 # Validation during training.

@@ -61,6 +61,11 @@ def nt_xent(
   References:
     Chen et al., A Simple Framework for Contrastive Learning of Visual
     Representations, 2020, Eq. 1; Wei et al., 2022, Eq. 1.
+
+  Example:
+    >>> z = jnp.eye(3)  # Each pair alike, and unlike all others.
+    >>> print(nt_xent(z, z, temperature=1.0))  # log(e + 4) - 1
+    [0.904... 0.904... 0.904...]
   """
   z_a, z_b = _unit(z_a), _unit(z_b)  # (N, D)
   n = z_a.shape[0]
@@ -103,6 +108,11 @@ def contrastive_accuracy(
   Returns:
     (N,) 1 where the partner has the highest cosine similarity, else 0. Of
     equals the first counts, so a collapsed network scores 1 in the batch size.
+
+  Example:
+    >>> z = jnp.eye(3)
+    >>> print(contrastive_accuracy(z, z[jnp.array([0, 2, 1])]))
+    [1. 0. 0.]
   """
   z_a, z_b = jax.lax.stop_gradient((_unit(z_a), _unit(z_b)))
   all_b, rows = _gather(z_b, axis_name)
@@ -136,6 +146,10 @@ def effective_number_weights(
   References:
     Cui et al., Class-Balanced Loss Based on Effective Number of Samples, 2019,
     Eq. 3; Wei et al., 2022, Eq. 7.
+
+  Example:
+    >>> print(effective_number_weights([900, 90, 10], beta=0.99))
+    [0.228... 0.383... 2.388...]
   """
   if not 0 <= beta <= 1:
     raise ValueError(f'loss.beta: must be in 0..1, got {beta}')
@@ -175,6 +189,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
   Returns:
     (B,) nats.
+
+  Example:
+    >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
+    >>> print(cross_entropy(logits, jnp.array([1])))  # log 4
+    [1.386...]
   """
   # optax's takes a logit from a logsumexp, and so loses the digits of logits
   # that are large together.
@@ -206,6 +225,11 @@ def focal(
   References:
     Lin et al., Focal Loss for Dense Object Detection, 2017, Eq. 4; Cui et al.,
     2019, Eq. 13; Wei et al., 2022, Eq. 9.
+
+  Example:
+    >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
+    >>> print(focal(logits, jnp.array([1]), gamma=2.0))  # 9/16 log 4
+    [0.779...]
   """
   if kind == 'sigmoid':
     logits = _as_float(logits)
@@ -249,6 +273,11 @@ def cb_focal(
 
   References:
     Cui et al., 2019, Eq. 13; Wei et al., 2022, Eq. 7-9.
+
+  Example:
+    >>> logits, labels = jnp.zeros((2, 2)), jnp.array([0, 1])
+    >>> print(cb_focal(logits, labels, jnp.array([0.5, 1.5]), gamma=1.0))
+    [0.173... 0.519...]
   """
   losses = focal(logits, labels, gamma=gamma, kind=kind)
   return jnp.asarray(weights, losses.dtype)[labels] * losses
@@ -310,6 +339,13 @@ def mgacr(
 
   References:
     Wei et al., 2022, Eq. 2, 3 and 5.
+
+  Example:
+    >>> mask = jnp.array([[[1.0, 0.0], [0.0, 0.0]]])
+    >>> features = jnp.ones((1, 2, 2, 8))
+    >>> terms = mgacr(features, mask, 1 - mask, mask)  # Perfect maps.
+    >>> {name: float(term) for name, term in terms.items()}  # feat: 3/4 to 1/4
+    {'att_pos': 0.0, 'att_neg': 0.0, 'feat': 3.0}
   """
   _check_mgacr(reduction, negative, lesions_only)
   map_pos, map_neg, mask = map(_as_float, (map_pos, map_neg, mask))

@@ -1,5 +1,6 @@
 """The losses against float64 numpy, and at their extremes."""
 
+import doctest
 import functools
 import warnings
 
@@ -33,6 +34,11 @@ mgacr = jax.jit(
     'axis_name',
   ),
 )
+
+
+def test_the_examples_of_the_docstrings_hold():
+  found = doctest.testmod(losses, optionflags=doctest.ELLIPSIS)
+  assert found.failed == 0 and found.attempted >= 7
 
 
 def in_float64(test):

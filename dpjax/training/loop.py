@@ -30,10 +30,12 @@ from dpjax.training import (
   batches,
   build,
   checkpoint,
+  describe,
   inference,
   metrics_log,
   programs,
   start,
+  trace,
   validation,
 )
 from dpjax.training import workdir as workdir_lib
@@ -42,8 +44,8 @@ from dpjax.training import workdir as workdir_lib
 def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
   """Trains one stage to the end, from wherever `workdir` left off.
 
-  Writes into `workdir`: config.json, metrics.jsonl, checkpoints/, and with
-  train.tensorboard its events.
+  Writes into `workdir`: config.json, metrics.jsonl, checkpoints/, with
+  train.tensorboard its events, and with train.trace a profile in trace/.
 
   Args:
     config: as resolved (dpjax.config.resolve).
@@ -89,12 +91,14 @@ def _train(config, stage, workdir, held):
       write=processes.is_process_0(),
     )
     if processes.is_process_0():
-      print(_describe_start(run, workdir, begin), flush=True)
+      print(describe.start(run, workdir, begin), flush=True)
+    steps = config.train.trace if processes.is_process_0() else 0
+    traced = contextlib.closing(trace.Trace(workdir / 'trace', steps))
     # The job inside of what is closed: closing waits for the other processes.
-    with contextlib.closing(log), processes.job():
+    with contextlib.closing(log), traced as profile, processes.job():
       _loop(
         run, begin, optimizer, schedule,
-        stream=stream, saved=saved, log=log, clock=clock,
+        stream=stream, saved=saved, log=log, clock=clock, profile=profile,
       )  # fmt: skip
 
 
@@ -137,7 +141,9 @@ def crosses_multiple(step: int, size: int, every: int) -> bool:
   return bool(every) and step // every > (step - size) // every
 
 
-def _loop(run, begin, optimizer, schedule, *, stream, saved, log, clock):
+def _loop(
+  run, begin, optimizer, schedule, *, stream, saved, log, clock, profile
+):
   """Makes the steps that are left; raises as `train`."""
   settings, total = run.config.train, run.total_steps
   several, whole = jax.process_count() > 1, settings.steps_per_dispatch
@@ -168,7 +174,9 @@ def _loop(run, begin, optimizer, schedule, *, stream, saved, log, clock):
     metrics = _LateMetrics(run, saved, write, bar, interval)
     for size, following in itertools.zip_longest(sizes, sizes[1:]):
       batch, data_state = prefetched
-      state, sent = compiled[size](state, batch, images)
+      with profile.dispatch(step):
+        state, sent = compiled[size](state, batch, images)
+      profile.sent(size, sent)
       step += size
       if following:
         host = _read(stream, following)
@@ -187,7 +195,7 @@ def _loop(run, begin, optimizer, schedule, *, stream, saved, log, clock):
         _check_scores(step, scores, saved)
         write(step, 'validation', scores)
         if processes.is_process_0():
-          bar.write(_describe_scores(run, step, scores))
+          bar.write(describe.scores(run, step, scores))
       if run.config.data.placement != 'resident':  # Else all was read at first.
         run.records.check_unchanged()
       record = _record(run, clock, interval, seen)
@@ -362,38 +370,4 @@ def _non_finite(step, bad, saved):
     f'step {step}: {first} is {bad[first]}'
     + (f' (also {", ".join(others)})' if others else '')
     + f'; the last good checkpoint: {kept}. Try a lower learning rate, or clip'
-  )
-
-
-def _describe_start(run, workdir, begin):
-  return (
-    f'{run.stage}: {workdir}, {begin.origin}, to step {run.total_steps}'
-    f' ({run.settings.epochs:g} epochs of {len(run.records)} radiographs by'
-    f' {run.settings.batch_size}), {_describe_devices(run)}'
-  )
-
-
-def _describe_devices(run):
-  config = run.config
-  kind = jax.devices()[0].device_kind
-  parts = [
-    f'{run.devices.mode} on {run.devices.count} x {kind}',
-    config.model.dtype,
-  ]
-  if jax.process_count() > 1:
-    parts.append(f'{jax.process_count()} processes')
-  if config.train.steps_per_dispatch > 1:
-    parts.append(f'{config.train.steps_per_dispatch} steps a dispatch')
-  if config.data.placement == 'resident':
-    parts.append('images in device memory')
-  return ', '.join(parts)
-
-
-def _describe_scores(run, step, scores):
-  text = ', '.join(
-    f'{name} {value:.4g}' for name, value in scores.items() if value is not None
-  )
-  epoch = step / run.steps_per_epoch
-  return (
-    f'{run.stage} epoch {epoch:.2f}, validation: {text or "no radiographs"}'
   )
