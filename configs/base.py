@@ -365,7 +365,7 @@ c.train.deterministic = flag(False)  # bit-exact on a GPU too, and slower
 c.train.tensorboard = flag(False, resume=True)
 # Steps of a start whose profile is written into WORKDIR/trace, for TensorBoard
 # or Perfetto; 0: none.
-c.train.trace = count(0, 0, resume=True)
+c.train.trace = count(0, 0, resume=True, before=0)
 c.train.progress = flag(True, resume=True)  # a progress bar on stderr
 
 # Validation during training.

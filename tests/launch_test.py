@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / 'launch'
 SCRIPTS = sorted([
   *LAUNCH.glob('*.sh'), *LAUNCH.glob('*.sbatch'),
-  *(ROOT / 'docs').glob('*.sh'), ROOT / '.ci' / 'run',
+  *(ROOT / 'benchmarks').glob('*.sh'), ROOT / '.ci' / 'run',
 ])  # fmt: skip
 FLAGS = ('--config=configs/retrain.py', '--workdir=runs/with space',
          '--config.mgacr.stages=("stage1",)')  # fmt: skip

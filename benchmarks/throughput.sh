@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Takes every figure that docs/throughput.md wants from one GPU.
 #
-#   docs/throughput.sh            into runs/throughput
-#   docs/throughput.sh OUT        into another folder; again: what is there stays
-#   docs/throughput.sh --dry OUT  every command, tiny: minutes on a CPU, and
+#   benchmarks/throughput.sh            into runs/throughput
+#   benchmarks/throughput.sh OUT        into another folder; what is there stays
+#   benchmarks/throughput.sh --dry OUT  every command, tiny: minutes on a CPU, and
 #                                 figures that mean nothing
 #
 # From the root of a checkout, with the environment activated
