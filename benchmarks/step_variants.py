@@ -59,13 +59,13 @@ class Variant:
 
   Attributes:
     network: fields of the backbone.
-    batch_norm: arguments of its nn.BatchNorm.
+    batch_norm: arguments of Flax's BatchNorm, in place of ours; None: ours.
     donate: the old state's memory is the new one's.
     dispatch: steps made by one call.
   """
 
   network: dict[str, Any] = dataclasses.field(default_factory=dict)
-  batch_norm: dict[str, Any] = dataclasses.field(default_factory=dict)
+  batch_norm: dict[str, Any] | None = None
   donate: bool = True
   dispatch: int = 1
 
@@ -80,6 +80,7 @@ def variants(platform):
   found = {
     'base': Variant(),
     'space-to-depth stem': Variant(network={'stem': 'space_to_depth'}),
+    'BatchNorm of Flax': Variant(batch_norm={}),
     'BatchNorm in two passes': Variant(batch_norm={'use_fast_variance': False}),
     'state not donated': Variant(donate=False),
     f'{several} steps a dispatch': Variant(dispatch=several),
@@ -117,6 +118,7 @@ class Timed:
 def make_timed(built, batch, variant):
   """The variant's step on `batch`, a tree of numpy arrays, compiled."""
   import jax.numpy as jnp
+  from flax import linen as nn
 
   from dpjax.models import resnet
   from dpjax.training import batches, build, programs
@@ -135,8 +137,13 @@ def make_timed(built, batch, variant):
   )
   usual = resnet.batch_norm
 
-  def batch_norm(*args):
-    return functools.partial(usual(*args), **variant.batch_norm)
+  def batch_norm(train, dtype, axis_name):
+    if variant.batch_norm is None:
+      return usual(train, dtype, axis_name)
+    return functools.partial(
+      nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5,
+      dtype=dtype, axis_name=axis_name, **variant.batch_norm,
+    )  # fmt: skip
 
   # No field of the network's: a variant that wins becomes one.
   with mock.patch.object(resnet, 'batch_norm', batch_norm):

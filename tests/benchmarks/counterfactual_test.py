@@ -4,6 +4,8 @@ import pathlib
 import re
 import tarfile
 
+import pytest
+
 from benchmarks import counterfactual
 from dpjax import prepare
 from dpjax.config import record
@@ -11,6 +13,7 @@ from dpjax.config import record
 RECORDED = pathlib.Path(__file__).parents[1] / 'recorded/faa881e.tar.xz'
 
 
+@pytest.mark.slow
 def test_log_odds_and_maps_of_each_stage_are_told(
   tmp_path, monkeypatch, capsys
 ):

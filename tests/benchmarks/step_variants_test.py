@@ -14,6 +14,7 @@ def small(monkeypatch):
     config.data.phantom.count = 60
     config.data.store_size = size
     config.model.stage_sizes, config.model.width = (1,), 4
+    config.mgacr.stages = ('stage1',)
     config.mgacr.attention = config.mgacr.features = False
     return config
 
@@ -32,8 +33,7 @@ def test_variants_of_the_step_are_timed_beside_the_base():
   for result in found.values():
     assert len(result['seconds']) == 2 and min(result['seconds']) > 0
   # Two passes read the features once more.
-  passes = found['BatchNorm in two passes']['bytes'] / found['base']['bytes']
-  assert passes > 1
+  assert found[names.split(',')[1]]['bytes'] > found['base']['bytes']
   head, _, *rows = step_variants.table(found, rows=8)
   assert [row.split(' | ')[0].strip('| ') for row in rows] == list(found)
   assert [row.count('|') for row in rows] == [head.count('|')] * 2
