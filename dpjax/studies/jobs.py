@@ -117,10 +117,12 @@ def devices(environment: Mapping[str, str]) -> tuple[str, int]:
   """
   if environment.get('JAX_PLATFORMS') == 'cpu':
     return 'cpu', 1
-  found = subprocess.run(
-    [sys.executable, '-c', _PROBE], env=environment, capture_output=True,
-    text=True, check=False,
-  )  # fmt: skip
+  with signals.no_interrupt_for_children():
+    found = subprocess.run(
+      [sys.executable, '-c', _PROBE], env=environment, capture_output=True,
+      text=True, check=False,
+    )  # fmt: skip
+  signals.check()
   if found.returncode:
     lines = found.stderr.strip().splitlines() or ['no word']
     raise UserError(f'--jobs: JAX finds no device ({lines[-1]})')

@@ -309,3 +309,32 @@ def test_one_run_is_done_alone(study, tmp_path, monkeypatch):
   assert done[1:] == ['stage I']
   with pytest.raises(UserError, match='the runs of this study are seed0/pre-'):
     jobs.run_only(study, 'seed7/attention')
+
+
+def test_how_far_a_run_is_stands_in_the_logs_of_its_stages(tmp_path):
+  config = fake_runs.make_config(
+    pretrain__epochs=2.0, retrain__epochs=3.0, finetune__epochs=1.5
+  )
+  own = runs.resolved(config, 'row', (), 0, fake_runs.resolve)
+  task = runs.network(own, tmp_path, 'row')
+  unit = jobs._Unit(task, task.folder, shared=False)
+  assert unit.name == 'seed0/row' and unit.done() == 0
+  assert [epochs for _, epochs in unit.stages()] == [3, 1.5]
+  for (folder, _), epoch in zip(unit.stages(), (3.01, 0.5), strict=True):
+    folder.mkdir(parents=True)
+    line = f'{{"split": "train", "epoch": {epoch}}}\n'
+    old = '{"split": "train", "epoch": 0.1}\n' * 500
+    (folder / 'metrics.jsonl').write_text(old + line + '{"split": "tr')
+  assert unit.done() == 3.5
+  shared = jobs._Unit(task, task.pretraining, shared=True)
+  assert shared.stages() == [(task.pretraining, 2)] and shared.done() == 0
+
+
+def test_devices_are_found_by_another_process(monkeypatch):
+  probe = 'print("a word"); print("gpu", 4)'
+  monkeypatch.setattr(jobs, '_PROBE', probe)
+  assert jobs.devices({**os.environ, 'JAX_PLATFORMS': 'cuda'}) == ('gpu', 4)
+  assert jobs.devices({'JAX_PLATFORMS': 'cpu'}) == ('cpu', 1)
+  monkeypatch.setattr(jobs, '_PROBE', 'raise SystemExit("no driver")')
+  with pytest.raises(UserError, match=r'finds no device \(no driver\)'):
+    jobs.devices({})

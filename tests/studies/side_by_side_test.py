@@ -1,4 +1,7 @@
-"""A study with --jobs, by real processes, is the study in a row."""
+"""A study with --jobs, by real processes, is the study in a row.
+
+And what its runs say together.
+"""
 
 import json
 import os
@@ -33,10 +36,10 @@ def get_config():
 """
 
 
-def ablate(folder, *flags):
+def run(folder, command, *flags):
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   return subprocess.run(
-    [sys.executable, '-m', 'dpjax.main', 'ablate', '--config=study.py', *flags],
+    [sys.executable, '-m', 'dpjax.main', command, '--config=study.py', *flags],
     cwd=folder,
     env={**environment, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
     capture_output=True, text=True, check=False, timeout=600,
@@ -53,9 +56,11 @@ def without_times(value):
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason='two jobs, two cores')
 def test_the_table_of_two_jobs_is_that_of_runs_in_a_row_to_the_bit(tmp_path):
   (tmp_path / 'study.py').write_text(CONFIG)
-  row = ablate(tmp_path, '--workdir=row', '--config.train.progress=False')
+  row = run(
+    tmp_path, 'ablate', '--workdir=row', '--config.train.progress=False'
+  )
   assert row.returncode == 0, row.stderr
-  jobs = ablate(tmp_path, '--workdir=jobs', '--jobs=2')
+  jobs = run(tmp_path, 'ablate', '--workdir=jobs', '--jobs=2')
   assert jobs.returncode == 0, jobs.stderr
   said = jobs.stdout.splitlines()
   assert sum(': begun on core ' in line for line in said) == 4
@@ -75,7 +80,17 @@ def test_the_table_of_two_jobs_is_that_of_runs_in_a_row_to_the_bit(tmp_path):
   place = tmp_path / 'jobs' / 'seed0' / 'full'
   wanted = (place / 'predictions.csv').read_bytes()
   (place / 'evaluation.json').unlink()
-  only = ablate(tmp_path, '--workdir=jobs', '--only=seed0/full')
+  only = run(tmp_path, 'ablate', '--workdir=jobs', '--only=seed0/full')
   assert only.returncode == 0, only.stderr
   assert only.stdout.splitlines()[-1] == 'full, seed 0: finished'
   assert (place / 'predictions.csv').read_bytes() == wanted
+  # Two of its runs as one.
+  names = [f'jobs/seed0/{name}' for name in ('plain', 'full')]
+  both = run(
+    tmp_path, 'evaluate', f'--workdir={",".join(names)}', '--output=both',
+    f'--against={names[0]}',
+  )  # fmt: skip
+  assert both.returncode == 0, both.stderr
+  assert both.stdout.startswith('mean of 2 runs\n')
+  assert 'written: both/evaluation.json' in both.stdout.splitlines()[-1]
+  assert (tmp_path / 'both' / 'against.json').is_file()
