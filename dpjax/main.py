@@ -408,12 +408,12 @@ def _study(study, resolve, workdir):
 
 def _side_by_side():
   """How the runs of a study are started, and what resolves their configs."""
-  from dpjax.studies import jobs
+  from dpjax.studies import jobs, places
 
   environment = dict(os.environ)
   os.environ['JAX_PLATFORMS'] = 'cpu'  # The devices are for the runs.
-  platform, count = jobs.devices(environment)
-  places = jobs.make_places(
+  platform, count = places.devices(environment)
+  found = places.make_places(
     _JOBS.value, _JOBS_PER_DEVICE.value, platform, count, environment
   )
   command = [sys.executable, '-m', 'dpjax.main', *jobs.without(
@@ -423,7 +423,7 @@ def _side_by_side():
     resolve_lib.resolve, num_devices=1, platform=platform
   )
   progress = resolve_lib.checked(_CONFIG.value).train.progress
-  return jobs.Jobs(places, command, environment, progress), resolve
+  return jobs.Jobs(found, command, environment, progress), resolve
 
 
 _COMMANDS = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import tables
+from benchmarks import study_files, tables
 from dpjax.config import record as record_lib
 from dpjax.metrics import resampling
 from tests import fakes
@@ -26,7 +26,7 @@ def test_a_table_of_the_page_is_computed_again_from_the_runs(name):
 
 
 def test_a_cell_is_the_mean_and_t_interval_of_the_column():
-  with open(tables.RESULTS / 'phantom.csv', newline='') as file:
+  with open(study_files.RESULTS / 'phantom.csv', newline='') as file:
     rows = [row for row in csv.DictReader(file) if row['run'] == 'resnet18']
   values = [float(row['accuracy']) for row in rows]
   half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
@@ -61,8 +61,8 @@ def study(tmp_path_factory):
       rng = np.random.default_rng([seed, i])
       fake_runs.write_evaluation(folder, split, rng, 1 + i)
   (root / 'seed2' / 'unfinished').mkdir()
-  tables.collect(root, 'recipe-x', root, resamples=80)
-  return tables.Study('recipe-x', root)
+  study_files.collect(root, 'recipe-x', root, resamples=80)
+  return study_files.Study('recipe-x', root)
 
 
 def test_what_is_collected_of_a_study_is_what_its_runs_say(study):

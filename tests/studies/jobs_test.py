@@ -12,7 +12,7 @@ import pytest
 
 from dpjax import signals
 from dpjax.errors import Stopped, UserError
-from dpjax.studies import jobs, runs
+from dpjax.studies import jobs, places, runs
 from tests.studies import fake_runs
 
 # What a run leaves: an event at its beginning and end, and `done`, a stage I
@@ -52,11 +52,11 @@ def study(tmp_path, monkeypatch):
   ]  # fmt: skip
 
 
-def make_jobs(root, behaviour=':', places=2):
+def make_jobs(root, behaviour=':', count=2):
   return jobs.Jobs(
     [
-      jobs.Place(f'GPU {i}', {'CUDA_VISIBLE_DEVICES': str(i)})
-      for i in range(places)
+      places.Place(f'GPU {i}', {'CUDA_VISIBLE_DEVICES': str(i)})
+      for i in range(count)
     ],
     ['sh', '-c', SCRIPT, 'sh', behaviour],
     {**os.environ, 'ROOT': str(root)},
@@ -178,10 +178,17 @@ def test_a_divergence_is_no_death(study, tmp_path, capsys):
 def test_a_signal_ends_all_processes_and_only_ours(
   study, tmp_path, number, raised
 ):
-  # Both wait until they are told to end; the second sends us the signal.
+  # Both wait until they are told to end; one of them sends us the signal.
   waits = f"""
     trap 'say stopped; exit 143' TERM
-    [ $(grep -c begin $ROOT/events) = 2 ] && kill -{number} $PPID
+    touch $folder/ready
+    case $only in seed1/*)
+      n=0
+      while [ $(ls $ROOT/*/*/ready | wc -l) -lt 2 ]; do
+        n=$((n + 1)); [ $n -gt 500 ] && exit 9; sleep .02
+      done
+      kill -{number} $PPID;;
+    esac
     while :; do sleep .02; done"""
   other = subprocess.Popen(['sleep', '600'])
   try:
@@ -209,7 +216,7 @@ for name in ('done', 'finished'):
   (folder / name).touch()
 """
   mine = jobs.Jobs(
-    [jobs.Place('here')],
+    [places.Place('here')],
     [sys.executable, '-S', '-c', says],
     {**os.environ, 'ROOT': str(tmp_path)},
   )
@@ -225,12 +232,12 @@ for name in ('done', 'finished'):
 def test_each_process_has_its_part_of_the_cores(study, tmp_path):
   before = os.sched_getaffinity(0)
   count = min(2, len(before))
-  places = jobs.make_places(count, None, 'cpu', 1, {})
-  assert frozenset().union(*(place.cores for place in places)) == before
-  assert sum(len(place.cores) for place in places) == len(before)
+  shares = places.make_places(count, None, 'cpu', 1, {})
+  assert frozenset().union(*(place.cores for place in shares)) == before
+  assert sum(len(place.cores) for place in shares) == len(before)
   mine = make_jobs(tmp_path)
   jobs.run_all(study, lambda: None, jobs.Jobs(
-    places, mine.command, mine.environment
+    shares, mine.command, mine.environment
   ))  # fmt: skip
   assert os.sched_getaffinity(0) == before
 
@@ -241,47 +248,7 @@ def test_each_process_has_its_part_of_the_cores(study, tmp_path):
   seen = {
     frozenset(parsed(file.read_text())) for file in tmp_path.glob('*/*/cores')
   }
-  assert seen <= {place.cores for place in places}
-
-
-def test_gpus_are_taken_in_turn_with_equal_parts_of_their_memory():
-  places = jobs.make_places(3, None, 'gpu', 4, {})
-  assert [p.variables for p in places] == [
-    {'CUDA_VISIBLE_DEVICES': i} for i in '012'
-  ]
-  given = {
-    'CUDA_VISIBLE_DEVICES': '4,7',
-    'XLA_PYTHON_CLIENT_MEM_FRACTION': '.8',
-  }
-  places = jobs.make_places(4, 2, 'gpu', 2, given)
-  assert [p.variables['CUDA_VISIBLE_DEVICES'] for p in places] == [*'4747']
-  assert {p.variables['XLA_PYTHON_CLIENT_MEM_FRACTION'] for p in places} == {
-    '0.400'
-  }
-  assert [p.name for p in places] == ['GPU 4', 'GPU 7'] * 2
-  (one,) = jobs.make_places(1, 3, 'gpu', 1, {})
-  assert one.variables['XLA_PYTHON_CLIENT_MEM_FRACTION'] == '0.300'
-
-
-@pytest.mark.parametrize(
-  ('arguments', 'reason'),
-  [
-    (
-      (5, None, 'gpu', 4),
-      '4 GPUs with 1 on each; --jobs_per_device=2 would do',
-    ),
-    ((2, None, 'gpu', 1), '1 GPU with 1 on each; --jobs_per_device=2 would do'),
-    ((2, 2, 'cpu', 1), '--jobs_per_device is for GPUs'),
-    ((10**6, None, 'cpu', 1), 'core'),
-    ((2, None, 'tpu', 4), 'here is a tpu'),
-    ((0, None, 'gpu', 4), 'wanted 1 or more'),
-    ((1, 0, 'gpu', 4), 'wanted 1 or more'),
-  ],
-)
-def test_what_there_is_no_room_for_is_refused(arguments, reason):
-  with pytest.raises(UserError, match=r'^--jobs') as error:
-    jobs.make_places(*arguments, {})
-  assert reason in str(error.value)
+  assert seen <= {place.cores for place in shares}
 
 
 def test_the_command_of_a_run_is_that_of_the_study():
@@ -328,13 +295,3 @@ def test_how_far_a_run_is_stands_in_the_logs_of_its_stages(tmp_path):
   assert unit.done() == 3.5
   shared = jobs._Unit(task, task.pretraining, shared=True)
   assert shared.stages() == [(task.pretraining, 2)] and shared.done() == 0
-
-
-def test_devices_are_found_by_another_process(monkeypatch):
-  probe = 'print("a word"); print("gpu", 4)'
-  monkeypatch.setattr(jobs, '_PROBE', probe)
-  assert jobs.devices({**os.environ, 'JAX_PLATFORMS': 'cuda'}) == ('gpu', 4)
-  assert jobs.devices({'JAX_PLATFORMS': 'cpu'}) == ('cpu', 1)
-  monkeypatch.setattr(jobs, '_PROBE', 'raise SystemExit("no driver")')
-  with pytest.raises(UserError, match=r'finds no device \(no driver\)'):
-    jobs.devices({})
