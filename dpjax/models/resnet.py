@@ -330,7 +330,8 @@ def from_torch(state_dict: Mapping[str, Any], model: ResNet) -> dict[str, Any]:
       raise UserError(f'torch weights: {name} is missing, wanted {shape}')
     tensor = given = tensors.pop(name)
     if name == 'conv1.weight' and tensor.ndim == 4 and tensor.shape[1] == 3:
-      tensor = tensor.sum(axis=1, keepdims=True)
+      # Not by sum, which begins with 0.0 and so loses the sign of -0.0.
+      tensor = tensor[:, :1] + tensor[:, 1:2] + tensor[:, 2:]
     if tensor.shape != shape:
       raise UserError(
         f'torch weights: {name} has shape {given.shape}, wanted {shape}'
@@ -346,6 +347,36 @@ def from_torch(state_dict: Mapping[str, Any], model: ResNet) -> dict[str, Any]:
       ' only tensors that the model has'
     )
   return traverse_util.unflatten_dict(variables)
+
+
+def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Converts Flax variables to torchvision's and timm's names and layout.
+
+  The inverse of `from_torch`, bit for bit. The stem gets torch's three input
+  channels: the first has the kernel, the others -0.0, which added to a number
+  leaves every bit of it. So the network answers a grey image that is repeated
+  in three equal channels, and reads the first.
+
+  Args:
+    variables: {'params', 'batch_stats'} of a `ResNet`, its classifier included.
+
+  Returns:
+    torch names to float32 arrays.
+  """
+  tensors = {}
+  flat = traverse_util.flatten_dict(
+    {name: dict(variables[name]) for name in ('params', 'batch_stats')}
+  )
+  for path, leaf in flat.items():
+    leaf = np.asarray(leaf, np.float32)
+    # HWIO -> OIHW and IO -> OI; vectors stay.
+    leaf = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
+    tensors[_torch_name(path)] = np.ascontiguousarray(leaf)
+  stem = tensors['conv1.weight']
+  tensors['conv1.weight'] = np.concatenate(
+    [stem, *[np.full_like(stem, -0.0)] * 2], axis=1
+  )
+  return tensors
 
 
 def without_prefix(

@@ -20,10 +20,10 @@ from flax import linen as nn
 from dpjax.models import resnet
 
 # Convolutions of each block and their channels in units of `width`.
-_BLOCKS = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
-STAGES = tuple(f'stage{i + 1}' for i in range(len(_BLOCKS)))
-_GRID = 7  # side that the head sees
-SMALLEST = 2 ** len(_BLOCKS)  # side of an image, pixels
+BLOCKS = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
+STAGES = tuple(f'stage{i + 1}' for i in range(len(BLOCKS)))
+GRID = 7  # side that the head sees
+SMALLEST = 2 ** len(BLOCKS)  # side of an image, pixels
 
 
 class VGG16(nn.Module):
@@ -99,7 +99,7 @@ class VGG16(nn.Module):
 
     x = images
     features = {}
-    blocks = enumerate(zip(STAGES, _BLOCKS, strict=True), 1)
+    blocks = enumerate(zip(STAGES, BLOCKS, strict=True), 1)
     for i, (stage, (depth, channels)) in blocks:
       for j in range(1, depth + 1):
         x = conv(channels * self.width, name=f'conv{i}_{j}')(x)
@@ -108,7 +108,7 @@ class VGG16(nn.Module):
         x = nn.relu(x)
       x = nn.max_pool(x, (2, 2), strides=(2, 2))
       x = features[stage] = resnet.add_offset(x, stage, offsets)
-    x = adaptive_mean(x, _GRID).reshape(len(x), -1)
+    x = adaptive_mean(x, GRID).reshape(x.shape[0], -1)
     for name in ('fc1', 'fc2'):
       x = nn.relu(dense(64 * self.width, dtype=self.dtype, name=name)(x))
     pooled = features['pooled'] = x.astype(jnp.float32)
@@ -133,7 +133,7 @@ def adaptive_mean(x: jax.Array, side: int) -> jax.Array:
   """
   if x.shape[1:3] == (side, side):
     return x
-  rows, columns = (_bin_weights(n, side) for n in x.shape[1:3])
+  rows, columns = (bin_weights(n, side) for n in x.shape[1:3])
   # In full precision: an accelerator would otherwise round both factors.
   pooled = jnp.einsum(
     'ih,jw,bhwc->bijc',
@@ -145,7 +145,7 @@ def adaptive_mean(x: jax.Array, side: int) -> jax.Array:
   return pooled.astype(x.dtype)
 
 
-def _bin_weights(n, side):
+def bin_weights(n, side):
   """(side, n) float32: row i is the mean over the cells of bin i."""
   cells, i = np.arange(n), np.arange(side)[:, None]
   inside = (cells >= i * n // side) & (cells < -(-(i + 1) * n // side))

@@ -17,6 +17,7 @@ from flax import traverse_util
 
 from dpjax.errors import UserError
 from dpjax.models import resnet
+from tests import fakes
 
 RESNET50 = {'stage_sizes': (3, 4, 6, 3), 'block': 'bottleneck'}
 BASIC = {'stage_sizes': (1, 2), 'width': 4, 'num_classes': 3}
@@ -540,6 +541,45 @@ def test_a_stem_of_one_channel_is_the_sum_of_three():
     resnet.from_torch(one, model),
     resnet.from_torch(three, model),
   )
+
+
+@pytest.mark.parametrize('spec', [BASIC, BOTTLENECK], ids=['basic', 'bottle'])
+def test_the_way_to_torch_and_back_leaves_every_bit(spec):
+  model = resnet.ResNet(**spec)
+  three = weights(torch_shapes(**spec), seed=0)
+  variables = resnet.from_torch(three, model)
+  # A sign of zero is a bit too.
+  variables['params']['conv1']['kernel'][0, 0, 0, :2] = -0.0, 0.0
+  there = resnet.to_torch(variables)
+  shapes = {name: tensor.shape for name, tensor in there.items()}
+  assert shapes == torch_shapes(**spec)
+  # Transposed as torch has it, not only back and forth alike.
+  for name in set(there) - {'conv1.weight'}:
+    np.testing.assert_array_equal(there[name], three[name])
+  back = resnet.from_torch(there, model)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(
+      a.view(np.uint32), b.view(np.uint32)
+    ),
+    back,
+    variables,
+  )
+
+
+def test_torch_computes_the_same_from_what_is_handed_to_it():
+  torch = pytest.importorskip('torch')
+  model = resnet.ResNet(**BASIC)
+  variables = fakes.filled(model, 32)
+  network = torch_network(**BASIC).float()
+  network.load_state_dict(
+    {n: torch.from_numpy(t) for n, t in resnet.to_torch(variables).items()}
+  )
+  images = pixels((2, 32, 32, 1), seed=2)
+  with torch.no_grad():
+    three = torch.from_numpy(np.repeat(images, 3, -1).transpose(0, 3, 1, 2))
+    wanted = network.eval()(three)[0].numpy()
+  got, _ = model.apply(variables, images)
+  np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_torch_tensors_convert_as_arrays_do():
