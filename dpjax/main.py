@@ -37,7 +37,7 @@ from dpjax.distributed import processes
 from dpjax.errors import NonFinite, Stopped, UserError, one_line, printable
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'A file of configs/, e.g. configs/retrain.py or :quick.'
+  'config', None, 'A file, or a name of configs/: e.g. retrain, retrain:quick.'
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Where the run is kept; by default runs/<config>[-variant].'

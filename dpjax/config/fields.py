@@ -28,8 +28,13 @@ from ml_collections.config_dict import FieldReference
 
 from dpjax.errors import UserError
 
-# Where the fields are declared: in the checkout that this package is of.
-BASE = pathlib.Path(__file__).parents[2] / 'configs' / 'base.py'
+# The files that are named to --config: inside the package where a wheel was
+# installed (setup.py), beside it in a checkout.
+_PACKAGE = pathlib.Path(__file__).parents[1]
+CONFIGS = _PACKAGE / 'configs'
+if not CONFIGS.is_dir():
+  CONFIGS = _PACKAGE.parent / 'configs'
+BASE = CONFIGS / 'base.py'  # declares the fields
 
 # In Field.before: every record of a run has the field.
 ALWAYS = object()
@@ -323,7 +328,7 @@ def table() -> Mapping[str, Field]:
   if not BASE.is_file():
     raise UserError(
       f'{BASE}, which declares the fields of a config, is not there; install'
-      ' dpjax from its checkout by pip install -e .'
+      ' dpjax anew'
     )
   return types.MappingProxyType(dict(runpy.run_path(str(BASE))['c'].flatten()))
 

@@ -21,6 +21,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
   ml_collections alone answers a misspelt field with a traceback.
   """
   try:
+    # config_flags looks for the fields that are changed in sys.argv.
+    argv = sys.argv = _with_named_config(argv)
     _check_words(argv)
     return flags.FLAGS(argv)
   except (flags.Error, UserError) as error:
@@ -29,6 +31,30 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     line = str(error).strip().splitlines()[0]
     print(f'error: {one_line(line)}', file=sys.stderr)
     sys.exit(2)
+
+
+def _with_named_config(argv):
+  """The words, with the file of configs/ where --config has a mere name.
+
+  retrain and retrain:quick are names; a file that is there is meant by itself.
+  """
+
+  def found(value):
+    name, colon, variant = value.partition(':')
+    file = fields.CONFIGS / f'{name}.py'
+    known = name.isidentifier() and file.is_file()
+    if not known or pathlib.Path(name).is_file():
+      return value
+    return f'{file}{colon}{variant}'
+
+  words = [*argv]
+  for i, word in enumerate(argv):
+    if word in ('--config', '-config') and i + 1 < len(argv):
+      words[i + 1] = found(argv[i + 1])
+    elif word.startswith(('--config=', '-config=')):
+      flag, _, value = word.partition('=')
+      words[i] = f'{flag}={found(value)}'
+  return words
 
 
 def _check_words(argv):
@@ -98,7 +124,10 @@ def _check_is_no_field(known, given, name, value):
 def _read(file, *variant):
   """The config of a file of configs/, or of the user's own."""
   if not pathlib.Path(file).is_file():
-    raise UserError(f'--config={file}: no such file; see configs/')
+    names = sorted(path.stem for path in fields.CONFIGS.glob('*.py'))
+    raise UserError(
+      f'--config={file}: no such file, nor one of {", ".join(names)}'
+    )
   try:
     config = runpy.run_path(file)['get_config'](*variant)
   except UserError:
