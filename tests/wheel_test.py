@@ -61,7 +61,7 @@ def test_a_config_goes_by_its_name_in_any_folder(installed, tmp_path):
   path = '--config.data.path=set'
   found = run(
     installed, tmp_path, 'prepare', '--config=pretrain:quick', path,
-    '--config.data.phantom.count=20', '--config.data.workers=1',
+    '--config.data.phantom.count=50', '--config.data.workers=1',
   )  # fmt: skip
   assert found.returncode == 0, found.stderr
   # :quick stores squares of 128 pixels, the default is 256.

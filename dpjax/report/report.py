@@ -1,5 +1,6 @@
 """The report command: what runs are worth, on one page that opens from disk."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -11,6 +12,7 @@ from dpjax import atomic, signals
 from dpjax.data import store
 from dpjax.errors import UserError, one_line
 from dpjax.report import (
+  card,
   headline,
   page,
   report_data,
@@ -39,11 +41,11 @@ SECTIONS = {
 
 
 def write(workdirs: Sequence[str | pathlib.Path], config: Any) -> pathlib.Path:
-  """Writes report.html, report.json and report/ into the first workdir.
+  """Writes report.html, report.json, report/ and, of a classifier, its card.
 
-  The page is one file that needs nothing else; report/ holds its figures as
-  PNG files and report.json all of its numbers. A section whose data are
-  missing is left out, and says so.
+  All into the first workdir. The page is one file that needs nothing else;
+  report/ holds its figures as PNG files and report.json all of its numbers. A
+  section whose data are missing is left out, and says so.
 
   Args:
     workdirs: of stage II runs or recipes; the others are compared with the
@@ -59,20 +61,12 @@ def write(workdirs: Sequence[str | pathlib.Path], config: Any) -> pathlib.Path:
     OSError: the report cannot be written.
   """
   folder = pathlib.Path(workdirs[0]) if workdirs else pathlib.Path()
-  runs = report_data.load_runs(workdirs)
+  found = gather(workdirs, config)
+  runs = found.runs
   for run in runs:
     for note in run.notes:
       line = one_line(f'warning: {run.workdir}: {note}')
       print(line, file=sys.stderr, flush=True)
-  trained, scored, no_data = _sets(runs[0], config)
-  found = report_data.ReportData(
-    runs=runs,
-    scored=scored,
-    trained=trained,
-    no_data=no_data,
-    seed=config.evaluate.seed,
-    resamples=config.evaluate.resamples,
-  )
   written = []
   for key, (title, make) in SECTIONS.items():
     section = page.Section(key, title)
@@ -84,7 +78,7 @@ def write(workdirs: Sequence[str | pathlib.Path], config: Any) -> pathlib.Path:
     written.append(section)
   html = page.render(
     f'Report: {", ".join(run.name for run in runs)}',
-    'Research code, not a medical device. Do not use it to diagnose anyone.',
+    _lead(folder, found),
     headline.warnings(found),
     headline.scored_on(found),
     headline.facts(found),
@@ -93,6 +87,42 @@ def write(workdirs: Sequence[str | pathlib.Path], config: Any) -> pathlib.Path:
   )
   _write(folder, html, written, runs)
   return folder / 'report.html'
+
+
+def gather(
+  workdirs: Sequence[str | pathlib.Path], config: Any
+) -> report_data.ReportData:
+  """What `write` makes a report of; the arguments are those.
+
+  Raises:
+    UserError: one line: a workdir holds no run.
+  """
+  runs = report_data.load_runs(workdirs)
+  trained, scored, no_data = _sets(runs[0], config)
+  return report_data.ReportData(
+    runs=runs,
+    scored=scored,
+    trained=trained,
+    no_data=no_data,
+    seed=config.evaluate.seed,
+    resamples=config.evaluate.resamples,
+  )
+
+
+def _lead(folder, found):
+  """The line below the title; writes the card that it links, of a classifier.
+
+  The other runs are compared with the first, and have cards of their own.
+  """
+  lead = (
+    'Research code, not a medical device. Do not use it to diagnose anyone.'
+  )
+  first = found.runs[0]
+  if first.config is None or first.config.stage == 'pretrain':
+    return lead
+  alone = dataclasses.replace(found, runs=[first])
+  atomic.write_text(folder / card.FILE, card.render(alone))
+  return page.Html(f'{lead} <a href="{card.FILE}">Model card</a>')
 
 
 def _open(path: str) -> store.Store:

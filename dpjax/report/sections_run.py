@@ -7,6 +7,7 @@ or raises page.Missing with the reason why it is left out.
 import itertools
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -45,17 +46,17 @@ def what_was_run(section: page.Section, report_data: ReportData) -> None:
   for run in runs:
     for note in run.notes:
       section.say(f'{run.name}: {note}.', 'note')
-  facts = [_facts(run) for run in runs]
-  names = dict.fromkeys(itertools.chain(*facts))
+  told = [facts(run) for run in runs]
+  names = dict.fromkeys(itertools.chain(*told))
   section.table(
     ['', *(run.name for run in runs)],
-    [[name, *(one.get(name, '-') for one in facts)] for name in names],
+    [[name, *(one.get(name, '-') for one in told)] for name in names],
     'Settings and circumstances',
     kind='words',
   )
   section.numbers['runs'] = {
     run.name: {**one, 'notes': list(run.notes)}
-    for run, one in zip(runs, facts, strict=True)
+    for run, one in zip(runs, told, strict=True)
   }
   known = [run for run in runs if run.config]
   if len(known) < 2:
@@ -82,58 +83,58 @@ def what_was_run(section: page.Section, report_data: ReportData) -> None:
   )
 
 
-def _facts(run):
+def facts(run: Run) -> dict[str, Any]:
   """{what: text} of one run."""
-  facts = {}
+  found = {}
   c, result = run.config, run.evaluation
   if c:
     m, loss = c.model, c.loss
     sizes = ', '.join(map(str, m.stage_sizes))
-    facts['Network'] = (
+    found['Network'] = (
       f'ResNet ({sizes}), {m.block} blocks, width {m.width}'
       if m.network == 'resnet'
       else f'{m.network}, width {m.width}'
     )
-    facts['Input'] = (
+    found['Input'] = (
       f'{c.data.image_size} pixels, of {c.data.store_size} stored'
     )
     start = c.init.backbone
-    facts['Starts from'] = (
+    found['Starts from'] = (
       'scratch'
       if c.stage == 'pretrain' or start is None
       else record_lib.seen_from(run.workdir, start)
     )
     if c.stage != 'pretrain':
-      facts['Classification loss'] = loss.classification
-      facts['MGACR'] = (
+      found['Classification loss'] = loss.classification
+      found['MGACR'] = (
         ', '.join(
           name for name in ('attention', 'features') if c.mgacr[name]
         )
         or 'none'
       )  # fmt: skip
     settings = c['pretrain' if c.stage == 'pretrain' else 'retrain']
-    facts['Schedule'] = (
+    found['Schedule'] = (
       f'{settings.epochs:g} epochs, batches of {settings.batch_size}'
     )
     if c.stage == 'finetune':
       learns = 'the classifier' if c.finetune.freeze else 'everything'
-      facts['Fine-tuning'] = (
+      found['Fine-tuning'] = (
         f'{learns}, {c.finetune.epochs:g} epochs,'
         f' {c.finetune.loss.classification}'
       )
-    facts['Seed'] = c.seed
-    facts['Data set'] = pathlib.Path(c.data.path).name
+    found['Seed'] = c.seed
+    found['Data set'] = pathlib.Path(c.data.path).name
   if result:
     classes = ', '.join(run.class_names)
-    facts['Classes'] = classes
-    facts['Scored'] = (
+    found['Classes'] = classes
+    found['Scored'] = (
       f'{result["num_images"]:,} radiographs,'
       f' {pathlib.Path(str(result["data"])).name}, {result["split"]}'
     )
-    facts['Checkpoint'] = (
+    found['Checkpoint'] = (
       f'{result.get("checkpoint", "-")}, step {result.get("step", "-")}'
     )
-    facts['Evaluated on'] = result.get('device', '-')
+    found['Evaluated on'] = result.get('device', '-')
   for name, log in (
     ('Stage I', run.pretraining),
     ('Stage II', run.log),
@@ -141,11 +142,11 @@ def _facts(run):
   ):
     if log:
       last = log[-1]
-      facts[f'{name}, training'] = (
+      found[f'{name}, training'] = (
         f'{_seconds(last.get("seconds_training"))},'
         f' {last["step"]:,} steps'
       )  # fmt: skip
-  return facts
+  return found
 
 
 def training(section: page.Section, report_data: ReportData) -> None:

@@ -1,0 +1,169 @@
+"""The model card: what the run knows, and nothing that it does not."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from dpjax.report import card, card_items, report
+from tests import fakes
+from tests.report import workdirs
+
+STORE = workdirs.make_store(test=60)
+CONFIG = fakes.make_config()
+
+
+@dataclasses.dataclass(frozen=True)
+class Split(fakes.Split):
+  """One that says more of its patients."""
+
+  groups: np.ndarray = None
+  metadata: dict = dataclasses.field(default_factory=dict)
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  """Two recipes, to be copied."""
+  root = tmp_path_factory.mktemp('made')
+  for seed, name in enumerate(('mine', 'other')):
+    workdirs.write(root / name, STORE, seed=seed)
+  return root
+
+
+@pytest.fixture
+def render(made, tmp_path, monkeypatch):
+  """render(change, data) is the card after change(evaluation.json)."""
+
+  def made_of(change=lambda result: None, data=STORE, names=('mine',)):
+    monkeypatch.setattr(report, '_open', lambda path: data)
+    for name in names:
+      shutil.copytree(made / name, tmp_path / name)
+      file = tmp_path / name / 'retrain' / 'evaluation.json'
+      result = json.loads(file.read_text())
+      if change(result) is None:
+        file.write_text(json.dumps(result))
+      else:
+        file.unlink()
+    found = report.gather([tmp_path / name for name in names], CONFIG)
+    return card.render(found), result
+
+  return made_of
+
+
+def section(text, title):
+  (found,) = re.findall(rf'^## {title}\n(.*?)(?=^## |\Z)', text, re.M | re.S)
+  return found
+
+
+def test_every_score_stands_there_with_its_interval(render):
+  text, result = render()
+  scores = section(text, 'Scores')
+  shown = 0
+  for name, value in result['scores'].items():
+    if value is not None and '/' not in name:
+      low, high = result['intervals'][name]
+      assert f'| {value:.3f} [{low:.3f}, {high:.3f}] |' in scores, name
+      shown += 1
+  assert shown > 8
+  assert f'{result["temperature"]:.3f}' in section(text, 'Calibration')
+  for name, one in result['localisation'].items():
+    value = one['scores']['pointing_game']
+    assert f'| {name} | {one["num_images"]}' in section(text, 'Localisation')
+    assert f'{value:.3f}' in section(text, 'Localisation')
+
+
+def test_the_data_are_counted_by_split_class_and_patient(render):
+  splits = {}
+  for name, split in STORE.splits.items():
+    sexes = np.array(['F', 'M', 'F'])[np.arange(len(split)) % 3]
+    splits[name] = Split(
+      **vars(split),
+      metadata={'PatientSex': sexes, 'detector': sexes},
+      groups=np.arange(len(split)) // 2,
+    )
+  text, _ = render(data=dataclasses.replace(STORE, splits=splits))
+  data = section(text, 'Data')
+  labels = np.bincount(STORE.split('test').labels)
+  boxes = (STORE.split('test').num_boxes > 0).sum()
+  row = ['test', 60, 30, *labels, boxes]
+  assert f'| {" | ".join(map(str, row))} |' in data
+  # Who the patients are, not which cable was plugged in.
+  who = section(text, 'Demography')
+  assert '| F | 32 | 8 | 40 |' in who and 'detector' not in who
+
+
+def test_weaknesses_are_what_the_numbers_show(render):
+  def weak(result):
+    result['per_class']['1']['recall'] = 0.25
+    result['scores'] |= {'accuracy': 0.4, 'ece_scaled': 0.2}
+    result |= {'majority_accuracy': 0.5, 'temperature': None}
+    maps = result['localisation']
+    maps['cam']['scores']['pointing_game'] = 0.1
+    maps['centre']['scores']['pointing_game'] = 0.99
+
+  told = section(render(weak)[0], 'Known weaknesses')
+  for words in (
+    'phantoms', 'class 1 only 25%', 'commonest class', 'off by 0.200',
+    'not calibrated', 'no better than the baseline centre', '60 radiographs',
+  ):  # fmt: skip
+    assert words in told, words
+
+
+def test_a_strong_run_is_not_called_weak(render):
+  def strong(result):
+    for one in result['per_class'].values():
+      one['recall'] = 0.9
+    result['scores'] |= {'accuracy': 0.9, 'ece_scaled': 0.01}
+    result |= {'majority_accuracy': 0.5, 'num_images': 60, 'subgroups': {}}
+    result['localisation']['cam']['scores']['pointing_game'] = 1.0
+    for name in ('auroc_any_lesion', 'balanced_accuracy'):
+      result['intervals'][name] = [0.85, 0.95]
+
+  told = section(render(strong)[0], 'Known weaknesses').strip().splitlines()
+  assert len(told) == 3  # Phantoms, few, one source: those remain.
+
+
+@pytest.mark.parametrize(
+  ('items', 'title', 'count'),
+  [
+    (card_items.CLAIM, 'CLAIM (2024 update)', 44),
+    (card_items.TRIPOD_AI, 'TRIPOD+AI (2024)', 52),
+  ],
+)
+def test_every_item_of_a_guideline_is_answered_or_open(
+  render, items, title, count
+):
+  assert len({number for number, *_ in items}) == len(items) == count
+  text, _ = render()
+  titles = set(re.findall(r'^## (.*)$', text, re.M))
+  part = text.split(f'### {title}')[1].split('### ')[0]
+  for number, what, where in items:
+    answered = f'- {number} {what}: {where}' in part
+    assert answered == (where in titles)
+    assert answered != (f'- [ ] {number} {what}' in part)
+
+
+def test_a_run_without_an_evaluation_leaves_its_items_open(render):
+  text, _ = render(lambda result: False)
+  assert '## Scores' not in text
+  assert '- [ ] 28 metrics of performance' in text
+  assert 'was not evaluated' in section(text, 'Known weaknesses')
+
+
+def test_of_an_ensemble_no_score_is_claimed(render):
+  text, _ = render(names=('mine', 'other'))
+  assert 'of the ensemble this card knows no score' in text
+  assert 'mine: 60 radiographs' in text and 'other: 60 radiographs' in text
+
+
+def test_the_report_writes_it_and_links_it(made, tmp_path, monkeypatch):
+  monkeypatch.setattr(report, '_open', lambda path: STORE)
+  monkeypatch.setattr(report, 'SECTIONS', {})
+  shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+  page = report.write([tmp_path / 'mine', tmp_path / 'other'], CONFIG)
+  assert '<a href="MODEL_CARD.md">' in page.read_text()
+  text = (tmp_path / 'mine' / 'MODEL_CARD.md').read_text()
+  assert text.startswith('# Model card: mine\n')
