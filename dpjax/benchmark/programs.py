@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dpjax.benchmark import timing
 from dpjax.data.feed import pipeline
-from dpjax.distributed import processes
+from dpjax.distributed import parallel, processes
 from dpjax.errors import UserError
 from dpjax.training import batches, build, steps
 from dpjax.training.programs import compile_evaluation, compile_training
@@ -34,12 +34,16 @@ class Bench:
   Attributes:
     config: as resolved (dpjax.config.resolve).
     data: the prepared set.
+    topology: what to compile for, if not for the devices that are here.
     repeats: (how many, seconds of each), for timing.measure.
   """
 
-  def __init__(self, config: Any, data: Any):
+  def __init__(
+    self, config: Any, data: Any, topology: parallel.Topology | None = None
+  ):
     self.config = config
     self.data = data
+    self.topology = topology
     self.repeats = (config.benchmark.repeats, config.benchmark.seconds)
     self._placements: dict[str, str] = {}
     self._states: dict[str, Any] = {}
@@ -59,7 +63,7 @@ class Bench:
     by_memory = config.data.placement == 'auto'
     if by_memory and stage in self._placements:  # As when there was most free.
       config.data.placement = self._placements[stage]
-    run = build.build(config, stage, self.data)
+    run = build.build(config, stage, self.data, self.topology)
     if by_memory:
       self._placements[stage] = run.config.data.placement
     return run
@@ -82,6 +86,8 @@ class Bench:
       run = self.run(stage)
       optimizer, _ = build.make_optimizer(run, 1)
       self._states[stage] = build.initial_state(run, optimizer)
+    if self.topology:  # Only shapes.
+      return self._states[stage]
     return jax.tree.map(jnp.copy, self._states[stage])
 
   def images(self, run: Run) -> Any:
@@ -102,7 +108,7 @@ class Bench:
     wanted = self.config.benchmark.batch_sizes
     if not wanted:
       wanted = {run.settings.batch_size}
-      if jax.default_backend() != 'cpu':
+      if run.devices.platform != 'cpu':
         wanted |= {*_BATCH_SIZES}
     why = {size: self._unfit(run, size) for size in sorted({*wanted})}
     return (
@@ -146,13 +152,19 @@ def training_program(
     images: on the devices, or None.
     count: steps a dispatch.
   """
+  step, batch = training_step(run, count)
+  program, about = timing.compile_ahead(step, state, batch, images)
+  return program, batch, about
+
+
+def training_step(run: Run, count: int = 1) -> tuple[Any, Any]:
+  """The step of a stage, not yet compiled, and a batch for it."""
   optimizer, schedule = build.make_optimizer(run, run.total_steps)
   step = compile_training(run, optimizer, schedule, count)
   batch = batches.place_dispatch(
     run, pipeline.first(batches.training_stream(run), count)
   )
-  program, about = timing.compile_ahead(step, state, batch, images)
-  return program, batch, about
+  return step, batch
 
 
 def train_call(

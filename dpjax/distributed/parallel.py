@@ -7,6 +7,9 @@ the rows of all devices are gathered.
 
 With several processes (jax.distributed) the devices of all of them count, in
 the order of the processes, and each process hands in its own rows.
+
+Programs can be compiled for devices that are not there (`Topology`). What would
+be put on those is described by its shapes.
 """
 
 import dataclasses
@@ -16,11 +19,29 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = 'data'
 MODES = ('jit', 'pmap', 'shard_map')
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """Devices to compile for that are not there.
+
+  Attributes:
+    devices: of all processes (jax.experimental.topologies).
+    free_bytes: what JAX would have of the memory of each.
+  """
+
+  devices: tuple[Any, ...]
+  free_bytes: int
+
+  @property
+  def platform(self) -> str:
+    """'gpu' or 'tpu'."""
+    return self.devices[0].platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +51,16 @@ class Devices:
   Attributes:
     mode: 'jit' (one device), 'pmap' or 'shard_map'.
     count: how many devices, over all processes.
+    topology: what to compile for in place of the devices that are here; then
+      `place` and `replicate` describe arrays and make none.
 
   Raises:
-    ValueError: an unknown mode, or jit on several devices.
+    ValueError: an unknown mode, jit on several devices, or pmap on a topology.
   """
 
   mode: str
   count: int
+  topology: Topology | None = None
 
   def __post_init__(self):
     if self.mode not in MODES:
@@ -47,11 +71,18 @@ class Devices:
       raise ValueError(
         f'parallel.mode jit runs on one device, not {self.count}'
       )
+    if self.mode == 'pmap' and self.topology:
+      raise ValueError('parallel.mode pmap needs devices that are there')
 
   @property
   def axis_name(self) -> str | None:
     """What a step calls the axis of the devices; None on one."""
     return None if self.mode == 'jit' else AXIS
+
+  @property
+  def platform(self) -> str:
+    """'cpu', 'gpu' or 'tpu': what the programs are for."""
+    return self.topology.platform if self.topology else jax.default_backend()
 
   @property
   def process_shard(self) -> tuple[int, int]:
@@ -95,7 +126,7 @@ class Devices:
     if gather:
       step = _gathered(step, self.axis_name)
     elif steps > 1:
-      step = _scanned(step, steps)
+      step = _scanned(step, steps, self.platform)
     donated = (0,) if donate else ()
     if self.mode == 'jit':
       return jax.jit(step, donate_argnums=donated)
@@ -127,6 +158,8 @@ class Devices:
         (K, rows, ...) if stacked.
       stacked: as the compiled step has K steps in one dispatch.
     """
+    if self.topology:
+      return self._described(batch, _rows(stacked))
     if self.mode == 'jit':
       return jax.device_put(batch)
     sharding = NamedSharding(self._mesh, _rows(stacked))
@@ -145,6 +178,8 @@ class Devices:
 
   def replicate(self, tree: Any) -> Any:
     """Puts a tree of arrays, the same in every process, on every device."""
+    if self.topology:
+      return self._described(tree, P())
     if self.mode == 'jit':
       return jax.device_put(tree)
     sharding = NamedSharding(self._mesh, P())
@@ -157,11 +192,25 @@ class Devices:
 
     return jax.tree.map(put, tree)
 
+  def _described(self, tree, spec):
+    """The tree as shapes on the devices; of its arrays only shapes count."""
+    if self.mode == 'jit':
+      sharding = SingleDeviceSharding(self._all[0])
+    else:
+      sharding = NamedSharding(self._mesh, spec)
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+
+  @property
+  def _all(self):
+    return self.topology.devices if self.topology else jax.devices()
+
   @property
   def _mesh(self):
     # In the order of the processes, so that the rows of one are in a row. (What
     # make_mesh returns follows a TPU's wiring instead.)
-    ordered = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+    ordered = sorted(self._all, key=lambda d: (d.process_index, d.id))
     return Mesh(
       np.array(ordered[: self.count]), (AXIS,), axis_types=(AxisType.Auto,)
     )
@@ -179,12 +228,12 @@ def _gathered(step, axis_name):
   return gathered
 
 
-def _scanned(step, steps):
+def _scanned(step, steps, platform):
   """So many of the step, one after the other, on a stack of batches."""
 
   def scanned(state, batches, shared):
     # XLA's CPU path runs convolutions in a loop some ten times slower.
-    unroll = steps if jax.default_backend() == 'cpu' else 1
+    unroll = steps if platform == 'cpu' else 1
     return jax.lax.scan(
       lambda state, batch: step(state, batch, shared),
       state,

@@ -15,7 +15,11 @@ from dpjax.training.run import stage_settings
 
 
 def resolve(
-  config: Any, stage: str, data: store.Store, records: pipeline.Records
+  config: Any,
+  stage: str,
+  data: store.Store,
+  records: pipeline.Records,
+  topology: parallel.Topology | None = None,
 ) -> Any:
   """A copy of `config` in which nothing stays open.
 
@@ -29,11 +33,14 @@ def resolve(
     stage: 'pretrain', 'retrain' or 'finetune'.
     data: the prepared set.
     records: what the stage trains on.
+    topology: what to compile for, if not for the devices that are here.
   """
   config = config.copy_and_resolve_references()
   if config.data.placement == 'auto':
     images = len(records) + len(data.splits.get('validation', ()))
-    fits = config.data.render == 'device' and _fits(images * data.size**2)
+    free = topology.free_bytes if topology else parallel.free_bytes()
+    needed = images * data.size**2
+    fits = config.data.render == 'device' and _fits(needed, free)
     if config.parallel.mode != 'jit':  # With jit a process works by itself.
       fits = processes.broadcast_from_0(fits)
     config.data.placement = 'resident' if fits else 'stream'
@@ -42,6 +49,7 @@ def resolve(
   if not config.train.steps_per_dispatch:
     batch_size = stage_settings(config, stage).batch_size
     config.train.steps_per_dispatch = steps_per_dispatch(
+      platform=topology.platform if topology else jax.default_backend(),
       batch_size=batch_size,
       devices=config.parallel.devices,
       apart=config.eval.every * len(records) / batch_size,
@@ -52,7 +60,9 @@ def resolve(
   return config
 
 
-def steps_per_dispatch(*, batch_size: int, devices: int, apart: float) -> int:
+def steps_per_dispatch(
+  *, platform: str, batch_size: int, devices: int, apart: float
+) -> int:
   """How many steps one call of the devices makes by default.
 
   1 on a CPU, else by the batch size: a dispatch costs the host about half a
@@ -61,11 +71,12 @@ def steps_per_dispatch(*, batch_size: int, devices: int, apart: float) -> int:
   half of what is between two.
 
   Args:
+    platform: 'cpu', 'gpu' or 'tpu'.
     batch_size: radiographs, over all devices.
     devices: over all processes.
     apart: steps between two validations; 0 where there is only the last.
   """
-  if jax.default_backend() == 'cpu':
+  if platform == 'cpu':
     return 1
   wanted = min(16, 1024 * devices // batch_size)
   if apart:
@@ -73,7 +84,6 @@ def steps_per_dispatch(*, batch_size: int, devices: int, apart: float) -> int:
   return max(1, wanted)
 
 
-def _fits(needed):
+def _fits(needed, free):
   """Whether so many bytes are less than a quarter of a device's free memory."""
-  free = parallel.free_bytes()
   return free is not None and needed < free / 4

@@ -134,7 +134,10 @@ def resident_images(run: Run, records: Any) -> jax.Array | None:
   if run.config.data.placement != 'resident':
     return None
   side = run.data.size
-  images = np.empty((len(records), side, side), np.uint8)
+  shape = (len(records), side, side)
+  if run.devices.topology:
+    return run.devices.replicate(jax.ShapeDtypeStruct(shape, np.uint8))
+  images = np.empty(shape, np.uint8)
   for start in range(0, len(images), _READ):
     rows = np.arange(start, min(start + _READ, len(images)))
     images[rows] = records.images(rows)

@@ -32,20 +32,28 @@ from dpjax.training import (
 from dpjax.training.run import Run
 
 
-def build(config: Any, stage: str, data: store.Store) -> Run:
+def build(
+  config: Any,
+  stage: str,
+  data: store.Store,
+  topology: parallel.Topology | None = None,
+) -> Run:
   """Makes the networks and losses of one stage; allocates nothing.
 
   Args:
     config: as resolved (dpjax.config.resolve).
     stage: 'pretrain', 'retrain' or 'finetune'.
     data: the prepared set; it gives the classes and their counts.
+    topology: what to compile for, if not for the devices that are here.
 
   Raises:
     UserError: one line, where config and set do not fit.
   """
   records = batches.training_records(config, stage, data)
-  config = auto.resolve(config, stage, data, records)
-  devices = parallel.Devices(config.parallel.mode, config.parallel.devices)
+  config = auto.resolve(config, stage, data, records, topology)
+  devices = parallel.Devices(
+    config.parallel.mode, config.parallel.devices, topology
+  )
   make = {
     'pretrain': _pretraining,
     'retrain': _retraining,
@@ -285,6 +293,8 @@ def initial_state(
     source: where it comes from, for an error.
     attention: likewise of the attention.
   """
+  if run.devices.topology:  # Of what is not there only shapes are known.
+    return run.devices.replicate(_shapes(run, optimizer))
   variables = programs.first_call(
     jax.jit(run.objective.init), jax.random.key(run.config.seed)
   )
@@ -300,6 +310,16 @@ def initial_state(
     opt_state=optimizer.init(variables['params']),
   )
   return run.devices.replicate(state)
+
+
+def _shapes(run, optimizer):
+  variables = jax.eval_shape(run.objective.init, jax.random.key(0))
+  return steps.TrainState(
+    step=jax.ShapeDtypeStruct((), jnp.int32),
+    params=variables['params'],
+    batch_stats=variables['batch_stats'],
+    opt_state=jax.eval_shape(optimizer.init, variables['params']),
+  )
 
 
 def read_backbone(source: str, run: Run) -> Any:
