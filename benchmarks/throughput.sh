@@ -66,7 +66,8 @@ part recipe env JAX_ENABLE_COMPILATION_CACHE=false \
   --workdir="$out/recipe"
 
 # Input, step and end to end at the paper's batch size and at a large one, with
-# every K; and one size more.
+# every K; and one size more. Beside them what benchmark --target predicts of the
+# same programs, where the figures of the device are known.
 for size in "${sizes[@]}"; do
   own=(--config.pretrain.batch_size="$size" --config.retrain.batch_size="$size")
   part "benchmark-$size" python -m dpjax.main benchmark \

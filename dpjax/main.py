@@ -8,8 +8,8 @@ python -m dpjax.main inspect --source=PATH    what is in a folder of images
 train also takes [--coordinator=auto|HOST:PORT] [--num_processes=N]
     [--process_id=I]; evaluate [--against=OTHER_WORKDIR], and several workdirs
     with --output=DIR; ablate and compare [--jobs=N] [--jobs_per_device=M]
-    [--only=RUN]; benchmark [--peer=torch]; report several workdirs, with commas
-    between them; prepare
+    [--only=RUN]; benchmark [--peer=torch] [--target=NAME [--dump] [--fit]];
+    report several workdirs, with commas between them; prepare
     [--on_error=skip] [--strict] [--preview=N] [--verify] [--beam_runner=NAME]
     [--beam_options=--a=b,--c]
 """
@@ -85,6 +85,16 @@ _ONLY = flags.DEFINE_string(
 _PEER = flags.DEFINE_enum(
   'peer', None, ['torch'], 'benchmark: run the same in it, in turns with ours.'
 )
+_TARGET = flags.DEFINE_string(
+  'target', None, 'benchmark: compile for devices that are not here, and read'
+  ' the programs: h100, h100x8, v5e:2x2.'
+)  # fmt: skip
+_DUMP = flags.DEFINE_bool(
+  'dump', False, 'benchmark --target: keep the programs as text.'
+)
+_FIT = flags.DEFINE_bool(
+  'fit', False, 'benchmark --target: find the largest batch that fits.'
+)
 _COORDINATOR = flags.DEFINE_string(
   'coordinator', None, 'train: HOST:PORT of process 0 of a job of several'
   ' processes; auto where JAX finds out by itself.'
@@ -122,7 +132,7 @@ _FLAGS_OF = {
     _BEAM_OPTIONS,
   ),
   'evaluate': (_AGAINST, _OUTPUT),
-  'benchmark': (_PEER,),
+  'benchmark': (_PEER, _TARGET, _DUMP, _FIT),
   'ablate or compare': _STUDY,
 }
 
@@ -233,12 +243,18 @@ def _check_flags(command):
     raise UserError('--only is for one run, --jobs for all of them')
   if _BEAM_OPTIONS.value and not _BEAM_RUNNER.value:
     raise UserError('--beam_options is for --beam_runner, which is missing')
+  if _TARGET.value is None and (_DUMP.value or _FIT.value):
+    raise UserError('--dump and --fit are for --target, which is missing')
+  if _TARGET.value is not None and _PEER.value:
+    raise UserError('--peer runs on this machine, --target on none; give one')
 
 
 def _start():
   """Starts JAX; returns what resolves a config on the devices it finds."""
   if _PEER.value:  # By itself JAX takes three quarters of a GPU's memory.
     os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '.5')
+  if _TARGET.value is not None:  # Devices that are here stay free.
+    os.environ['JAX_PLATFORMS'] = 'cpu'
   config = resolve_lib.checked(_CONFIG.value)
   processes.start(
     deterministic=config.train.deterministic,
@@ -248,11 +264,35 @@ def _start():
   )
   import jax
 
+  if _TARGET.value is not None:
+    return _resolve_for_target
   return functools.partial(
     resolve_lib.resolve,
     num_devices=jax.device_count(),
     platform=jax.default_backend(),
     num_processes=jax.process_count(),
+  )
+
+
+def _resolve_for_target(config):
+  """What follows the devices follows those of --target."""
+  from dpjax.benchmark import targets
+
+  target = targets.find(_TARGET.value)
+  config = resolve_lib.checked(config)
+  if config.parallel.mode == 'pmap':
+    raise UserError(
+      'config.parallel.mode pmap runs on devices that are here; --target takes'
+      ' jit or shard_map'
+    )
+  devices = config.parallel.devices or target.count
+  if devices > 1 and config.parallel.mode == 'auto':
+    config.parallel.mode = 'shard_map'
+  return resolve_lib.resolve(
+    config,
+    num_devices=target.count,
+    platform=target.device.platform,
+    num_processes=target.processes,
   )
 
 
@@ -381,11 +421,19 @@ def _compare(resolve, workdir):
 
 
 def _benchmark(resolve, workdir):
-  from dpjax.benchmark import benchmark
+  from dpjax.benchmark import ahead, benchmark, targets
 
   config = resolve(_CONFIG.value)
   try:
-    print(benchmark.run_benchmark(config, workdir, _PEER.value))
+    if _TARGET.value is None:
+      print(benchmark.run_benchmark(config, workdir, _PEER.value))
+    else:
+      target = targets.find(_TARGET.value)
+      print(
+        ahead.run_ahead(
+          config, workdir, target, dump=_DUMP.value, fit=_FIT.value
+        )
+      )
   except (Stopped, KeyboardInterrupt):
     print('stopped; the same command measures all anew', file=sys.stderr)
     return 130  # 128 + SIGINT

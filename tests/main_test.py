@@ -151,6 +151,12 @@ def test_a_flag_of_prepare_is_refused_elsewhere(checkout, flag):
   ('command', 'flag', 'line'),
   [
     ('train', '--peer=torch', '--peer is for benchmark, not for train'),
+    ('train', '--target=h100', '--target is for benchmark, not for train'),
+    (
+      'benchmark',
+      '--dump',
+      '--dump and --fit are for --target, which is missing',
+    ),
     (
       'evaluate',
       '--coordinator=auto',

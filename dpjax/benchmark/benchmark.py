@@ -6,16 +6,13 @@ written after each part, so that a run which ends early leaves what it has.
 """
 
 import contextlib
-import datetime
 import functools
-import importlib.metadata
 import io
 import itertools
 import json
 import math
 import os
 import pathlib
-import platform
 import sys
 import tempfile
 import time
@@ -25,7 +22,14 @@ import jax
 import numpy as np
 
 from dpjax import atomic, prepare
-from dpjax.benchmark import programs, text, timing
+from dpjax.benchmark import (
+  predicted,
+  programs,
+  record,
+  targets,
+  text,
+  timing,
+)
 from dpjax.errors import NonFinite
 from dpjax.training import batches, loop
 from dpjax.training.programs import compile_step
@@ -36,8 +40,6 @@ _STEPS_PER_DISPATCH = (1, 4, 16)
 # Lines of the log that hold the compilation, and what was read meanwhile.
 _FIRST_LINES = 2
 _EVALUATED = 4  # different batches that inference goes round
-# Variables that are put on record, by how they begin.
-_ENVIRONMENT = ('XLA_', 'JAX_', 'LIBTPU_', 'CUDA_VISIBLE_DEVICES', 'OMP_')
 
 # What the numbers in benchmark.json mean.
 _NOTES = {
@@ -65,6 +67,9 @@ _NOTES = {
   'stall_share': '1 - end to end / step only, of medians; below 0 is noise',
   'cores_busy_with_others': 'CPU cores that other processes used on average'
   ' while this was measured; null where that is not known',
+  'predicted': 'the program by the model of benchmark --target, where the'
+  ' figures of the device are known (dpjax/benchmark/targets.py): to judge the'
+  ' model by',
   'pairs': 'a pair is one radiograph of stage I with all its views',
 }
 
@@ -162,16 +167,9 @@ def _warn_of_load(load):
 
 def _circumstances(config, peer):
   """Where and with what this was measured."""
-  packages = ['dpjax', 'jax', 'jaxlib', 'flax', 'optax', 'grain', 'numpy']
-  versions = {'python': platform.python_version()}
-  for name in [*packages, *([peer] if peer else [])]:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      versions[name] = importlib.metadata.version(name)
   device = jax.devices()[0]
   return {
-    'finished': False,
-    'started': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
-    'command': sys.argv,
+    **record.circumstances(config, *([peer] if peer else [])),
     'device': {
       'kind': device.device_kind,
       'platform': device.platform,
@@ -180,18 +178,6 @@ def _circumstances(config, peer):
       'mode': config.parallel.mode,
       'processes': jax.process_count(),
     },
-    'host': {
-      'system': platform.platform(),
-      'cpus': os.cpu_count(),
-      'load_at_start': os.getloadavg()[0],
-    },
-    'versions': versions,
-    'environment': {
-      name: os.environ[name]
-      for name in sorted(os.environ)
-      if name.startswith(_ENVIRONMENT)
-    },
-    'config': config.to_dict(),
   }
 
 
@@ -252,9 +238,27 @@ def _step(bench, stage, batch_size, count):
   run = bench.sized(stage, batch_size)
   state, images = bench.state(stage), bench.images(run)
   program, batch, about = programs.training_program(run, state, images, count)
+  about |= _by_model(run, program, batch_size, count)
   call = programs.train_call(program, state, batch, images)
   times = timing.measure_one(call, *bench.repeats)
   return about | _rates(times, batch_size, count) | _peak(before)
+
+
+def _by_model(run, program, rows, count=1):
+  """What `benchmark --target` would predict, where the device is known."""
+  device = targets.of_kind(jax.devices()[0].device_kind)
+  if device is None:
+    return {'predicted': None}
+  return {
+    'predicted': predicted.describe(
+      program.as_text(),
+      device,
+      rows=rows,
+      count=count,
+      dtype=run.config.model.dtype,
+      devices=run.devices.count,
+    )
+  }
 
 
 def _rates(times, batch_size, count=1):
@@ -349,6 +353,7 @@ def _infer(bench, stage, batch_size):
   host = programs.evaluation_batches(run, images, _EVALUATED)
   placed = [batches.place(run, batch) for batch in host]
   program, about = programs.evaluation_program(run, state, placed[0], images)
+  about |= _by_model(run, program, batch_size)
   call = programs.infer_call(program, state, placed, images)
   times = timing.measure_one(call, *bench.repeats)
   return about | _rates(times, batch_size) | _peak(before)

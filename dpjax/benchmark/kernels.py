@@ -47,6 +47,7 @@ class Kernel:
     bytes: that one run of it moves in the device's memory.
     flops: operations of the convolutions and matrix products of one run.
     cycles: of one run, as a TPU's compiler estimates; 0 where it does not.
+    scatters: whether it adds single values wherever their indices point.
     sent: bytes that one run of a collective hands in, else 0.
     op_name: what JAX calls where it comes from.
     sources: the files whose calls led there, the innermost first.
@@ -58,6 +59,7 @@ class Kernel:
   bytes: int
   flops: int
   cycles: int
+  scatters: bool
   sent: int
   op_name: str
   sources: tuple[str, ...]
@@ -118,10 +120,12 @@ def _says_only(one):
 
 def _kernel(module, computation, one, times):
   kind = one.opcode.removesuffix('-start')
+  scatters = kind == 'scatter'
   if kind == 'custom-call':
     kind = one.attribute('custom_call_target') or kind
   inner = _fused(module, one)
   for member in inner.instructions if inner else ():
+    scatters = scatters or member.opcode == 'scatter'
     if member.opcode.removesuffix('-start') in _COLLECTIVES:
       kind = member.opcode.removesuffix('-start')
   cycles = _CYCLES.search(one.attributes)
@@ -137,6 +141,7 @@ def _kernel(module, computation, one, times):
     bytes=sum(taken) + _given(module, computation, one),
     flops=_flops(module, computation, one),
     cycles=int(cycles[1]) if cycles else 0,
+    scatters=scatters,
     sent=sum(taken) if kind in _COLLECTIVES else 0,
     op_name=named.op_name,
     sources=tuple(module.sources(named)),

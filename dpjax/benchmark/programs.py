@@ -117,7 +117,8 @@ class Bench:
     )
 
   def _unfit(self, run, size):
-    if size > len(run.records):
+    # What is only compiled draws no batch from the set.
+    if size > len(run.records) and not self.topology:
       return f'there are {len(run.records)} training radiographs'
     if size % self.config.parallel.devices:
       return f'not a multiple of the {self.config.parallel.devices} devices'
@@ -152,19 +153,13 @@ def training_program(
     images: on the devices, or None.
     count: steps a dispatch.
   """
-  step, batch = training_step(run, count)
-  program, about = timing.compile_ahead(step, state, batch, images)
-  return program, batch, about
-
-
-def training_step(run: Run, count: int = 1) -> tuple[Any, Any]:
-  """The step of a stage, not yet compiled, and a batch for it."""
   optimizer, schedule = build.make_optimizer(run, run.total_steps)
   step = compile_training(run, optimizer, schedule, count)
   batch = batches.place_dispatch(
     run, pipeline.first(batches.training_stream(run), count)
   )
-  return step, batch
+  program, about = timing.compile_ahead(step, state, batch, images)
+  return program, batch, about
 
 
 def train_call(

@@ -14,7 +14,9 @@ import re
 from dpjax.distributed import parallel
 from dpjax.errors import UserError
 
-_GPUS_A_MACHINE = 8
+GPUS_A_MACHINE = 8
+# InfiniBand NDR, one port a GPU, bytes a second (NVIDIA DGX H100 datasheet).
+NETWORK = 50e9
 # What JAX takes of a GPU's memory by itself (XLA_PYTHON_CLIENT_MEM_FRACTION).
 _MEMORY_SHARE = 0.75
 
@@ -88,6 +90,8 @@ _AMPERE = {'capability': '8.0', 'cores': 108, 'lanes': 64, 'clock': 1.41,
 _ADA = {'capability': '8.9', 'lanes': 128, 'threads': 1536,
         'shared': 100 << 10}  # fmt: skip
 
+# A TPU's clock is its peak over what its matrix units do in a cycle: of v4 and
+# v5, 128 x 128 products each; of v6e and TPU7x, taken for 2 x 256 x 256.
 # The figures for the compiler (Cuda, memory, bandwidth) of A100, H100, H200,
 # B200 and RTX PRO 6000 are those of openxla/xla,
 # xla/backends/gpu/target_config/specs; of the others they are NVIDIA's, as the
@@ -141,11 +145,11 @@ DEVICES = {
     Cuda('12.0', 188, 128, 2.6, 128 << 20, 1536, 100 << 10),
   ),
   'v4': Device(
-    'TPU v4', 17_200_000_000, 137.5e12, 0.615e12, 300e9,
+    'TPU v4', 17_200_000_000, 137.5e12, 0.614e12, 150e9,
     'Google Cloud, TPU v4; half a chip', clock=1.05e9, cores_a_chip=2,
   ),
   'v5e': Device(
-    'TPU v5 lite', 17_200_000_000, 197e12, 0.82e12, 200e9,
+    'TPU v5 lite', 17_200_000_000, 197e12, 0.819e12, 200e9,
     'Google Cloud, TPU v5e', clock=1.5e9,
   ),
   'v5p': Device(
@@ -153,11 +157,11 @@ DEVICES = {
     'Google Cloud, TPU v5p', clock=1.75e9,
   ),
   'v6e': Device(
-    'TPU v6 lite', 34_400_000_000, 918e12, 1.64e12, 448e9,
+    'TPU v6 lite', 34_400_000_000, 918e12, 1.638e12, 400e9,
     'Google Cloud, TPU v6e', clock=1.75e9,
   ),
   'tpu7x': Device(
-    'TPU7x', 103_000_000_000, 1153e12, 3.69e12, 600e9,
+    'TPU7x', 103_000_000_000, 1153e12, 3.69e12, 300e9,
     'Google Cloud, TPU7x; half a chip', clock=2.2e9, cores_a_chip=2,
   ),
 }  # fmt: skip
@@ -199,12 +203,12 @@ def find(name: str) -> Target:
     hint = f' (did you mean {near[0]}?)' if near else ''
     raise UserError(f'--target={name} is unknown{hint}; there is {_known()}')
   if device.platform == 'gpu':
-    if sides or (count > _GPUS_A_MACHINE and count % _GPUS_A_MACHINE):
+    if sides or (count > GPUS_A_MACHINE and count % GPUS_A_MACHINE):
       raise UserError(
         f'--target={name}; so many {word} are written e.g. {word}x8, up to'
-        f' {_GPUS_A_MACHINE} or a multiple of it'
+        f' {GPUS_A_MACHINE} or a multiple of it'
       )
-    return Target(name, device, (), count, -(-count // _GPUS_A_MACHINE))
+    return Target(name, device, (), count, -(-count // GPUS_A_MACHINE))
   if count > 1 or not re.fullmatch(r'([1-9]\d*(x[1-9]\d*)*)?', sides):
     raise UserError(f'--target={name}; a slice is written e.g. {word}:2x2')
   shape = tuple(map(int, sides.split('x'))) if sides else (1,)

@@ -17,7 +17,12 @@ INPUTS = {
   'device': 'Grain, rendered on the device',
   'resident': 'resident, rendered on the device',
 }
-_TITLES = {
+# Between which rates a program is predicted.
+MODEL = (
+  'each kernel at its roofline and launched from a CUDA graph, or at 79 % of it'
+  ' and launched one by one; on a TPU by the cycles of its compiler'
+)
+TITLES = {
   'pretrain': 'Stage I, contrastive pre-training',
   'retrain': 'Stage II, re-training',
   'inference': 'Inference of stage II',
@@ -47,12 +52,12 @@ def format_text(found: dict[str, Any]) -> str:
   Args:
     found: benchmark.json.
   """
-  blocks = ['# dpjax benchmark', _listed(about(found))]
+  blocks = ['# dpjax benchmark', listed(about(found))]
   for table in tables(found):
-    blocks += [f'## {table.title}', _markdown(table)]
+    blocks += [f'## {table.title}', markdown(table)]
     if table.notes:
-      blocks.append(_listed(table.notes))
-  return '\n\n'.join([*blocks, *(_wrapped(line) for line in legend(found))])
+      blocks.append(listed(table.notes))
+  return '\n\n'.join([*blocks, *(wrapped(line) for line in legend(found))])
 
 
 def about(found: dict[str, Any]) -> list[str]:
@@ -77,9 +82,9 @@ def about(found: dict[str, Any]) -> list[str]:
   if peaks := found.get('peaks'):
     lines.append(
       'Best of one device, measured:'
-      f' {_scaled(peaks["flops_per_second"]["median"])}FLOP/s'
+      f' {scaled(peaks["flops_per_second"]["median"])}FLOP/s'
       f' ({peaks["dtype"]} product of side {peaks["side"]}),'
-      f' {_scaled(peaks["bytes_per_second"]["median"])}B/s'
+      f' {scaled(peaks["bytes_per_second"]["median"])}B/s'
       f' (add in place, {peaks["copied_bytes"] >> 20} MiB)'
     )
   others = host['cores_busy_with_others']
@@ -100,7 +105,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
     found: benchmark.json.
   """
   made = []
-  for part in _TITLES:
+  for part in TITLES:
     if part in found:
       made.append(_step(part, found[part]))
       if 'end_to_end' in found[part]:
@@ -108,7 +113,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
   for stage, rates in found.get('input', {}).items():
     made.append(_input(stage, rates))
   peer = found.get('peer', {})
-  return made + [_peer(part, peer) for part in _TITLES if part in peer]
+  return made + [_peer(part, peer) for part in TITLES if part in peer]
 
 
 def _step(part, found):
@@ -118,6 +123,9 @@ def _step(part, found):
   known = any(one.get('peak_bytes') for one in found['step'])
   if known:
     head.append('peak')
+  by_model = any(one.get('predicted') for one in found['step'])
+  if by_model:
+    head += ['kernels', 'predicted']
   rows, notes = [], []
   for one in found['step']:
     row = [str(one['batch_size']), str(one['steps_per_dispatch'])]
@@ -126,36 +134,48 @@ def _step(part, found):
       notes.append(f'batch {row[0]}, K {row[1]}: {one["error"]}')
       continue
     row += [
-      _number(one['ms_per_step']['median']),
-      _number(one['per_second']['median']),
+      number(one['ms_per_step']['median']),
+      number(one['per_second']['median']),
       _span(one['per_second']),
-      _percent(one['flops_share']),
-      _percent(one['bytes_share']),
+      percent(one['flops_share']),
+      percent(one['bytes_share']),
       f'{one["compile_seconds"]:.1f}',
-      _mebibytes(one['program_bytes']),
+      mebibytes(one['program_bytes']),
     ]
-    rows.append([*row, _mebibytes(one['peak_bytes'])] if known else row)
+    row += [mebibytes(one['peak_bytes'])] if known else []
+    rows.append(row + (_predicted(one['predicted']) if by_model else []))
   notes += [
     f'batch {one["batch_size"]} left out: {one["why"]}'
     for one in found['left_out']
   ]
-  return Table(f'{_TITLES[part]}: step only', head, rows, notes)
+  return Table(f'{TITLES[part]}: step only', head, rows, notes)
+
+
+def _predicted(found):
+  """Kernels of a step, and the rates between which the model has it."""
+  if not found:
+    return ['-', '-']
+  rates = found['per_second']
+  return [
+    number(found['kernels']),
+    f'{number(rates["worst"])}-{number(rates["best"])}',
+  ]
 
 
 def _end_to_end(part, whole):
   unit, found = whole['unit'], whole['end_to_end']
   head = ['batch', 'K', f'{unit}/s', 'min-max', f'step only, {unit}/s',
           'input stall']  # fmt: skip
-  title = f'{_TITLES[part]}: end to end'
+  title = f'{TITLES[part]}: end to end'
   if 'error' in found:
     return Table(title, head, [], [found['error']])
   row = [
     str(found['batch_size']),
     str(found['steps_per_dispatch']),
-    _number(found['per_second']['median']),
+    number(found['per_second']['median']),
     _span(found['per_second']),
-    _number(found['step_only_per_second']),
-    _percent(max(0.0, found['stall_share'])),
+    number(found['step_only_per_second']),
+    percent(max(0.0, found['stall_share'])),
   ]
   return Table(title, head, [row])
 
@@ -166,13 +186,13 @@ def _input(stage, found):
     if 'error' in one
     else [
       INPUTS[kind],
-      _number(one['per_second']['median']),
+      number(one['per_second']['median']),
       _span(one['per_second']),
     ]
     for kind, one in found['rates'].items()
   ]
   return Table(
-    f'{_TITLES[stage]}: input only, batch {found["batch_size"]}',
+    f'{TITLES[stage]}: input only, batch {found["batch_size"]}',
     ['way', f'{found["unit"]}/s', 'min-max'],
     rows,
   )
@@ -189,7 +209,7 @@ def _peer(part, peer):
       continue
     size = one['batch_size']
     for name, rates in one['per_second'].items():
-      row = [name, str(size), _number(rates['median']), _span(rates)]
+      row = [name, str(size), number(rates['median']), _span(rates)]
       ratios = one['ratios'].get(name)  # Ours have none.
       rows.append(
         [*row, f'{ratios["dpjax"]:.2f}', f'{ratios["fastest"]:.2f}']
@@ -201,7 +221,7 @@ def _peer(part, peer):
       f' {one["theirs"]}, the fastest of PyTorch'
     )
   return Table(
-    f'{_TITLES[part]}: against PyTorch {peer["version"]} on {peer["device"]}',
+    f'{TITLES[part]}: against PyTorch {peer["version"]} on {peer["device"]}',
     ['way', 'batch', f'{found["unit"]}/s', 'min-max', 'x, K=1', 'x, best K'],
     rows,
     notes,
@@ -218,6 +238,15 @@ def legend(found: dict[str, Any]) -> list[str]:
     ' stall: 1 - end to end / step only; what noise makes negative is shown as'
     ' 0.'
   ]
+  if any(
+    one.get('predicted')
+    for part in TITLES
+    for one in found.get(part, {}).get('step', ())
+  ):
+    lines.append(
+      'kernels: that a step runs. predicted: what benchmark --target says of'
+      f' the same program, a second; {MODEL}.'
+    )
   if 'pretrain' in found or 'pretrain' in found.get('input', {}):
     lines.append('A pair is one radiograph with all its views.')
   if 'peer' in found:
@@ -229,7 +258,7 @@ def legend(found: dict[str, Any]) -> list[str]:
   return lines
 
 
-def _markdown(table):
+def markdown(table: Table) -> str:
   """Columns by their widths; words to the left, numbers to the right."""
   words = table.head[0] == 'way'
   head, *rows = text_table.pad(
@@ -241,17 +270,19 @@ def _markdown(table):
   return '\n'.join(f'| {" | ".join(row)} |' for row in [head, rule, *rows])
 
 
-def _listed(lines):
-  return '\n'.join(_wrapped(f'- {line}', '  ') for line in lines)
+def listed(lines: Sequence[str]) -> str:
+  """Lines as a Markdown list, each wrapped."""
+  return '\n'.join(wrapped(f'- {line}', '  ') for line in lines)
 
 
-def _wrapped(line, indent=''):
+def wrapped(line: str, indent: str = '') -> str:
+  """A line broken at WIDTH; what follows the first is indented."""
   return textwrap.fill(
     line, WIDTH, subsequent_indent=indent, break_on_hyphens=False
   )
 
 
-def _number(value):
+def number(value: float) -> str:
   """Three digits that count, or all of a whole number."""
   if value >= 100:
     return f'{value:,.0f}'
@@ -259,19 +290,22 @@ def _number(value):
 
 
 def _span(of):
-  return f'{_number(of["min"])}-{_number(of["max"])}'
+  return f'{number(of["min"])}-{number(of["max"])}'
 
 
-def _mebibytes(size):
+def mebibytes(size: int | None) -> str:
+  """Bytes in MiB; - for None."""
   return '-' if size is None else f'{size / 2**20:,.0f}'
 
 
-def _percent(share):
+def percent(share: float | None) -> str:
+  """A share in per cent; - for None."""
   return '-' if share is None else f'{100 * share:.1f} %'
 
 
-def _scaled(value):
+def scaled(value: float) -> str:
+  """With a prefix of units and a blank behind it."""
   for size, prefix in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M')):
     if value >= size:
-      return f'{_number(value / size)} {prefix}'
+      return f'{number(value / size)} {prefix}'
   return f'{value:.3g} '

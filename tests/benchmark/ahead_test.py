@@ -1,4 +1,4 @@
-"""A tiny network, compiled for devices that are not there.
+"""Programs for devices that are not there: the command, and the compilers.
 
 The compilers are extras, which CI does not install (each is over a gigabyte):
 there these tests are skipped. With them:
@@ -7,22 +7,24 @@ there these tests are skipped. With them:
     python -m pytest tests/benchmark/ahead_test.py
 """
 
+import json
+import pathlib
+
+import jax
 import pytest
 
+from dpjax import prepare
 from dpjax.benchmark import ahead, kernels, programs, targets
+from dpjax.distributed import parallel
 from dpjax.errors import UserError
 from tests import fakes
 
 STORE = fakes.make_store()
+RECORDED = pathlib.Path(__file__).parents[1] / 'recorded'
 
 
-def bench(name, **changes):
-  target = targets.find(name)
-  try:
-    topology = targets.open_topology(target)
-  except UserError as error:
-    pytest.skip(str(error))
-  config = fakes.make_config(
+def make_config(target, **changes):
+  return fakes.make_config(
     **{
       'model__stage_sizes': (1,),
       'model__width': 8,
@@ -34,7 +36,111 @@ def bench(name, **changes):
       **changes,
     }
   )
-  return programs.Bench(config, STORE, topology)
+
+
+def run(monkeypatch, workdir, compile_part, name='h100', **options):
+  """The command, with a compiler of the test's own."""
+  target = targets.find(name)
+  here = parallel.Topology(tuple(jax.devices()[: target.count]), 10**9)
+  monkeypatch.setattr(targets, 'open_topology', lambda target: here)
+  monkeypatch.setattr(prepare, 'open_prepared', lambda config: STORE)
+  monkeypatch.setattr(ahead, 'compile_part', compile_part)
+  changes = options.pop('changes', {})
+  page = ahead.run_ahead(
+    make_config(target, **changes), workdir, target, **options
+  )
+  return json.loads((workdir / 'benchmark.json').read_text()), page
+
+
+def compiled(taken, name='h100'):
+  memory = {'arguments': taken, 'results': 0, 'temporaries': 0, 'code': 0}
+  text = (RECORDED / f'program-{name}.txt').read_text()
+  return ahead.Compiled(text, memory | {'all': taken}, 1.0)
+
+
+def test_each_part_batch_and_k_is_compiled_and_what_fails_is_told(
+  monkeypatch, tmp_path
+):
+  asked = []
+
+  def compile_part(bench, part, size, count):
+    asked.append((part, size, count))
+    if size == 64:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: no room\nmore')
+    return compiled(10**6)
+
+  found, page = run(
+    monkeypatch, tmp_path, compile_part, dump=True,
+    changes={'benchmark__batch_sizes': (16, 64),
+             'benchmark__steps_per_dispatch': (1, 3)},
+  )  # fmt: skip
+  assert asked == [
+    *[(part, size, count) for part in ('pretrain', 'retrain')
+      for size, count in ((16, 1), (16, 3), (64, 1))],
+    ('inference', 16, 1), ('inference', 64, 1),
+  ]  # fmt: skip
+  assert found['finished'] and found['target']['kind'] == H100
+  one, three, failed = found['retrain']['programs']
+  assert three['kernels'] == one['kernels'] / 3
+  assert one['fits'] and one['memory']['all'] == 10**6
+  assert failed['error'] == 'RESOURCE_EXHAUSTED: no room'
+  assert {path.name for path in (tmp_path / 'programs').iterdir()} == {
+    'pretrain-b16-k1-h100.txt', 'pretrain-b16-k3-h100.txt',
+    'retrain-b16-k1-h100.txt', 'retrain-b16-k3-h100.txt',
+    'inference-b16-k1-h100.txt',
+  }  # fmt: skip
+  assert (tmp_path / one['text']).read_text() == compiled(0).text
+  for words in ('PREDICTED, NOT MEASURED', 'does not compile: RESOURCE',
+                '1 scatter of single values', 'limit'):  # fmt: skip
+    assert words in ' '.join(page.split())
+  assert page + '\n' == (tmp_path / 'benchmark.md').read_text()
+
+
+H100 = 'NVIDIA H100 80GB HBM3'
+
+
+@pytest.mark.parametrize('bytes_a_row', [10**7, 10**8])
+def test_the_largest_batch_lies_on_a_line_through_two_programs(
+  bytes_a_row, monkeypatch, tmp_path
+):
+  asked = []
+
+  def compile_part(bench, part, size, count):
+    asked.append(size)
+    return compiled(10**9 + bytes_a_row * size)
+
+  found, page = run(
+    monkeypatch, tmp_path, compile_part, fit=True,
+    changes={'benchmark__parts': ('retrain',),
+             'benchmark__batch_sizes': (16,),
+             'benchmark__steps_per_dispatch': (1,)},
+  )  # fmt: skip
+  usable = int(0.75 * targets.DEVICES['h100'].memory)
+  most = (usable - 10**9) // bytes_a_row // 16 * 16
+  assert found['retrain']['fit'] == {
+    'batch_size': most, 'bytes': 10**9 + bytes_a_row * most, 'fits': True,
+  }  # fmt: skip
+  assert asked == [16, 64, most]
+  assert f'two programs: {most:,}' in ' '.join(page.split())
+
+
+def test_where_nothing_fits_it_says_so(monkeypatch, tmp_path):
+  found, page = run(
+    monkeypatch, tmp_path, lambda *_: compiled(10**12), fit=True,
+    changes={'benchmark__parts': ('inference',),
+             'benchmark__batch_sizes': (16, 32)},
+  )  # fmt: skip
+  assert not found['inference']['programs'][0]['fits']
+  assert 'does not fit into the memory' in page
+
+
+def bench(name, **changes):
+  target = targets.find(name)
+  try:
+    topology = targets.open_topology(target)
+  except UserError as error:
+    pytest.skip(str(error))
+  return programs.Bench(make_config(target, **changes), STORE, topology)
 
 
 def test_a_gpu_that_is_not_there_decides_what_a_gpu_decides():
@@ -43,8 +149,8 @@ def test_a_gpu_that_is_not_there_decides_what_a_gpu_decides():
   assert run.config.data.placement == 'resident'
   assert run.config.train.steps_per_dispatch == 3  # an epoch is of 3
   assert run.devices.platform == 'gpu'
-  assert made.sizes('retrain')[0] == [16]  # and 64 to 1024, of 48 images
-  assert len(made.sizes('retrain')[1]) == 3
+  # Of 48 images, for what is only compiled draws none of them.
+  assert made.sizes('retrain') == ([16, 64, 256, 1024], [])
 
 
 @pytest.mark.parametrize('part', ['pretrain', 'retrain', 'inference'])
@@ -60,7 +166,7 @@ def test_each_part_is_compiled_for_a_gpu(part):
   else:
     assert sum(k.flops for k in convolutions) > 2 * 16 * forward
   # The set lies on the device, and no batch moves all of it.
-  assert found.memory['arguments'] > 60 * 48 * 48
+  assert found.memory['arguments'] > 48 * 48**2
   assert found.memory['all'] > found.memory['arguments']
 
 

@@ -16,6 +16,7 @@ from dpjax.benchmark import (
   against_torch,
   benchmark,
   programs,
+  targets,
   text,
   timing,
   torch_baseline,
@@ -210,6 +211,28 @@ def test_the_table_fits_a_terminal_and_says_what_it_shows(measured):
   noisy = {**found, 'retrain': {**found['retrain'], 'end_to_end': stall}}
   table = text.format_text(noisy)
   assert ' 0.0 % |' in table and '-25' not in table
+
+
+def test_where_the_device_is_known_the_model_stands_beside(
+  tmp_path, monkeypatch
+):
+  known = targets.DEVICES['h100']
+  monkeypatch.setattr(targets, 'of_kind', lambda kind: known)
+  page = benchmark.run_benchmark(
+    make_config(benchmark__parts=('inference',)), tmp_path
+  )
+  (one,) = json.loads((tmp_path / 'benchmark.json').read_text())['inference'][
+    'step'
+  ]
+  # The same products as XLA's estimate, which has all other work too.
+  assert one['predicted']['flops'] == pytest.approx(
+    one['work']['flops'], rel=0.1
+  )
+  assert one['predicted']['kernels'] > 5
+  rates = one['predicted']['per_second']
+  assert 0 < rates['worst'] < rates['best']
+  assert '| kernels |' in page and 'predicted |' in page
+  assert 'what benchmark --target says' in page
 
 
 def test_several_devices_are_measured_too(tmp_path):
