@@ -203,6 +203,25 @@ def on_process_0(name: str, function: Callable[[], Any]) -> Any:
   return result
 
 
+def meet(name: str) -> None:
+  """Waits until all processes of the job are here.
+
+  One may compile while the programs of another are in its cache; who waits for
+  it in a collective of the devices gives up, on CPUs after half a minute.
+
+  Args:
+    name: of the place; another one at each call.
+  """
+  import jax
+
+  if jax.process_count() > 1:
+    from jax._src import distributed
+
+    distributed.global_state.client.wait_at_barrier(
+      f'dpjax/{name}', _PATIENCE * 1000
+    )
+
+
 def broadcast_from_0(value: bool) -> bool:
   """What process 0 says, in all of them."""
   import jax

@@ -168,6 +168,8 @@ def _loop(
       images, validate = _compile(
         compiled, run, optimizer, schedule, sizes, state, host, prefetched[0]
       )
+      if several:
+        _meet(run, compiled, sizes)
     interval = metrics_log.Interval(
       run.settings.batch_size, clock, begin.interval
     )
@@ -257,6 +259,13 @@ def _compile(compiled, run, optimizer, schedule, sizes, state, host, batch):
   return images, lambda state: validation.validate(
     run, eval_step, state, held_out
   )
+
+
+def _meet(run, compiled, sizes):
+  """Waits for the compilers of all processes."""
+  for size in {*sizes}:
+    compiled[size]
+  processes.meet(f'{run.stage}: compiled')
 
 
 class _LateMetrics:

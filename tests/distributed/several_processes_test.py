@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -45,8 +44,10 @@ import os, signal, sys
 from absl import app
 from dpjax import main
 from dpjax.config import flags
+from dpjax.distributed import processes
 from dpjax.training import loop
 count, number = int(sys.argv.pop(1)), getattr(signal, sys.argv.pop(1))
+processes._HEARTBEAT = int(sys.argv.pop(1))
 check, done = loop._check_finite, 0
 
 def counted(*args):
@@ -66,7 +67,14 @@ def phantom(tmp_path_factory):
   return tmp_path_factory.mktemp('data') / 'phantom'
 
 
-def start(workdir, phantom, devices, *flags, count=0, number='SIGKILL'):
+# Where nobody dies, a process that a busy machine starves is no dead one.
+PATIENT = 200  # seconds
+
+
+def start(
+  workdir, phantom, devices, *flags,
+  count=0, number='SIGKILL', heartbeat=PATIENT,
+):  # fmt: skip
   environment = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
@@ -75,7 +83,8 @@ def start(workdir, phantom, devices, *flags, count=0, number='SIGKILL'):
   }
   return subprocess.Popen(
     [
-      sys.executable, '-c', DRIVER, str(count), number, *FLAGS,
+      sys.executable, '-c', DRIVER, str(count), number, str(heartbeat),
+      *FLAGS,
       f'--config.data.path={phantom}', f'--workdir={workdir}', *flags,
     ],
     cwd=ROOT, env=environment, text=True,
@@ -102,6 +111,10 @@ def prepare():
   return 'prepared'
 
 print(processes.on_process_0('prepare', prepare), 'waited', flush=True)
+if process == '1':
+  time.sleep(33)  # It compiles.
+processes.meet('compiled')
+assert processes.any_process(process == '1')
 time.sleep(2)
 os._exit(0)  # This is not about how a job ends.
 """
@@ -127,8 +140,13 @@ def slow():
 def start_job(workdir, phantom, *flags, **signals):
   """Two processes of two devices each; `signals` are the second one's."""
   job = [f'--coordinator=localhost:{free_port()}', '--num_processes=2', *flags]
-  first = start(workdir, phantom, 2, *job, '--process_id=0')
-  return first, start(workdir, phantom, 2, *job, '--process_id=1', **signals)
+  one_dies = signals.get('count') and 'number' not in signals
+  heartbeat = processes._HEARTBEAT if one_dies else PATIENT
+  first, second = (['--process_id=0'], {}), (['--process_id=1'], signals)
+  return [
+    start(workdir, phantom, 2, *job, *id, heartbeat=heartbeat, **own)
+    for id, own in (first, second)
+  ]
 
 
 def finish(*processes):
@@ -196,12 +214,11 @@ def test_one_process_of_a_job_speaks_and_writes(together):
   assert (workdir / 'retrain' / 'evaluation.json').is_file()
 
 
-def test_a_job_in_which_one_dies_ends_at_once_and_goes_on_when_started_again(
+def test_a_job_in_which_one_dies_ends_by_itself_and_goes_on_when_started_again(
   together, phantom, tmp_path
 ):
   reference, _ = together
   shutil.copytree(reference / 'pretrain', tmp_path / 'pretrain')
-  began = time.monotonic()
   (status, _, errors), (died, _, _) = finish(
     *start_job(tmp_path, phantom, count=7)  # no save near
   )
@@ -218,7 +235,6 @@ def test_a_job_in_which_one_dies_ends_at_once_and_goes_on_when_started_again(
     line = errors.strip().splitlines()[-1]
     assert line.startswith('error: process 0 of 2 was ended by JAX')
     assert 'tart all processes again with the same command' in line
-  assert time.monotonic() - began < 120
   assert not (tmp_path / 'retrain' / 'evaluation.json').exists()
 
   ends = finish(*start_job(tmp_path, phantom))
