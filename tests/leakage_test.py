@@ -42,7 +42,7 @@ def test_what_the_backbone_saw_counts_too_even_when_it_is_gone(tmp_path):
   leakage.write(tmp_path / 'two', 'retrain', records(second), tmp_path / 'one')
   (tmp_path / 'one' / leakage.FILE).unlink()
   for split, stage in ((first, 'pretrain'), (second, 'retrain')):
-    with pytest.raises(ValueError, match=f'of its {stage}') as caught:
+    with pytest.raises(UserError, match=f'of its {stage}') as caught:
       leakage.check_unseen(tmp_path / 'two', split, 'test of data', NEAR)
     assert '5 of the 5 images of test of data' in str(caught.value)
   leakage.check_unseen(tmp_path / 'two', other, 'test of data', NEAR)
@@ -53,7 +53,7 @@ def test_one_image_among_many_is_found(tmp_path):
   leakage.write(tmp_path, 'retrain', records(seen))
   leakage.check_unseen(tmp_path, unseen, 'x', NEAR)
   unseen.pixels[13] = seen.pixels[4]
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     leakage.check_unseen(tmp_path, unseen, 'x', NEAR)
   assert '1-13 is 0-4 of its retrain' in str(caught.value)
   assert np.array_equal(unseen.pixels[13], seen.pixels[4])
@@ -63,7 +63,7 @@ def test_a_copy_in_another_file_counts_as_the_image_itself(tmp_path):
   seen, unseen = (fakes.make_split(20, 64, seed=s) for s in (0, 1))
   leakage.write(tmp_path, 'pretrain', records(seen))
   unseen.pixels[13] = seen.pixels[4] // 2 + 30  # less contrast
-  with pytest.raises(ValueError, match='1-13 is a copy of 0-4 of its pretrain'):
+  with pytest.raises(UserError, match='1-13 is a copy of 0-4 of its pretrain'):
     leakage.check_unseen(tmp_path, unseen, 'x', NEAR)
   leakage.check_unseen(tmp_path, unseen, 'x', near=-1)
 
@@ -79,7 +79,7 @@ def test_the_fingerprint_is_the_training_sets_and_not_its_places():
   other = fakes.make_split(6, 16, seed=0)
   other.pixels[0, 0, 0] += 1
   assert leakage.fingerprint(records(other)) != print_
-  with pytest.raises(ValueError, match=r'config\.data\.path: elsewhere is not'):
+  with pytest.raises(UserError, match=r'config\.data\.path: elsewhere is not'):
     leakage.check_trained_on(
       {'trained_on': print_}, records(other), 'elsewhere'
     )
@@ -91,7 +91,7 @@ def test_no_image_that_is_held_out_is_added_to_a_training_set(name):
   added = fakes.make_split(9, 48, seed=60)
   leakage.check_none_held_out([added], 'extra', data, NEAR)
   added.pixels[4] = data.split(name).pixels[2]
-  with pytest.raises(ValueError, match=rf'60-4 of extra .* {name} split'):
+  with pytest.raises(UserError, match=rf'60-4 of extra .* {name} split'):
     leakage.check_none_held_out([added], 'extra', data, NEAR)
 
 

@@ -15,6 +15,7 @@ import pytest
 from dpjax import prepare
 from dpjax.data import store
 from dpjax.data.sources import phantom
+from dpjax.errors import UserError
 from tests import fakes
 
 
@@ -91,7 +92,7 @@ def test_a_prepared_set_is_kept_and_another_is_refused(opened):
   config, made = opened
   assert prepare.prepare(config)['reused']
   other = make_config(made.path, data__phantom__seed=1)
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     prepare.prepare(other)
   assert 'another set' in one_line(caught)
 
@@ -102,7 +103,7 @@ def test_a_missing_competition_set_is_told_the_command_that_makes_it(tmp_path):
     data__layout='competition',
     data__source=str(tmp_path / 'raw'),
   )
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     prepare.open_prepared(config)
   message = one_line(caught)
   assert message.startswith(f'config.data.path: {tmp_path}/set is not there')
@@ -153,7 +154,7 @@ def test_a_source_that_is_not_the_competition_set_is_named(tmp_path):
     data__layout='competition',
     data__source=str(tmp_path / 'raw'),
   )
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     prepare.prepare(config)
   message = one_line(caught)
   assert 'config.data.source' in message and f'{tmp_path}/raw' in message
@@ -324,7 +325,7 @@ def test_the_labels_policy_is_a_flag(tmp_path):
   assert named['class_names'] == ['Infiltration', 'No Finding']
   picked = prepared('one', data__label='class', data__classes=('No Finding',))
   assert picked['counts']['unlabelled'] == 6
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     prepared('no', data__findings=('Infiltrate',))
   message = one_line(caught)
   assert 'config.data.findings' in message and 'Infiltration' in message
@@ -359,7 +360,7 @@ def test_skip_leaves_out_what_rows_and_files_get_wrong(tmp_path, workers):
     tmp_path / 'set', data__layout='csv', data__source=str(source)
   )
   config.data.workers = workers
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     prepare.prepare(config)
   assert f'{source}/labels.csv, row 14: ' in one_line(caught)
   summary = prepare.prepare(config, on_error='skip')
@@ -550,11 +551,11 @@ def test_another_set_in_the_way_is_told_by_what_differs(tmp_path):
     ({'data__fit': 'pad'}, "fit 'stretch' there and 'pad' asked for"),
     ({'split__seed': 1}, 'seed 0 there and 1 asked for'),
   ):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
       prepare.prepare(make_config(tmp_path / 'set', **changes, **change))
     assert words in one_line(caught)
   write_image(tmp_path / 'raw/3.jpg', seed=99)
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     prepare.prepare(make_config(tmp_path / 'set', **changes))
   assert 'its files have changed since' in one_line(caught)
 

@@ -21,7 +21,7 @@ from dpjax.benchmark import (
   timing,
   torch_baseline,
 )
-from dpjax.errors import NonFinite
+from dpjax.errors import NonFinite, UserError
 from dpjax.training import loop
 from tests import fakes
 
@@ -303,7 +303,7 @@ def test_a_batch_above_the_set_is_refused_before_anything_is_measured(
 ):
   config = make_config(retrain__batch_size=64)
   with pytest.raises(
-    ValueError, match=r'config\.retrain\.batch_size is 64: there are 48'
+    UserError, match=r'config\.retrain\.batch_size is 64: there are 48'
   ):
     benchmark.run_benchmark(config, tmp_path / 'none')
   assert not (tmp_path / 'none').exists()

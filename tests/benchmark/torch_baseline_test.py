@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dpjax.benchmark import torch_baseline
+from dpjax.errors import UserError
 from dpjax.models import resnet
 from dpjax.training import batches, steps
 from dpjax.training import build as build_lib
@@ -264,7 +265,7 @@ def test_both_maps_of_a_stage_are_the_channels_of_one_convolution():
 
 def test_without_torch_one_line_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)
-  with pytest.raises(ValueError, match=r'needs PyTorch: pip install -e'):
+  with pytest.raises(UserError, match=r'needs PyTorch: pip install -e'):
     torch_baseline.variants()
 
 

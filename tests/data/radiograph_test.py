@@ -70,7 +70,7 @@ def test_a_box_without_area_in_the_frame_is_named(box, frame):
   boxes = tuple(
     tuple(map(float, unit * scale)) for unit in ((0.1, 0.1, 0.2, 0.2), box)
   )
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(SourceFault) as caught:
     record(boxes, frame).unit_boxes(300, 200)
   message = str(caught.value)
   assert str(boxes[1]) in message and '\n' not in message

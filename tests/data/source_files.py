@@ -11,7 +11,7 @@ import pytest
 from dpjax.data.decode import image_file
 from dpjax.data.prepare import build
 from dpjax.data.sources import files, tables
-from dpjax.errors import SourceFault
+from dpjax.errors import SourceFault, UserError
 
 SIZE = 32
 # One shard of the default length would hold every set of these tests.
@@ -57,7 +57,7 @@ def prepare(records, path, *, settings=None, **changes):
 
 def refusal(read, *arguments, **options):
   """The one line that a call of a reader ends in."""
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     read(*arguments, **options)
   message = str(caught.value)
   assert message and message.isprintable()
@@ -66,7 +66,7 @@ def refusal(read, *arguments, **options):
 
 def image_refusal(path):
   """The one line of a fault that reading an image file ends in."""
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(SourceFault) as caught:
     image_file.read(str(path))
   line = str(caught.value)
   assert isinstance(caught.value, SourceFault)

@@ -155,7 +155,7 @@ def test_a_broken_set_is_named_in_one_line(copy, name, change, reason):
   file.unlink()
   if change:
     file.write_bytes(change(content))
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     store.load(copy)
   message = one_line(caught)
   assert message.startswith(f'config.data.path: {copy} ') and reason in message
@@ -164,13 +164,13 @@ def test_a_broken_set_is_named_in_one_line(copy, name, change, reason):
 def test_a_set_of_another_format_is_refused(copy):
   info = json.loads((copy / 'summary.json').read_text())
   (copy / 'summary.json').write_text(json.dumps({**info, 'format': 99}))
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     store.load(copy)
   assert f'format 99 and this is {store.FORMAT}' in one_line(caught)
 
 
 def test_a_set_that_is_not_there_is_told_how_to_be_made(tmp_path):
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     store.load(tmp_path / 'gone')
   assert 'python -m dpjax.main prepare' in one_line(caught)
 
@@ -189,7 +189,7 @@ def test_a_set_reads_from_wherever_it_lies(copy, made):
 
 
 def test_a_split_that_the_set_lacks_is_named(made):
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     store.load(made[1]).split('unlabelled')
   message = one_line(caught)
   assert 'unlabelled' in message and 'train, validation, test' in message
@@ -262,7 +262,7 @@ def add_a_row(copy):
 )
 def test_a_set_that_is_not_as_its_manifest_is_named(copy, change, reason):
   change(copy)
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     store.verify(copy)
   message = one_line(caught)
   assert str(copy) in message and reason in message
@@ -270,7 +270,7 @@ def test_a_set_that_is_not_as_its_manifest_is_named(copy, change, reason):
 
 def test_a_changed_bit_of_an_image_is_found(copy):
   flip_a_bit(copy)
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     store.verify(copy)
   assert str(copy) in one_line(caught)
 

@@ -36,7 +36,7 @@ ROOT = pathlib.Path(__file__).parents[2]
   ],
 )
 def test_a_job_that_is_not_fully_named_is_refused_in_one_line(arguments, words):
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(UserError) as error:
     processes.start(**arguments)
   assert '\n' not in str(error.value)
   for word in words:

@@ -753,7 +753,7 @@ def test_runs_of_one_name_are_told_apart(made, tmp_path, only):
 )
 def test_workdirs_that_hold_no_runs_are_refused(names, message, folders):
   root = folders[0].parent
-  with pytest.raises(ValueError, match=message) as raised:
+  with pytest.raises(UserError, match=message) as raised:
     report.write([root / name for name in names], CONFIG)
   assert '\n' not in str(raised.value)
 

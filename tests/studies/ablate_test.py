@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dpjax import prepare
-from dpjax.errors import NonFinite, Stopped
+from dpjax.errors import NonFinite, Stopped, UserError
 from dpjax.studies import ablate, runs, tables
 from tests.studies import fake_runs
 
@@ -138,7 +138,7 @@ def test_a_study_of_which_all_diverges_still_ends(tmp_path, fake):
 def test_a_row_that_cannot_be_is_told_before_anything_is_trained(
   rows, said, tmp_path, fake
 ):
-  with pytest.raises(ValueError, match=said):
+  with pytest.raises(UserError, match=said):
     run(tmp_path, ablate__rows=rows)
   assert not fake.calls
 
@@ -146,7 +146,7 @@ def test_a_row_that_cannot_be_is_told_before_anything_is_trained(
 def test_a_workdir_of_another_study_is_refused_before_training(tmp_path, fake):
   run(tmp_path, ablate__rows=(('b', ()),))
   fake.calls.clear()
-  with pytest.raises(ValueError, match=r"'b': .*loss.gamma"):
+  with pytest.raises(UserError, match=r"'b': .*loss.gamma"):
     run(tmp_path, ablate__rows=(('a', ()), ('b', ())), loss__gamma=1.0)
   assert not fake.calls
 

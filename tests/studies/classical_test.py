@@ -12,6 +12,7 @@ from sklearn import ensemble, neighbors, svm, tree
 
 from dpjax import leakage
 from dpjax.data.feed import pipeline
+from dpjax.errors import UserError
 from dpjax.metrics import predictions, scores
 from dpjax.studies import classical, runs
 from dpjax.training import build as build_lib
@@ -112,7 +113,7 @@ def test_rare_and_absent_classes_pass_through_every_method(method, counts):
 
 @pytest.mark.parametrize('method', list(classical.METHODS))
 def test_one_class_is_nothing_to_learn_from(method):
-  with pytest.raises(ValueError, match='needs two classes in the training'):
+  with pytest.raises(UserError, match='needs two classes in the training'):
     classical.fit(method, np.zeros((5, 2)), np.ones(5, int), seed=0)
 
 
@@ -166,10 +167,10 @@ def test_a_split_without_labels_is_refused(tmp_path, inputs):
     STORE.split('test'), labels=np.full(30, -1, np.int32)
   )
   store = fakes.Store({**STORE.splits, 'test': bare}, STORE.size)
-  with pytest.raises(ValueError, match='must be a labelled split'):
+  with pytest.raises(UserError, match='must be a labelled split'):
     classical.train(make_task(tmp_path), 'knn', store, inputs)
   store = fakes.Store({**STORE.splits, 'train': bare}, STORE.size)
-  with pytest.raises(ValueError, match='has no label'):
+  with pytest.raises(UserError, match='has no label'):
     classical.train(make_task(tmp_path), 'knn', store, inputs)
 
 
@@ -177,7 +178,7 @@ def test_images_that_were_fitted_on_are_not_scored(tmp_path, inputs):
   store = fakes.Store(
     {**STORE.splits, 'test': STORE.split('train')}, STORE.size
   )
-  with pytest.raises(ValueError, match='24 of the 24 images'):
+  with pytest.raises(UserError, match='24 of the 24 images'):
     classical.train(make_task(tmp_path), 'knn', store, inputs)
 
 
@@ -195,5 +196,5 @@ def test_what_a_given_backbone_has_seen_is_not_scored(tmp_path, inputs):
   assert result['seconds']['training'] > 100
   records = pipeline.Records((STORE.split('test'),))
   leakage.write(backbone, 'pretrain', records)
-  with pytest.raises(ValueError, match='30 of the 30 images of test'):
+  with pytest.raises(UserError, match='30 of the 30 images of test'):
     classical.train(task, 'knn', STORE, inputs)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dpjax.config import fields
-from dpjax.errors import NonFinite
+from dpjax.errors import NonFinite, UserError
 from dpjax.studies import classical, compare
 from tests import fakes
 from tests.studies import fake_runs
@@ -126,7 +126,7 @@ def test_pixels_of_another_size_are_another_run(tmp_path):
 
 
 def test_features_without_a_stage_i_are_refused(tmp_path, fake):
-  with pytest.raises(ValueError, match=r'^config.compare.features is True'):
+  with pytest.raises(UserError, match=r'^config.compare.features is True'):
     run(tmp_path, init__backbone='None')
   assert not fake.calls
   run(tmp_path, init__backbone='None', compare__features=False)
@@ -145,9 +145,9 @@ def test_methods_of_a_stage_i_that_diverges_are_told_so(tmp_path, fake):
 def test_another_config_is_refused_for_every_kind_of_method(tmp_path, fake):
   run(tmp_path)
   fake.calls.clear()
-  with pytest.raises(ValueError, match=r"'KNN, 8 px': .*data.mean"):
+  with pytest.raises(UserError, match=r"'KNN, 8 px': .*data.mean"):
     run(tmp_path, data__mean=0.4)
-  with pytest.raises(ValueError, match=r"'VGG16, width 4': .*loss.gamma"):
+  with pytest.raises(UserError, match=r"'VGG16, width 4': .*loss.gamma"):
     run(tmp_path, loss__gamma=1.0, compare__methods=('vgg16',))
   assert not fake.calls
 

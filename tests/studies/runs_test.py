@@ -60,7 +60,7 @@ def test_an_override_has_the_type_of_its_field(text, field, value):
   ],
 )
 def test_an_override_that_cannot_be_is_one_line_that_names_its_row(text, said):
-  with pytest.raises(ValueError, match=r'^.+$') as caught:
+  with pytest.raises(UserError, match=r'^.+$') as caught:
     runs.resolved(
       fake_runs.make_config(), '+ more', [text], 0, fake_runs.resolve
     )
@@ -70,9 +70,9 @@ def test_an_override_that_cannot_be_is_one_line_that_names_its_row(text, said):
 
 def test_rows_that_share_a_folder_are_refused():
   runs.check_names(['+ a', '+ b'])
-  with pytest.raises(ValueError, match=r"'a b' and '\+ A-b' are both"):
+  with pytest.raises(UserError, match=r"'a b' and '\+ A-b' are both"):
     runs.check_names(['a b', '+ A-b'])
-  with pytest.raises(ValueError, match='needs a letter'):
+  with pytest.raises(UserError, match='needs a letter'):
     runs.check_names(['+'])
 
 
@@ -268,7 +268,7 @@ def test_a_run_of_another_config_is_refused(tmp_path, fake, evaluated):
     (task.workdir / 'evaluation.json').unlink()
   other = make_task(tmp_path, loss__gamma=1.0)
   changed = f'loss.gamma: {task.config.loss.gamma} -> 1.0'
-  with pytest.raises(ValueError, match=rf"^'row': .*{changed}"):
+  with pytest.raises(UserError, match=rf"^'row': .*{changed}"):
     runs.run(other)
   # Where and how data are read, and other studies, may change.
   free = make_task(tmp_path, data__threads=1, ablate__seeds=(7,))

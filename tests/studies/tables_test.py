@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
+from dpjax.errors import UserError
 from dpjax.metrics import predictions, resampling, score_table
 from dpjax.studies import runs, tables
 from tests import fakes
@@ -181,7 +182,7 @@ def test_runs_scored_on_other_images_are_refused(models, tmp_path):
   split = fakes.make_split(60, 16, seed=9)
   fake_runs.write_evaluation(tmp_path, split, np.random.default_rng(0))
   other = dataclasses.replace(models[0][0], workdir=tmp_path)
-  with pytest.raises(ValueError, match='has other images or labels'):
+  with pytest.raises(UserError, match='has other images or labels'):
     tables.Images(10, 0).interval([models[0][0], other])
 
 

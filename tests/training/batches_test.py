@@ -80,9 +80,7 @@ def test_stage_two_reads_train_and_nothing_else(extra):
 def test_an_extra_set_of_other_squares_is_refused_by_field(extra, monkeypatch):
   smaller = dataclasses.replace(extra, size=32)
   monkeypatch.setattr(store_lib, 'load', lambda path: smaller)
-  with pytest.raises(
-    ValueError, match=r'data\.pretrain_extra.*32.*48'
-  ) as error:
+  with pytest.raises(UserError, match=r'data\.pretrain_extra.*32.*48') as error:
     build('pretrain', data__pretrain_extra='extra')
   assert '\n' not in str(error.value)
 
@@ -95,7 +93,7 @@ def test_an_extra_set_that_holds_a_held_out_image_is_refused_by_name(
   unseen = extra.splits['unlabelled']
   # Under another name, in another place, without its label.
   unseen.pixels[4] = data.split(held_out).pixels[2]
-  with pytest.raises(ValueError, match=rf'60-4 .*{held_out} split') as error:
+  with pytest.raises(UserError, match=rf'60-4 .*{held_out} split') as error:
     build('pretrain', data, data__pretrain_extra='extra')
   assert 'data.pretrain_extra' in str(error.value)
 

@@ -37,7 +37,7 @@ def test_a_set_of_one_class_is_refused_in_stage_two():
 def test_an_unlabelled_training_image_is_refused_by_name_in_stage_two():
   data = fakes.make_store()
   data.split('train').labels[5] = -1
-  with pytest.raises(ValueError, match=r'data\.path: 0-5 .*no label'):
+  with pytest.raises(UserError, match=r'data\.path: 0-5 .*no label'):
     build('retrain', data)
   build('pretrain', data)  # needs none
 
@@ -164,6 +164,6 @@ def test_torch_weights_of_another_network_are_refused_by_array(torch_file):
   config = fakes.make_config(model__stage_sizes=(2,), mgacr__stages=('stage1',),
                              model__width=4)  # fmt: skip
   run = build_lib.build(config, 'retrain', fakes.make_store())
-  with pytest.raises(ValueError, match=r'layer1\.1\.\S+ is missing') as error:
+  with pytest.raises(UserError, match=r'layer1\.1\.\S+ is missing') as error:
     build_lib.read_backbone(path, run)
   assert str(error.value).startswith(f'config.init.backbone: {path}: ')

@@ -197,7 +197,7 @@ def test_checkpoints_without_a_validation_are_never_the_best(tmp_path):
 def test_a_checkpoint_that_is_not_there_is_refused(which, workdir, tmp_path):
   where = tmp_path if which == 'last' else workdir  # that has no scores
   saved = checkpoint.Checkpoints(where, best='f1', write=False)
-  with pytest.raises(ValueError, match=rf'no {which} checkpoint') as error:
+  with pytest.raises(UserError, match=rf'no {which} checkpoint') as error:
     saved.find(which)
   saved.close()
   assert str(where) in str(error.value) and '\n' not in str(error.value)
@@ -212,7 +212,7 @@ def test_a_backbone_comes_without_projector_and_classifier(workdir):
 
 
 def test_a_backbone_that_is_not_there_is_refused_by_field(tmp_path):
-  with pytest.raises(ValueError, match=r'config\.init\.backbone') as error:
+  with pytest.raises(UserError, match=r'config\.init\.backbone') as error:
     checkpoint.load_backbone(tmp_path / 'nowhere')
   assert str(tmp_path / 'nowhere') in str(error.value)
   assert '\n' not in str(error.value)
@@ -349,7 +349,7 @@ def test_another_networks_backbone_is_refused_by_the_array(
 ):
   backbone = checkpoint.load_backbone(workdir)
   change(backbone)
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(UserError) as error:
     checkpoint.merge_backbone(variables_of(make_state()), backbone, 'a/run')
   message = str(error.value)
   assert '\n' not in message

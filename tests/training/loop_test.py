@@ -146,7 +146,7 @@ def test_a_backbone_that_saw_the_test_split_is_warned_of_at_the_start(
 
 def test_a_backbone_of_another_shape_is_refused_by_name(finished, tmp_path):
   config = make_config(init__backbone=str(finished[0]), model__width=16)
-  with pytest.raises(ValueError, match=r'init\.backbone.*another network'):
+  with pytest.raises(UserError, match=r'init\.backbone.*another network'):
     loop.train(config, 'retrain', tmp_path)
   assert not checkpoint.has_checkpoint(tmp_path)
 
@@ -154,7 +154,7 @@ def test_a_backbone_of_another_shape_is_refused_by_name(finished, tmp_path):
 @pytest.mark.parametrize('source', ['nowhere', 'weights.npz', 'weights.pth'])
 def test_a_missing_backbone_is_refused_by_name(source, tmp_path):
   config = make_config(init__backbone=str(tmp_path / source))
-  with pytest.raises(ValueError, match=r'init\.backbone.*' + source) as error:
+  with pytest.raises(UserError, match=r'init\.backbone.*' + source) as error:
     loop.train(config, 'retrain', tmp_path / 'run')
   assert '\n' not in str(error.value)
 
@@ -231,7 +231,7 @@ def test_the_config_on_record_says_what_auto_and_0_stood_for(
 
 def test_a_workdir_of_another_config_is_refused_by_field(finished):
   config = make_config(mgacr__eps=0.5)
-  with pytest.raises(ValueError, match=r'mgacr\.eps: 0\.1 -> 0\.5'):
+  with pytest.raises(UserError, match=r'mgacr\.eps: 0\.1 -> 0\.5'):
     loop.train(config, 'retrain', finished[1])
 
 
@@ -274,7 +274,7 @@ def test_a_learning_rate_out_of_hand_is_caught_in_the_real_loss(tmp_path):
 
 
 def test_a_batch_larger_than_the_set_is_refused_by_field(tmp_path):
-  with pytest.raises(ValueError, match=r'retrain\.batch_size.*at most the 48'):
+  with pytest.raises(UserError, match=r'retrain\.batch_size.*at most the 48'):
     loop.train(make_config(retrain__batch_size=64), 'retrain', tmp_path)
 
 
@@ -382,7 +382,7 @@ def test_a_workdir_in_which_nothing_was_saved_takes_the_corrected_flags(
   tmp_path,
 ):
   wrong = make_config(init__backbone=str(tmp_path / 'nowhere'))
-  with pytest.raises(ValueError, match=r'init\.backbone'):
+  with pytest.raises(UserError, match=r'init\.backbone'):
     loop.train(wrong, 'retrain', tmp_path / 'run')
   loop.train(make_config(), 'retrain', tmp_path / 'run')
   assert steps_kept(tmp_path / 'run') == {3, 6}
@@ -419,7 +419,7 @@ def test_a_run_does_not_go_on_with_another_set(tmp_path, monkeypatch):
   loop.train(make_config(), 'retrain', tmp_path)
   other = fakes.make_store(seed=10)
   monkeypatch.setattr(prepare, 'open_prepared', lambda config: other)
-  with pytest.raises(ValueError, match=r'config\.data\.path.*not the set'):
+  with pytest.raises(UserError, match=r'config\.data\.path.*not the set'):
     loop.train(make_config(), 'retrain', tmp_path)
 
 
@@ -440,7 +440,7 @@ def test_a_run_does_not_go_on_with_a_shortened_manifest(tmp_path):
 def test_a_workdir_that_cannot_be_written_is_refused_in_one_line(tmp_path):
   (tmp_path / 'file').touch()
   for workdir in (tmp_path / 'file', tmp_path / 'file' / 'run'):
-    with pytest.raises(ValueError, match=f'--workdir={workdir} ') as error:
+    with pytest.raises(UserError, match=f'--workdir={workdir} ') as error:
       loop.train(make_config(), 'retrain', workdir)
     assert '\n' not in str(error.value)
 

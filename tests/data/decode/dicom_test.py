@@ -471,7 +471,7 @@ def test_a_deflated_file_is_not_inflated_without_end(tmp_path, monkeypatch):
   file.write_bytes(content[:at] + bomb)
   line, _, used = peak(path)
   assert 'inflates to more than 4,194,304 bytes' in line and used < 30_000
-  with pytest.raises(ValueError, match='inflates'):
+  with pytest.raises(SourceFault, match='inflates'):
     image_file.header(path)
 
 
@@ -496,7 +496,7 @@ def test_sequences_nested_without_end_are_one_line_or_no_matter(tmp_path):
   at = data_begins(path)
   file.write_bytes(content[:at] + begin * 20_000 + content[at:])
   assert refusal(path)
-  with pytest.raises(ValueError):
+  with pytest.raises(SourceFault):
     image_file.header(path)
 
 

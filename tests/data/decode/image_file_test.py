@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from dpjax.data.decode import image_file
+from dpjax.errors import SourceFault
 from tests.data.decode.pictures import png
 from tests.data.source_files import image_refusal as refusal
 
@@ -17,7 +18,7 @@ def test_a_png_under_another_formats_name_is_refused(tmp_path, name):
   path = tmp_path / name
   path.write_bytes(png(3, 3, data=bytes(12)))
   assert 'holds a PNG but is named' in refusal(path)
-  with pytest.raises(ValueError, match='rename it'):
+  with pytest.raises(SourceFault, match='rename it'):
     image_file.header(str(path))
 
 
@@ -47,7 +48,7 @@ def test_a_pipe_that_nobody_writes_into_does_not_hang(tmp_path):
 def test_a_line_stays_one_whatever_the_name(tmp_path):
   for name in ('a\nb.png', 'a\x1b[31m.png', os.fsdecode(b'\xff.png')):
     (tmp_path / name).write_bytes(b'text')
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(SourceFault) as caught:
       image_file.read(str(tmp_path / name))
     assert str(caught.value).isprintable()
 

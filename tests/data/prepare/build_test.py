@@ -197,7 +197,7 @@ def test_boxes_that_stick_out_are_clipped_and_counted(tmp_path):
 def test_a_box_outside_of_its_image_is_named_and_nothing_is_made(tmp_path):
   records = make_records(tmp_path / 'raw', 12)
   records[4] = dataclasses.replace(records[4], boxes=((900, 2, 911, 12),))
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     prepare(records, tmp_path / 'set')
   assert records[4].file in one_line(caught)
   assert not (tmp_path / 'set').exists()
@@ -349,7 +349,7 @@ def test_a_folder_of_somebody_else_is_never_deleted(tmp_path):
   records = make_records(tmp_path / 'raw', 12)
   (tmp_path / 'set.partial').mkdir()
   (tmp_path / 'set.partial/thesis.txt').write_text('ten years')
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     prepare(records, tmp_path / 'set')
   assert 'set.partial' in one_line(caught)
   assert (tmp_path / 'set.partial/thesis.txt').read_text() == 'ten years'
@@ -363,7 +363,7 @@ def test_an_image_that_cannot_be_read_is_named_and_nothing_is_made(
   file = tmp_path / 'raw/13.png'
   whole = file.read_bytes()
   file.write_bytes(whole[: len(whole) // 2])
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     prepare(records, tmp_path / 'set', workers=workers)
   assert str(file) in one_line(caught)
   assert not (tmp_path / 'set').exists()
@@ -402,7 +402,7 @@ def test_another_set_in_the_same_folder_is_refused(made, change):
   else:
     records.pop()
   before = contents(path)
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     prepare(records, path, **settings)
   assert str(path) in one_line(caught) and 'another set' in str(caught.value)
   assert contents(path) == before
@@ -416,7 +416,7 @@ def test_a_folder_that_is_no_set_is_refused_and_left_as_it_is(tmp_path, there):
   if there is not None:
     (path / 'summary.json').write_text(there)
   before = contents(path)
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     prepare(records, path)
   assert f'{path} is there and is no prepared set' in one_line(caught)
   assert contents(path) == before
@@ -429,7 +429,7 @@ def test_records_that_cannot_be_a_set_are_refused_in_one_line(tmp_path):
     ([*records, records[2]], 'tiny', 'exam 2: two radiographs'),
     (records, 'my-set', "'my-set'"),
   ):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
       prepare(bad, tmp_path / 'set', name=name)
     assert reason in one_line(caught)
   assert not (tmp_path / 'set.partial').exists()
@@ -579,7 +579,7 @@ def test_skip_leaves_out_what_cannot_be_read_and_lists_it(tmp_path, workers):
   # The same set again: kept with the flag, refused without it.
   faults = tables.Faults('skip')
   assert prepare(records, path, faults=faults)['reused']
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     prepare(records, path)
   assert '--on_error=skip' in one_line(caught)
 
@@ -587,7 +587,7 @@ def test_skip_leaves_out_what_cannot_be_read_and_lists_it(tmp_path, workers):
 def test_after_a_failure_skip_goes_on_with_what_is_finished(tmp_path):
   records = make_records(tmp_path / 'raw', 30)
   broken(records, 25)
-  with pytest.raises(ValueError):
+  with pytest.raises(UserError):
     prepare(records, tmp_path / 'set')
   before = {
     file: file.stat().st_ino for file in (tmp_path / 'set.partial').rglob('*0?')
@@ -670,7 +670,7 @@ def test_two_at_once_are_one_too_many(tmp_path):
   decode_block, second = shards.decode_block, []
 
   def decode(*task):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
       prepare(records, tmp_path / 'set')
     second.append(one_line(caught))
     decode_block(*task)
@@ -773,7 +773,7 @@ def test_a_bug_of_a_decoder_is_no_fault_of_an_image(
 def test_metadata_may_not_hide_a_column_of_the_manifest(tmp_path):
   records = make_records(tmp_path / 'raw', 4)
   records[0] = dataclasses.replace(records[0], metadata={'patient': 'x'})
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     prepare(records, tmp_path / 'set')
   assert "config.data.csv.metadata: 'patient'" in one_line(caught)
 
@@ -789,7 +789,7 @@ def test_a_set_of_one_class_can_have_any_name(tmp_path):
 def test_a_source_of_nothing_but_faults_is_refused(tmp_path):
   records = make_records(tmp_path / 'raw', 10)
   broken(records, *range(10))
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     prepare(records, tmp_path / 'set', faults=tables.Faults('skip'))
   message = one_line(caught)
   assert 'all 10 are at fault' in message and records[0].file in message
@@ -858,7 +858,7 @@ def test_a_worker_that_is_killed_is_told_in_a_line_that_names_the_image(
   records[13] = dataclasses.replace(
     records[13], pixels=functools.partial(die, os.getpid())
   )
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     prepare(records, tmp_path / 'set', workers=2)
   message = one_line(caught)
   assert 'a worker process died' in message and records[13].file in message
@@ -886,7 +886,7 @@ def test_a_fault_or_a_runner_that_is_none_is_one_line_with_beam_too(tmp_path):
     prepare(records, tmp_path / 'set', beam=('NoRunner', []))
   assert '--beam_runner=NoRunner' in one_line(caught)
   broken(records, 7)
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     prepare(records, tmp_path / 'set', beam=('DirectRunner', []))
   assert records[7].file in one_line(caught)
   assert not (tmp_path / 'set').exists()

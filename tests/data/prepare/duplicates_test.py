@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 import configs.base
 from dpjax.data.prepare import duplicates
 from dpjax.data.sources import phantom
+from dpjax.errors import UserError
 
 NEAR = configs.base.get_config().split.near
 
@@ -191,7 +192,7 @@ def test_equal_images_are_paired_with_the_first_of_them():
 
 @pytest.mark.parametrize('near', (-2, 65, 256))
 def test_a_nearness_that_none_can_mean_is_one_line(near):
-  with pytest.raises(ValueError, match=r'config\.split\.near') as caught:
+  with pytest.raises(UserError, match=r'config\.split\.near') as caught:
     duplicates.find('ab', np.zeros((2, 32), np.uint8), near)
   assert '\n' not in str(caught.value)
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from dpjax.data import radiograph, vocabulary
 from dpjax.data.prepare import labels
+from dpjax.errors import UserError
 
 
 def record(findings=(), names=(), classes=(), boxes=None):
@@ -29,7 +30,7 @@ def assigned(records, policy, **options):
 
 
 def refused(records, policy, **options):
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     labels.assign(records, policy, **options)
   message = str(caught.value)
   assert message and message.isprintable()

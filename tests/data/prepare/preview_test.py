@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dpjax.data.prepare import preview
+from dpjax.errors import UserError
 from tests import fakes
 
 TILE = 256  # pixels of a tile
@@ -145,10 +146,10 @@ def test_a_sheet_has_an_end(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('count', [0, -3])
 def test_a_sheet_of_nothing_is_refused(tmp_path, count):
-  with pytest.raises(ValueError, match=f'a preview of {count} radiographs'):
+  with pytest.raises(UserError, match=f'a preview of {count} radiographs'):
     drawn(make_store(**MIXED), tmp_path, count)
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
-  with pytest.raises(ValueError, match='cannot be written: No such file'):
+  with pytest.raises(UserError, match='cannot be written: No such file'):
     drawn(make_store(**MIXED), tmp_path / 'nothing', 1)

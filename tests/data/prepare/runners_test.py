@@ -13,6 +13,7 @@ import cv2
 import pytest
 
 from dpjax.data.prepare import runners
+from dpjax.errors import UserError
 
 POOLS = pytest.mark.parametrize('workers', [1, 2])
 
@@ -116,7 +117,7 @@ def test_the_first_error_stops_the_others_and_is_raised(
 def test_a_worker_that_is_killed_is_one_line_that_says_at_what(tmp_path):
   # Left behind by an earlier run that was killed: not what this one was at.
   (tmp_path / '005.at').write_text('image of yesterday.png')
-  with pytest.raises(ValueError, match='a worker process died') as caught:
+  with pytest.raises(UserError, match='a worker process died') as caught:
     run(die_first, tasks_of(tmp_path, 300), 2)
   message = str(caught.value)
   assert 'image 0.png' in message and 'yesterday' not in message

@@ -7,7 +7,7 @@ import pytest
 
 from dpjax.data import radiograph, store
 from dpjax.data.prepare import shards
-from dpjax.errors import SourceFault
+from dpjax.errors import SourceFault, UserError
 
 SIZE = 32
 
@@ -146,6 +146,6 @@ def test_a_block_holds_what_could_be_read_and_names_the_rest(tmp_path):
   assert third[:2] == ['d', 'd']
   assert third[2].startswith('all of it is one grey level, 255 of 0 to 255')
   line = '^labels.csv, row 2: b.png: cut short$'
-  with pytest.raises(ValueError, match=line):
+  with pytest.raises(UserError, match=line):
     shards.decode_block(rows, tmp_path / 'x', SIZE, 'stretch', 'fail')
   assert not (tmp_path / 'x').exists() and not (tmp_path / 'x.npz').exists()

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from dpjax.data.prepare import duplicates, splits
+from dpjax.errors import UserError
 
 SIDES = ('train', 'validation', 'test')
 
@@ -156,7 +157,7 @@ def test_a_share_of_0_draws_none():
 
 @pytest.mark.parametrize('share', (-0.1, 1.0, float('nan')))
 def test_a_share_out_of_range_is_one_line(share):
-  with pytest.raises(ValueError, match=r'config\.split\.test') as caught:
+  with pytest.raises(UserError, match=r'config\.split\.test') as caught:
     assign(*alone(30), test=share)
   assert '\n' not in str(caught.value)
 
@@ -175,20 +176,20 @@ def test_a_patient_on_two_sides_of_the_source_is_named_in_one_line(one, other):
   labels, groups = alone(50)
   groups[3] = groups[30] = 'patient 12'
   given = [one if i < 10 else other for i in range(50)]
-  with pytest.raises(ValueError, match='patient 12') as caught:
+  with pytest.raises(UserError, match='patient 12') as caught:
     assign(labels, groups, given)
   assert '\n' not in str(caught.value)
   # Not even if they are the same image.
-  with pytest.raises(ValueError, match='patient 12'):
+  with pytest.raises(UserError, match='patient 12'):
     assign(labels, groups, given, [(3, 30)])
 
 
 def test_a_name_with_a_line_end_does_not_break_the_line():
   labels, _ = alone(30, 10)
-  with pytest.raises(ValueError, match=r"patient 'Doe\\nJane' \(") as drawn:
+  with pytest.raises(UserError, match=r"patient 'Doe\\nJane' \(") as drawn:
     assign(labels, ['Doe\nJane'] * 40)
   given = ['test'] * 4 + ['train'] * 36
-  with pytest.raises(ValueError, match=r"patient 'Doe\\nJane' is") as kept:
+  with pytest.raises(UserError, match=r"patient 'Doe\\nJane' is") as kept:
     assign(labels, ['Doe\nJane'] * 40, given)
   for caught in (drawn, kept):
     assert str(caught.value).isprintable()
@@ -197,7 +198,7 @@ def test_a_name_with_a_line_end_does_not_break_the_line():
 def test_one_patient_with_most_images_is_named_in_one_line():
   # As where a hospital wrote the same word into every file.
   labels, _ = alone(30, 10)
-  with pytest.raises(ValueError, match='ANONYMOUS') as caught:
+  with pytest.raises(UserError, match='ANONYMOUS') as caught:
     assign(labels, ['ANONYMOUS'] * 40)
   message = str(caught.value)
   assert '40 of 40' in message and 'config.split.unit=image' in message

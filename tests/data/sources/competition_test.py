@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dpjax.data.prepare import labels as labels_lib
 from dpjax.data.sources import competition, tables
+from dpjax.errors import UserError
 from tests.data import source_files as sources
 
 HEADER = 'filename,x,y,width,height\n'
@@ -256,7 +257,7 @@ def test_a_label_file_that_is_no_table_is_refused_whole(
   write(tmp_path, labels=labels)
   message = refused(tmp_path)
   assert message.startswith(f'{tmp_path}/train.csv: ') and reason in message
-  with pytest.raises(ValueError, match=reason):
+  with pytest.raises(UserError, match=reason):
     skipped(tmp_path)
 
 
@@ -297,7 +298,7 @@ def test_tables_in_another_encoding_are_named(tmp_path, name):
     file.write('grün,0\n'.encode('latin-1'))
   message = refused(tmp_path)
   assert message.startswith(f'{tmp_path / name}: ') and 'UTF-8' in message
-  with pytest.raises(ValueError, match='UTF-8'):
+  with pytest.raises(UserError, match='UTF-8'):
     skipped(tmp_path)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dpjax.data.decode import formats, image_file
 from dpjax.data.sources import files, tables
-from dpjax.errors import SourceFault
+from dpjax.errors import SourceFault, UserError
 
 DICOM = bytes(128) + b'DICM'
 NOISE = np.random.default_rng(0).integers(0, 256, (21, 30), np.uint8)
@@ -118,11 +118,11 @@ def test_a_folder_that_cannot_be_read_is_one_line_that_names_it(
   line = f'{tmp_path}/b/lo\\ncked'
   with monkeypatch.context() as patch:
     patch.setattr(os, 'scandir', scandir)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(SourceFault) as caught:
       files.Files(tmp_path)
     assert str(caught.value) == f'{line}: cannot be read: Permission denied'
   monkeypatch.setattr(pathlib.Path, 'is_file', is_file)
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(SourceFault) as caught:
     files.Files(tmp_path)
   assert str(caught.value) == f'{line}/y.png: cannot be read: Permission denied'
 
@@ -178,7 +178,7 @@ def test_only_the_folders_that_are_asked_for_are_listed(tmp_path):
 def test_a_folder_that_is_not_there_is_one_line(tmp_path):
   make(tmp_path, 'file')
   for root, folder in (('gone', '.'), ('file', '.'), ('.', 'train')):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
       files.Files(tmp_path / root, [folder])
     message = str(caught.value)
     assert message.startswith('config.data.source: ') and message.isprintable()
@@ -198,7 +198,7 @@ def test_links_within_the_folder_are_followed_and_links_out_of_it_not(tmp_path):
   for name in ('s', 'relative'):
     assert 'leads out of' in refused(images, name)
   assert 'no image y' in refused(images, 'y')
-  with pytest.raises(ValueError, match='leads out of'):
+  with pytest.raises(UserError, match='leads out of'):
     files.Files(tmp_path / 'set', ['folder'])
 
 
@@ -219,7 +219,7 @@ def test_an_image_that_nothing_asked_for_is_a_fault_of_its_own(tmp_path):
   assert (place, id) == (f'{images.root}/b.png', '')
   assert reason.startswith('no row of labels.csv names it; ')
   assert 'config.data.ignore passes it over' in reason
-  with pytest.raises(ValueError, match=r'b\.png: no row of labels\.csv'):
+  with pytest.raises(UserError, match=r'b\.png: no row of labels\.csv'):
     images.add_unnamed(tables.Faults(), pathlib.Path('labels.csv'))
 
 
@@ -326,7 +326,7 @@ def test_only_of_a_file_that_may_be_dicom_is_a_header_read(tmp_path):
   assert header('a.PNG') is None and header('a.jpeg') is None
   assert header('a.jfif') is None and header('a.gif') is None
   for name in ('a.dcm', '1.2.840.10008'):
-    with pytest.raises(ValueError, match=f'{name}: empty'):
+    with pytest.raises(SourceFault, match=f'{name}: empty'):
       header(name)()
 
 

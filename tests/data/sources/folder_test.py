@@ -11,6 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from dpjax.data.sources import folder, tables
+from dpjax.errors import UserError
 from tests.data import source_files as sources
 
 HEADER = 'image,x,y,width,height,finding\n'
@@ -95,7 +96,7 @@ def test_a_source_without_folders_of_classes_is_told_what_is_wanted(
   tmp_path, names, on_error
 ):
   write(tmp_path, *names)
-  with pytest.raises(ValueError, match='CLASS/IMAGE') as caught:
+  with pytest.raises(UserError, match='CLASS/IMAGE') as caught:
     folder.read(tmp_path, tables.Faults(on_error))
   assert str(tmp_path) in str(caught.value)
   assert 'data.layout=csv, which takes images without' in str(caught.value)
@@ -208,7 +209,7 @@ def test_a_broken_table_of_boxes_is_refused(
 ):
   write(tmp_path, 'a/1.png')
   (tmp_path / 'boxes.csv').write_bytes(content)
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     folder.read(tmp_path, tables.Faults(on_error))
   assert str(caught.value).startswith(f'{tmp_path}/boxes.csv')
   assert reason in str(caught.value)

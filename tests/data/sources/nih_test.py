@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dpjax.data.prepare import labels as labels_lib
 from dpjax.data.sources import nih, tables
+from dpjax.errors import UserError
 from tests.data import source_files as sources
 
 ENTRIES = 'Data_Entry_2017.csv'
@@ -338,7 +339,7 @@ def test_a_header_without_a_column_is_refused(tmp_path, name, old, new, reason):
   path.write_text(path.read_text().replace(old, new))
   message = refused(tmp_path)
   assert message.startswith(f'{path}, row 1: ') and reason in message
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     skipped(tmp_path)
   assert str(caught.value) == message
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dpjax.data.sources import phantom
+from dpjax.errors import UserError
 
 
 @pytest.fixture(scope='module')
@@ -45,9 +46,7 @@ def test_counts_are_exact_long_tailed_and_leave_no_class_bare(count):
 
 
 def test_too_small_a_count_is_one_line_that_names_the_field():
-  with pytest.raises(
-    ValueError, match=r'^data\.phantom\.count is 49: .+$'
-  ) as e:
+  with pytest.raises(UserError, match=r'^data\.phantom\.count is 49: .+$') as e:
     phantom.read(49, seed=0)
   assert '\n' not in str(e.value)
 

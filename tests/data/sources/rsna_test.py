@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dpjax.data.prepare import labels as labels_lib
 from dpjax.data.sources import rsna, tables
+from dpjax.errors import SourceFault, UserError
 from tests.data import source_files as sources
 
 HEADER = 'patientId,x,y,width,height,Target\n'
@@ -186,7 +187,7 @@ def test_an_exam_that_is_left_out_is_one_fault_and_no_other(tmp_path):
 def test_a_box_outside_the_frame_is_found_when_the_image_is_made(tmp_path):
   labels = LABELS.replace('t,1,1,8,8', 't,1024,1,8,8')
   record = read(write(tmp_path, labels=labels))[3]
-  with pytest.raises(ValueError, match='1024 x 1024'):
+  with pytest.raises(SourceFault, match='1024 x 1024'):
     record.unit_boxes(1024, 1024)
 
 
@@ -204,7 +205,7 @@ def test_a_header_without_a_column_is_refused(tmp_path, file, old, new, reason):
   path.write_text(path.read_text().replace(old, new))
   message = refused(tmp_path)
   assert message.startswith(f'{path}, row 1: ') and reason in message
-  with pytest.raises(ValueError, match=reason):
+  with pytest.raises(UserError, match=reason):
     skipped(tmp_path)
 
 

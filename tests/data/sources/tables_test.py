@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from dpjax.data.sources import tables
-from dpjax.errors import SourceFault
+from dpjax.errors import SourceFault, UserError
 
 COLUMNS = ('id', 'x')
 
@@ -34,7 +34,7 @@ def refused(path, columns=COLUMNS, **options):
   """The one line, the same whatever is asked for on an error."""
   messages = []
   for on_error in ('fail', 'skip'):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
       read(path, columns, tables.Faults(on_error), **options)
     messages.append(str(caught.value))
   assert messages[0] == messages[1] and messages[0].isprintable()
@@ -133,7 +133,7 @@ def test_a_missing_file_and_a_folder_are_one_line(tmp_path):
 
 def test_a_row_of_another_length_is_a_fault(tmp_path):
   path = write(tmp_path, 'id,x\na,1\nb\nc,1,2\nd,2,\n')
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     read(path)
   assert str(caught.value) == f'{path}, row 3: 1 cells; wanted 2: id,x'
   faults = tables.Faults('skip')
@@ -155,7 +155,7 @@ def test_a_reader_may_take_rows_of_another_length_and_check_them(tmp_path):
 
 def test_fail_raises_the_first_fault_with_its_place():
   faults = tables.Faults()
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     with faults.at('labels.csv, row 7', 'a'):
       raise SourceFault('too bad')
   assert str(caught.value) == 'labels.csv, row 7: too bad'
@@ -188,7 +188,7 @@ def test_a_fault_is_one_line_whatever_the_file_is_called():
   faults.add('a\nb\udcff', 'reason\r\x1b[1m', 'i\td')
   assert faults.found == [(r'a\nb\udcff', r'i\td', r'reason\r\x1b[1m')]
   assert faults.left_out == {'i\td'}  # the id as it is
-  with pytest.raises(ValueError, match=r'^a\\nb: reason$'):
+  with pytest.raises(UserError, match=r'^a\\nb: reason$'):
     tables.Faults().add('a\nb', 'reason')
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dpjax.data.prepare import labels as labels_lib
 from dpjax.data.sources import tables, vindr
+from dpjax.errors import UserError
 from tests.data import source_files as sources
 
 # c: R1 and R2 drew nearly the same box, R3 a small one elsewhere. d: R1 alone
@@ -387,7 +388,7 @@ def test_a_header_without_a_column_is_refused(tmp_path, name, old):
   edit(tmp_path, name, old, 'column')
   message = refused(tmp_path)
   assert message.startswith(f'{tmp_path / name}, row 1: ') and old in message
-  with pytest.raises(ValueError, match='no column'):
+  with pytest.raises(UserError, match='no column'):
     skipped(tmp_path)
 
 
