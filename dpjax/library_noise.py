@@ -10,6 +10,7 @@ import pathlib
 import sys
 import threading
 import traceback
+import warnings
 
 from absl import logging
 
@@ -22,6 +23,10 @@ def silence() -> None:
   Orbax's warnings too: they are about its own options.
   """
   logging.set_verbosity(logging.FATAL)
+  # What a save that failed has not come to.
+  warnings.filterwarnings(
+    'ignore', "coroutine '.*' was never awaited", RuntimeWarning
+  )
   of_thread, of_main = threading.excepthook, sys.excepthook
   unraisable = sys.unraisablehook
 

@@ -25,6 +25,7 @@ import errno
 import functools
 import os
 import pathlib
+import threading
 from typing import Any
 
 from absl import app, flags
@@ -161,13 +162,16 @@ def _main(argv):
 
 
 def _end(status):
-  """The exit status; ends at once what would wait for others on its way out."""
-  # After an error told: what is left undone by it is no other one.
-  sys.unraisablehook = (lambda _: None) if status == 2 else sys.unraisablehook
-  # Who was stopped and has saved ends together with all others.
-  if status in (2, 130) and _COORDINATOR.value:
-    processes.end(status)
-  if status and signals.is_deaf_at_work():  # Python would wait for it.
+  """The exit status; after an error or a stop ends at once, without waiting.
+
+  On its way out Python would wait for every thread: a compiler, a fit, a save
+  of Orbax that waits for a disk which is gone. What they leave undone has been
+  told, and is nothing of ours.
+  """
+  if _COORDINATOR.value:
+    # Who was stopped and has saved ends together with all others.
+    return processes.end(status) if status in (2, 130) else status
+  if status and threading.active_count() > 1:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

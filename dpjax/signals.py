@@ -11,7 +11,6 @@ import concurrent.futures
 import contextlib
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -19,8 +18,6 @@ from typing import Any
 from dpjax.errors import Stopped
 
 _NUMBERS = (signal.SIGTERM, signal.SIGINT)
-# How threads are called that nobody waits for once a signal has come.
-DEAF = 'deaf to signals'
 _GLANCE = 0.2  # seconds between two looks at the note
 _WORD = (
   b'\nCtrl-C: stopping as soon as all is in order; once more stops at once\n'
@@ -120,22 +117,17 @@ def wait(future: concurrent.futures.Future) -> Any:
 def interruptible(function: Callable[..., Any], *arguments: Any) -> Any:
   """Calls what does not come back to Python for long; looks at the note.
 
-  It is called in a thread of its own, which goes on after a signal: who ends
-  the process asks `is_deaf_at_work`, since Python would wait for it.
+  It is called in a thread of its own, which goes on after a signal: main ends
+  the process without waiting for it.
 
   Raises:
     KeyboardInterrupt, Stopped: as `check`.
   """
-  pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=DEAF)
+  pool = concurrent.futures.ThreadPoolExecutor(1)
   try:
     return wait(pool.submit(function, *arguments))
   finally:
     pool.shutdown(wait=False)
-
-
-def is_deaf_at_work() -> bool:
-  """Whether a thread called DEAF still runs."""
-  return any(t.name.startswith(DEAF) for t in threading.enumerate())
 
 
 def _take(number: int, frame: FrameType | None) -> None:

@@ -1,8 +1,10 @@
 """Libraries are silent about a save that failed, and about nothing else."""
 
 import asyncio
+import gc
 import sys
 import threading
+import warnings
 
 import pytest
 import tensorstore
@@ -46,6 +48,17 @@ def call_into_closed_loop():
 def test_tensorstore_is_silent_about_a_loop_that_is_closed(shown):
   call_into_closed_loop()
   assert shown == []
+
+
+@pytest.mark.usefixtures('shown')
+def test_a_coroutine_that_a_failed_save_never_came_to_is_no_warning():
+  with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter('always')
+    library_noise.silence()
+    wait_for(None)
+    gc.collect()
+    warnings.warn('another', RuntimeWarning, stacklevel=1)
+  assert [str(warning.message) for warning in told] == ['another']
 
 
 def test_without_that_it_is_not(monkeypatch):

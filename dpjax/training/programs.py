@@ -78,9 +78,7 @@ class Programs:
 
   def __init__(self):
     self._futures: dict[Any, concurrent.futures.Future] = {}
-    self._pool = concurrent.futures.ThreadPoolExecutor(
-      thread_name_prefix=signals.DEAF
-    )
+    self._pool = concurrent.futures.ThreadPoolExecutor()
 
   def begin(self, name: Any, step: Any, *arguments: Any) -> None:
     """Starts the compilation of a step for arguments of these shapes."""
