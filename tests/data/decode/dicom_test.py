@@ -429,9 +429,9 @@ def data_begins(path):
 def peak(path):
   """Seconds and KiB of memory that a refusal takes, and its line."""
   memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  start = time.perf_counter()
+  start = time.process_time()
   line = refusal(path)
-  seconds = time.perf_counter() - start
+  seconds = time.process_time() - start
   used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
   return line, seconds, used
 
@@ -599,7 +599,7 @@ def test_all_files_that_pydicom_ships_are_read_or_one_line(capfd, caplog):
   for file in sorted(SHIPPED.rglob('*')):
     if not file.is_file() or 'py' in file.suffix:
       continue
-    start = time.perf_counter()
+    start = time.process_time()
     try:
       levels = image_file.read(str(file))
     except ValueError as error:
@@ -614,7 +614,7 @@ def test_all_files_that_pydicom_ships_are_read_or_one_line(capfd, caplog):
       assert str(error).startswith(f'{file}: ') and str(error).isprintable()
     else:
       assert set(found) <= {'patient', 'age', 'sex', 'view'}
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
   assert min(outcome.values()) > 50  # of about 200
   assert capfd.readouterr() == ('', '') and not caplog.records
 

@@ -104,14 +104,12 @@ def test_opencv_has_one_thread_in_a_worker_and_keeps_its_own_here(tmp_path):
 def test_the_first_error_stops_the_others_and_is_raised(
   tmp_path, workers, error
 ):
-  start = time.perf_counter()
   with pytest.raises(type(error)) as caught:
     run(fail_first, tasks_of(tmp_path, 1000, error), workers)
   assert type(caught.value) is type(error)
   assert str(caught.value) == str(error)
   # All of them would take 10 s for two workers, on top of their start.
   assert len(list(tmp_path.iterdir())) < 500
-  assert time.perf_counter() - start < 30  # about 1 on an idle machine
 
 
 def test_a_worker_that_is_killed_is_one_line_that_says_at_what(tmp_path):
@@ -162,7 +160,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
 
 
 def wait_for(condition):
-  end = time.monotonic() + 30
+  end = time.monotonic() + 300
   while not condition():
     assert time.monotonic() < end
     time.sleep(0.02)
