@@ -152,7 +152,7 @@ def start_job(workdir, phantom, *flags, **signals):
 def finish(*processes):
   """[(status, stdout, stderr)] of processes, waiting for their end."""
   try:
-    ends = [process.communicate(timeout=240) for process in processes]
+    ends = [process.communicate(timeout=900) for process in processes]
   finally:
     for process in processes:
       process.kill()
