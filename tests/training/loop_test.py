@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import gzip
 import json
 import os
 import pathlib
@@ -227,6 +228,15 @@ def test_the_config_on_record_says_what_auto_and_0_stood_for(
   loop.train(config, 'retrain', tmp_path)
   assert 'resumed at step 6' in capsys.readouterr().out
   assert json.loads(file.read_text()) == record
+
+
+@pytest.mark.usefixtures('uncompiled')
+def test_a_trace_of_as_many_steps_as_asked_for_lies_in_the_workdir(tmp_path):
+  loop.train(make_config(train__trace=2, **PLAIN), 'retrain', tmp_path)
+  (file,) = (tmp_path / 'trace').rglob('*.trace.json.gz')
+  events = json.loads(gzip.decompress(file.read_bytes()))['traceEvents']
+  steps = [e['args']['step_num'] for e in events if e.get('name') == 'train']
+  assert sorted(map(int, steps)) == [2, 3]
 
 
 def test_a_workdir_of_another_config_is_refused_by_field(finished):
