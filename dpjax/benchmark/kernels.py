@@ -29,6 +29,8 @@ _COLLECTIVES = (
 )  # fmt: skip
 # An element of what these return is one of what they take.
 _PASSING = {'bitcast', 'reshape', 'convert', 'copy', 'transpose'}
+# Of their first operand these read no more than they return.
+_TAKING = {'slice', 'dynamic-slice', 'gather'}
 # Calls of custom-call that say something to the compiler and run nothing.
 _NO_CALLS = ('AllocateBuffer', 'Sharding', 'AssumeGatherIndicesInBound')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -42,7 +44,7 @@ class Kernel:
   Attributes:
     name: of the instruction.
     kind: its opcode; of a call into a library that call, of a collective its
-      name without -start.
+      name without -start. (copy-start moves between a TPU's memories.)
     times: how often a run of the program runs it.
     bytes: that one run of it moves in the device's memory.
     flops: operations of the convolutions and matrix products of one run.
@@ -119,8 +121,9 @@ def _says_only(one):
 
 
 def _kernel(module, computation, one, times):
-  kind = one.opcode.removesuffix('-start')
-  scatters = kind == 'scatter'
+  kind, scatters = one.opcode, one.opcode == 'scatter'
+  if kind.removesuffix('-start') in _COLLECTIVES:
+    kind = kind.removesuffix('-start')
   if kind == 'custom-call':
     kind = one.attribute('custom_call_target') or kind
   inner = _fused(module, one)
@@ -164,6 +167,16 @@ def _named(module, one):
   return max(named, key=lambda m: sum(a.size for a in m.arrays), default=one)
 
 
+def _results(computation, one):
+  """What it makes; that which begins something names its operands too."""
+  if one.opcode == 'copy-start':
+    return one.arrays[:1]
+  if one.opcode.endswith('-start') and one.opcode != 'all-reduce-start':
+    taken = sum(len(computation.by_name[x].arrays) for x in one.operands)
+    return one.arrays[taken:]
+  return one.arrays
+
+
 def _in_memory(arrays):
   """Bytes; what a TPU has near its cores is in another space."""
   return sum(array.bytes for array in arrays if array.space == 0)
@@ -175,16 +188,18 @@ def _taken(module, computation, one, index):
   whole = _in_memory(operand.arrays)
   if not whole or len(operand.arrays) > 1:
     return whole
-  return min(whole, -(-_elements(module, one, index, operand.arrays[0].size)
-                      * whole // max(1, operand.arrays[0].size)))  # fmt: skip
+  size = operand.arrays[0].size
+  elements = _elements(module, computation, one, index, size)
+  return -(-whole * elements // max(1, size))
 
 
-def _elements(module, one, index, whole):
+def _elements(module, computation, one, index, whole):
   """How many elements of `whole` an instruction reads of an operand."""
   if inner := _fused(module, one):
     return _read_of(module, inner, inner.parameters[index].name, whole)
-  if index == 0 and one.opcode in ('slice', 'dynamic-slice', 'gather'):
-    return one.arrays[0].size
+  slices = one.opcode.removesuffix('-start') in _TAKING
+  if index == 0 and slices:
+    return _results(computation, one)[0].size
   if one.opcode == 'dynamic-update-slice' and index == 0:
     return 0
   if one.opcode == 'scatter' and index < len(one.arrays):
@@ -199,7 +214,7 @@ def _read_of(module, computation, name, whole):
     if user.opcode in _PASSING:
       total += _read_of(module, computation, user.name, whole)
     elif user.opcode not in ('tuple', 'get-tuple-element'):
-      total += _elements(module, user, index, whole)
+      total += _elements(module, computation, user, index, whole)
     else:
       return whole
     if total >= whole:
@@ -209,7 +224,7 @@ def _read_of(module, computation, name, whole):
 
 def _given(module, computation, one):
   """Bytes that are written, and read again where they are added to."""
-  arrays = one.arrays
+  arrays = _results(computation, one)
   if one.opcode == 'custom-call' and len(arrays) > 1:
     # The scratch of a library is no result.
     arrays = [array for array in arrays if array.dtype != 'u8']

@@ -2,8 +2,8 @@
 
 Every kernel takes the longer of its bytes over the memory's bandwidth and its
 products over the peak (the roofline: Williams, Waterman and Patterson, 2009),
-and what a launch costs. On a TPU the compiler's own cycles stand in its place.
-Beside them the collectives, by latency and bytes.
+and what a launch costs. On a TPU the compiler's own cycles stand in its place,
+where it says some. Beside them the collectives, by latency and bytes.
 """
 
 import pathlib
@@ -89,7 +89,7 @@ def describe(
   number = sum(k.times for k in found) / count
   talk = sum(k.times * own[k.name] for k in found if k.collective) / count
   work = sum(k.times * own[k.name] for k in found) / count - talk
-  launches = (0, 0) if total['cycles'] else (_IN_GRAPH, _ONE_BY_ONE)
+  launches = (_IN_GRAPH, _ONE_BY_ONE) if device.cuda else (0, 0)
   best = work + talk + number * launches[0]
   worst = (work + talk) / _EFFICIENCY + number * launches[1]
   limit = max(total['flops'] / peak, total['bytes'] / device.bandwidth)
@@ -130,8 +130,10 @@ def _seconds(kernel: Kernel, device, peak, mesh):
   """One run of a kernel, without its launch."""
   if kernel.collective:
     return collective_seconds(kernel.kind, kernel.sent, device, *mesh)
-  if device.clock:
+  if kernel.cycles:
     return kernel.cycles / device.clock
+  if device.clock and kernel.kind.endswith('-start'):
+    return 0.0  # It goes on beside other work.
   return max(kernel.bytes / device.bandwidth, kernel.flops / peak)
 
 

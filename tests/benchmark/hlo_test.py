@@ -48,11 +48,13 @@ def test_shapes_operands_and_attributes_are_read_whatever_stands_in_them():
   assert [(user.name, index) for user, index in main.users['a']] == [('r', 1)]
 
 
-@pytest.mark.parametrize('name', ['h100', 'h100x8'])
-def test_recorded_programs_are_whole(name):
+@pytest.mark.parametrize(
+  ('name', 'parameters'), [('h100', 3), ('h100x8', 3), ('v5e', 9)]
+)
+def test_recorded_programs_are_whole(name, parameters):
   module = hlo.parse((RECORDED / f'program-{name}.txt').read_text())
   entry = module.computations[module.entry]
-  assert len(entry.parameters) == 3
+  assert len(entry.parameters) == parameters
   for computation in module.computations.values():
     for one in computation.instructions:
       assert all(name in computation.by_name for name in one.operands)

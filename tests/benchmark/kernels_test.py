@@ -69,6 +69,25 @@ def test_collectives_are_found_with_what_each_device_hands_in():
   assert {kernel.times for kernel in found} == {1}
 
 
+def test_a_tpu_has_cycles_and_what_lies_beside_its_cores_moves_nothing():
+  """Some kernels of stage II, 256 images, for a v5e; the rest is cut off."""
+  found = {kernel.name: kernel for kernel in recorded('v5e')}
+  assert len(found) == 5  # of what begins and is done, one
+  # A convolution 1 x 1 of stride 2 with BatchNorm's sums, all of it on chip.
+  convolution = found['convert_reduce_fusion.40']
+  assert convolution.cycles == 68674 and convolution.bytes == 0
+  assert convolution.flops == 2 * 256 * 7 * 7 * 256 * 512
+  # Of 7 x 7 taps on 7 x 7 cells with a padding of 3 those that meet a cell.
+  pairs = sum(min(x + 3, 6) - max(x - 3, 0) + 1 for x in range(7)) ** 2
+  assert found['fusion.752'].flops == 2 * 256 * pairs * 1 * 2
+  # A quarter of the features on its way to the cores; numbers on theirs back.
+  assert found['slice-start.12'].bytes == 2 * 256 * 7 * 28 * 128
+  assert found['copy-start.180'].bytes == 4 * 256
+  pool = found['select_and_scatter.9']
+  assert pool.bytes == 2 * 256 * 64 * (2 * 112**2 + 56**2) + 2
+  assert pool.kind == 'select-and-scatter' and not pool.scatters
+
+
 CALLS = """HloModule calls
 
 %small (a.1: f32[8]) -> f32[8] {

@@ -36,6 +36,21 @@ def test_a_step_is_the_sum_of_its_kernels_at_the_roofline():
   )
 
 
+def test_a_tpu_takes_its_cycles_and_else_its_bytes():
+  v5e = targets.DEVICES['v5e']
+  found = predicted.describe(program('v5e'), v5e, rows=256)
+  cycles = 68674 + 12324
+  assert found['cycles'] == cycles
+  # The gradient of max-pool has none; copies go on beside other work.
+  pool = 2 * 256 * 64 * (2 * 112**2 + 56**2)
+  assert found['seconds']['best'] == pytest.approx(
+    cycles / 1.5e9 + pool / 0.819e12
+  )
+  assert found['seconds']['worst'] == pytest.approx(
+    found['seconds']['best'] / 0.79
+  )
+
+
 def test_the_parts_are_the_whole():
   found = predicted.describe(program('h100'), H100, rows=4, count=3)
   for name in ('kernels', 'bytes', 'flops'):
