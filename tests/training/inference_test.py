@@ -1,8 +1,13 @@
 """A compiled step over a whole split."""
 
+import os
+import signal
+import threading
+
 import numpy as np
 import pytest
 
+from dpjax import signals
 from dpjax.training import build as build_lib
 from dpjax.training import inference
 from tests import fakes
@@ -41,3 +46,16 @@ def test_inference_covers_a_whole_split_in_order_tail_included(devices):
   means = np.concatenate([outputs['mean'] for _, outputs in found])
   np.testing.assert_array_equal(labels, split.labels)
   np.testing.assert_array_equal(means, split.pixels.mean(axis=(1, 2)))
+
+
+def test_a_signal_is_looked_at_while_the_step_is_compiled():
+  run = build()
+  compiled = threading.Event()
+
+  def eval_step(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    compiled.wait()
+
+  with signals.noted(), pytest.raises(KeyboardInterrupt):
+    next(inference.infer(run, eval_step, 'state', run.data.split('test'), 5))
+  compiled.set()
