@@ -9,9 +9,9 @@ images, which no study sees. Four intervals that say 95 %:
   seeds         t interval over the seeds: as if the images were all there are
   images        bootstrap over the images: as if these networks were all
   hierarchical  bootstrap that draws seeds and images alike
-  both          what `ablate` and `compare` show: t over the seeds, to whose
-                variance that over the images is added, by Satterthwaite's
-                degrees of freedom (significance.over_seeds_and_images)
+  both          what `ablate` and `compare` show: the halves of the first and of
+                a normal interval over the images, their squares added
+                (significance.over_seeds_and_images)
 
 A network is right about an image where a normal number is above 0: what its
 class is worth, how hard the image is, how hard for this method and for this

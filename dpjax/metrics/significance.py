@@ -1,6 +1,5 @@
 """Tests of a difference: of two models on the same images, and over seeds."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -147,19 +146,18 @@ def over_seeds_and_images(
 ) -> list[float] | None:
   """An interval that holds both spreads: over seeds, and over images.
 
-      mean +- t_{k, (1 + level) / 2} sqrt(s^2 / n + v)
-      k = (n - 1) (1 + v / (s^2 / n))^2
+      mean +- sqrt(t_{n-1, q}^2 s^2 / n + z_q^2 v),   q = (1 + level) / 2
 
   The n runs are scored on the same images, so what these make of a score, v,
-  does not become less with n; s^2 / n is what training again would change. The
-  degrees of freedom are Satterthwaite's of the sum, v being of a great many
-  resamples: n - 1 where the seeds are all there is, and ever more, to a normal
-  quantile, the more the images outweigh them.
+  does not become less with n; s^2 / n is what training again would change. Each
+  has its own quantile, Student's t and the normal z, and the squares of the two
+  halves are added: the interval is longer than either alone.
 
   A part of the spread between runs is of the images too and counted twice, so
   it covers rather more than it says. A bootstrap that draws runs and images
-  alike draws three runs from three, and the spread comes out a third too small
-  (benchmarks/coverage.py has both).
+  alike draws three runs from three, and the spread comes out a third too small;
+  Satterthwaite's degrees of freedom of the sum are too many where s is small by
+  chance (benchmarks/coverage.py).
 
   Args:
     values: of n runs, of a score or of a difference.
@@ -173,21 +171,19 @@ def over_seeds_and_images(
   Raises:
     ValueError: if `level` does not lie between 0 and 1.
 
-  Source: Satterthwaite (1946), Biometrics Bulletin 2, 110-114; the variances
-  add as in a random effects model of runs by images, Obuchowski and Rockette
-  (1995), Communications in Statistics 24, 285-308.
+  Source: Zou and Donner (2008), Statistics in Medicine 27, 1693-1702, of limits
+  for a sum; runs by images as in Obuchowski and Rockette (1995), Communications
+  in Statistics 24, 285-308.
   """
   resampling.check_level(level)
   values = list(values)
   if len(values) < 2 or None in values or image_variance is None:
     return None
   n = len(values)
-  seeds = float(np.var(values, ddof=1)) / n
-  freedom = math.inf
-  if seeds > 0:
-    freedom = (n - 1) * (1 + image_variance / seeds) ** 2
-  quantile = float(stats.t.ppf((1 + level) / 2, freedom))
-  half = quantile * math.sqrt(seeds + image_variance)
+  quantile = (1 + level) / 2
+  seeds = stats.t.ppf(quantile, n - 1) ** 2 * np.var(values, ddof=1) / n
+  images = stats.norm.ppf(quantile) ** 2 * image_variance
+  half = float(np.sqrt(seeds + images))
   mean = float(np.mean(values))
   return [mean - half, mean + half]
 

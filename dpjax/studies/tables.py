@@ -49,10 +49,10 @@ _EXPLAINED = {
 }
 # What stands beside a difference, under its table.
 INTERVAL = (
-  'Its 95 % interval is over seeds and images: a t interval over the seeds, to'
-  ' whose\nvariance that of the mean over the images is added (stratified'
-  ' bootstrap, by patient where one has\nseveral). Of one seed, in brackets:'
-  ' over the images, the network held fixed. Of Grad-CAM: over the\nseeds.'
+  'Its 95 % interval is over seeds and images: the t interval over the seeds,'
+  ' and the\ninterval over the images (stratified bootstrap, by patient where'
+  ' one has several), their halves added as squares.\nOf one seed, in brackets:'
+  ' over the images, the network held fixed. Of Grad-CAM: over the seeds.'
 )
 _LEVEL = 0.95
 

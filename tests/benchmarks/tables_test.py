@@ -95,8 +95,11 @@ def test_the_difference_that_is_asked_has_an_interval_of_seeds_and_images(
   over_images = (counts @ gain.T / 60).mean(axis=1)
   per_seed = gain.mean(axis=1)
   seeds, over_images = np.var(per_seed, ddof=1) / 3, np.var(over_images)
-  freedom = 2 * (1 + over_images / seeds) ** 2
-  half = stats.t.ppf(0.975, freedom) * np.sqrt(seeds + over_images)
+  halves = (
+    stats.t.ppf(0.975, 2) * np.sqrt(seeds),
+    1.959964 * np.sqrt(over_images),
+  )
+  half = np.hypot(*halves)
   want = f'+{per_seed.mean():.3f} ± {half:.3f}'.replace('0.', '.')
   assert study.difference('full-late', 'plain', 'accuracy') == want
   table = tables._asked(study).splitlines()

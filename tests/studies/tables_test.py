@@ -284,8 +284,11 @@ def test_a_difference_has_one_interval_of_seeds_and_images(models):
   ]
   over_images = images.resampled(a, b)['accuracy']
   seeds, over_images = np.var(per_seed, ddof=1) / 3, np.var(over_images)
-  freedom = 2 * (1 + over_images / seeds) ** 2
-  half = stats.t.ppf(0.975, freedom) * np.sqrt(seeds + over_images)
+  halves = (
+    stats.t.ppf(0.975, 2) * np.sqrt(seeds),
+    1.959964 * np.sqrt(over_images),
+  )
+  half = np.hypot(*halves)
   want = np.mean(per_seed) + half * np.array([-1, 1])
   assert found['both_interval'] == pytest.approx(want, abs=1e-6)
   assert tables.whole_interval(found) == found['both_interval']
