@@ -15,7 +15,7 @@ import numpy as np
 from dpjax.data import vocabulary
 from dpjax.evaluation import localisation
 from dpjax.metrics import score_table, subgroups
-from dpjax.report import card_items, headline, sections_run
+from dpjax.report import card_items, headline, sections_run, words
 from dpjax.report.report_data import ReportData
 from dpjax.report.run_files import Run
 
@@ -253,7 +253,8 @@ def _scores(subject):
       continue
     lines += [
       f'{run.name}: {result["num_images"]:,} radiographs of'
-      f' {result["split"]}, 95 % bootstrap intervals.',
+      f' {result["split"]}, 95 % bootstrap intervals over'
+      f' {words.drawn(result)}.',
       '',
       *_table(
         ['Score', 'Value'],

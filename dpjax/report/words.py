@@ -28,15 +28,20 @@ CAM_TARGETS = {
 }
 
 
+def drawn(result: Mapping[str, Any]) -> str:
+  """What a bootstrap drew: 'images', or 'patients' where one has several."""
+  several = result.get('num_patients') not in (None, result.get('num_images'))
+  return 'patients' if several else 'images'
+
+
 def legend(results: Iterable[Mapping[str, Any]]) -> str:
   """What stands in the tables of scores.
 
   Args:
     results: of evaluation.json, or of against.compare_runs.
   """
-  counts = [(r.get('num_patients'), r.get('num_images')) for r in results]
   unit, how = 'images', ''
-  if any(patients not in (None, images) for patients, images in counts):
+  if any(drawn(result) == 'patients' for result in results):
     unit = 'patients'
     how = (
       ' Each patient is drawn with all their images, so that images of one do'

@@ -13,3 +13,9 @@ def test_the_legend_says_whether_images_or_patients_were_drawn():
   assert 'bootstrap intervals over patients (' in words.legend(
     [images, patients]
   )
+
+
+def test_what_was_drawn_is_patients_only_where_one_has_several_images():
+  assert words.drawn({'num_images': 40}) == 'images'
+  assert words.drawn({'num_images': 40, 'num_patients': 40}) == 'images'
+  assert words.drawn({'num_images': 40, 'num_patients': 39}) == 'patients'
