@@ -21,6 +21,8 @@ import jax
 import numpy as np
 import pytest
 
+from dpjax.metrics import predictions, resampling
+
 ROOT = pathlib.Path(__file__).parents[1]
 FLAGS = (
   '--config.data.phantom.count=60',
@@ -118,7 +120,31 @@ def test_it_scores_as_it_would_have(folder):
   if jax.__version__ != RECORDED_BY:
     # It ranks the cells of each map: rounding swaps two that are equal.
     wanted = {k: v for k, v in wanted.items() if 'pixel_ap' not in k}
-  assert 200 < len(wanted)
+  # Two patients have two images each, for which that version had no eye.
+  assert found['/num_patients'] == found['/num_images'] - 2
+  plain = {k: v for k, v in wanted.items() if '/intervals/' not in k}
+  assert 100 < len(plain)
+  assert {name: found[name] for name in plain} == pytest.approx(
+    plain, rel=1e-5, abs=1e-5
+  )
+
+
+def test_its_intervals_are_those_of_images_that_are_each_of_another_patient(
+  folder,
+):
+  evaluation = json.loads((folder / 'expected/evaluation.json').read_text())
+  ids, labels, probabilities, patients = predictions.read_predictions(
+    folder / 'runs/rec/retrain/predictions.csv'
+  )
+  assert len(set(patients)) == len(ids) - 2
+  found = resampling.bootstrap_intervals(
+    labels, probabilities, evaluation['class_names'], resamples=100,
+    seed=evaluation['settings']['seed'], ordinal=True,
+    threshold=evaluation['threshold'], temperature=evaluation['temperature'],
+  )  # fmt: skip
+  wanted = numbers(evaluation['intervals'])
+  assert 20 < len(wanted)
+  found = numbers(found)
   assert {name: found[name] for name in wanted} == pytest.approx(
     wanted, rel=1e-5, abs=1e-5
   )
@@ -130,6 +156,8 @@ def test_its_predictions_are_the_same(folder):
     with open(folder / file, newline='') as stream:
       tables.append([*csv.reader(stream)])
   found, wanted = tables
+  assert found[0] == [*wanted[0], 'patient']
+  found = [row[:-1] for row in found]
   assert [row[:3] for row in found] == [row[:3] for row in wanted]
   np.testing.assert_allclose(
     np.array([row[3:] for row in found[1:]], float),
