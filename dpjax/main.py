@@ -269,34 +269,15 @@ def _start():
   import jax
 
   if _TARGET.value is not None:
-    return _resolve_for_target
+    from dpjax.benchmark import ahead, targets
+
+    target = targets.find(_TARGET.value)
+    return functools.partial(ahead.resolve, target=target)
   return functools.partial(
     resolve_lib.resolve,
     num_devices=jax.device_count(),
     platform=jax.default_backend(),
     num_processes=jax.process_count(),
-  )
-
-
-def _resolve_for_target(config):
-  """What follows the devices follows those of --target."""
-  from dpjax.benchmark import targets
-
-  target = targets.find(_TARGET.value)
-  config = resolve_lib.checked(config)
-  if config.parallel.mode == 'pmap':
-    raise UserError(
-      'config.parallel.mode pmap runs on devices that are here; --target takes'
-      ' jit or shard_map'
-    )
-  devices = config.parallel.devices or target.count
-  if devices > 1 and config.parallel.mode == 'auto':
-    config.parallel.mode = 'shard_map'
-  return resolve_lib.resolve(
-    config,
-    num_devices=target.count,
-    platform=target.device.platform,
-    num_processes=target.processes,
   )
 
 

@@ -19,7 +19,9 @@ from dpjax.benchmark import (
   text_predicted,
   timing,
 )
+from dpjax.config import resolve as resolve_lib
 from dpjax.data.feed import pipeline
+from dpjax.errors import UserError
 from dpjax.training import batches, build
 from dpjax.training.programs import compile_evaluation, compile_training
 
@@ -66,6 +68,35 @@ class Compiled:
   text: str
   memory: dict[str, int]
   seconds: float
+
+
+def resolve(config: Any, target: targets.Target) -> Any:
+  """The config as a run on the target would resolve it.
+
+  What follows the devices follows those of the target, and not those here.
+
+  Args:
+    config: as given by configs/ and the flags.
+    target: what to compile for.
+
+  Raises:
+    UserError: one line that names the field and what would be right.
+  """
+  config = resolve_lib.checked(config)
+  if config.parallel.mode == 'pmap':
+    raise UserError(
+      'config.parallel.mode pmap runs on devices that are here; --target takes'
+      ' jit or shard_map'
+    )
+  devices = config.parallel.devices or target.count
+  if devices > 1 and config.parallel.mode == 'auto':
+    config.parallel.mode = 'shard_map'
+  return resolve_lib.resolve(
+    config,
+    num_devices=target.count,
+    platform=target.device.platform,
+    num_processes=target.processes,
+  )
 
 
 def compile_part(

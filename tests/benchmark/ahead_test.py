@@ -9,6 +9,7 @@ there these tests are skipped. With them:
 
 import json
 import pathlib
+import runpy
 
 import jax
 import pytest
@@ -36,6 +37,45 @@ def make_config(target, **changes):
       **changes,
     }
   )
+
+
+def resolved(name, **changes):
+  """The default config on a target; the tests' own devices are eight CPUs."""
+  path = pathlib.Path(__file__).parents[2] / 'configs' / 'base.py'
+  config = runpy.run_path(str(path))['get_config']()
+  config.update_from_flattened_dict(changes)
+  return ahead.resolve(config, targets.find(name))
+
+
+@pytest.mark.parametrize(
+  ('name', 'mode', 'devices'),
+  [
+    ('h100', 'jit', 1),
+    ('h100x8', 'shard_map', 8),
+    ('h100x64', 'shard_map', 64),
+    ('v5e', 'jit', 1),
+    ('v5e:4x4', 'shard_map', 16),
+    ('tpu7x:2x2x1', 'shard_map', 8),
+  ],
+)
+def test_what_follows_the_platform_follows_the_target(name, mode, devices):
+  config = resolved(name)
+  assert (config.parallel.mode, config.parallel.devices) == (mode, devices)
+  assert config.model.dtype == 'bfloat16'
+  assert config.data.render == 'device' and config.data.placement == 'auto'
+
+
+def test_a_field_that_does_not_fit_the_target_is_refused_in_a_line():
+  for changes, said in (
+    ({'parallel.mode': 'pmap'}, 'config.parallel.mode pmap'),
+    ({'parallel.mode': 'jit'}, 'pmap or shard_map on several devices'),
+    ({'parallel.devices': 9}, 'config.parallel.devices is 9'),
+    ({'retrain.batch_size': 12}, 'config.retrain.batch_size is 12'),
+  ):
+    with pytest.raises(UserError, match=said):
+      resolved('h100x8', **changes)
+  few = resolved('h100x8', **{'parallel.devices': 2, 'retrain.batch_size': 12})
+  assert (few.parallel.mode, few.parallel.devices) == ('shard_map', 2)
 
 
 def run(monkeypatch, workdir, compile_part, name='h100', **options):
