@@ -134,7 +134,8 @@ def slow():
   ]  # fmt: skip
   yield processes
   for process in processes:
-    process.kill()
+    with process:  # It may be that no test has asked for its output.
+      process.kill()
 
 
 def start_job(workdir, phantom, *flags, **signals):
