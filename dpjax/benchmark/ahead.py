@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
+import math
 import pathlib
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ _OPTIONS = {'gpu': {'xla_gpu_autotune_level': 0}, 'tpu': {}}
 _PATIENCE = 60  # seconds after which it is said that the compiler is at work
 _FITTED = (64, 256)  # rows of a device, where fewer than two sizes are compiled
 _ROUNDED = 16  # rows of a device
+_CHECKS = 2
 
 # What the numbers in benchmark.json mean.
 _NOTES = {
@@ -318,11 +320,14 @@ def _patiently(bench, part, size, count) -> Compiled | str:
 
 
 def _fit(bench, target, part, tried):
-  """The largest batch by a line through two programs, and one to check it.
+  """The largest batch, by a line through two programs, and one to check it.
+
+  Memory is not quite a line, so where that one does not fit another is tried:
+  on the line to it, or a tenth smaller where it did not compile.
 
   Returns:
-    {'batch_size', 'bytes', 'fits'}: of the program that checks it, with an
-    'error' where that does not compile; 'batch_size' 0 where none fits.
+    {'batch_size', 'bytes', 'fits'}: of the last program that was tried, with an
+    'error' where it does not compile; 'batch_size' 0 where none fits.
   """
   devices, usable = bench.config.parallel.devices, target.device.usable
   points = {
@@ -337,15 +342,26 @@ def _fit(bench, target, part, tried):
       if isinstance(one, str):
         return {'batch_size': 0, 'bytes': None, 'fits': False, 'error': one}
       points[rows * devices] = one.memory['all']
+  block, most = _ROUNDED * devices, math.inf
+  for _ in range(_CHECKS):
+    size = int(min(most, _on_line(points, usable))) // block * block
+    if size < block:
+      return {'batch_size': 0, 'bytes': None, 'fits': False}
+    bench.say(f'{part}, batch {size}: does it fit?')
+    one = _patiently(bench, part, size, 1)
+    if isinstance(one, str):
+      found = {'bytes': None, 'fits': False, 'error': one}
+      most = 0.9 * size
+    else:
+      points[size] = one.memory['all']
+      found = {'bytes': points[size], 'fits': points[size] <= usable}
+    if found['fits']:
+      break
+  return {'batch_size': size, **found}
+
+
+def _on_line(points, usable):
+  """The batch that takes `usable` bytes on the line of the largest two."""
   (first, low), (second, high) = sorted(points.items())[-2:]
   slope = max(high - low, 1) / (second - first)
-  block = _ROUNDED * devices
-  size = int((usable - low) / slope + first) // block * block
-  if size < block:
-    return {'batch_size': 0, 'bytes': None, 'fits': False}
-  bench.say(f'{part}, batch {size}: does it fit?')
-  one = _patiently(bench, part, size, 1)
-  if isinstance(one, str):
-    return {'batch_size': size, 'bytes': None, 'fits': False, 'error': one}
-  taken = one.memory['all']
-  return {'batch_size': size, 'bytes': taken, 'fits': taken <= usable}
+  return first + (usable - low) / slope

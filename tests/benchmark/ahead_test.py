@@ -164,6 +164,30 @@ def test_the_largest_batch_lies_on_a_line_through_two_programs(
   assert f'two programs: {most:,}' in ' '.join(page.split())
 
 
+@pytest.mark.parametrize('refused', [False, True])
+def test_where_memory_is_no_line_a_smaller_batch_is_tried(
+  refused, monkeypatch, tmp_path
+):
+  asked = []
+  usable = targets.DEVICES['h100'].usable
+
+  def compile_part(bench, part, size, count):
+    asked.append(size)
+    taken = int(10**9 + 10**7 * size * (1 + size / 10**5))
+    if refused and taken > usable:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: no room')
+    return compiled(taken)
+
+  found, _ = run(
+    monkeypatch, tmp_path, compile_part, fit=True,
+    changes={'benchmark__parts': ('inference',),
+             'benchmark__batch_sizes': (16, 32)},
+  )  # fmt: skip
+  fit = found['inference']['fit']
+  assert len(asked) == 4 and asked[2] > asked[3] == fit['batch_size']
+  assert fit['fits'] and 0.85 * usable < fit['bytes'] <= usable
+
+
 def test_where_nothing_fits_it_says_so(monkeypatch, tmp_path):
   found, page = run(
     monkeypatch, tmp_path, lambda *_: compiled(10**12), fit=True,
