@@ -42,6 +42,7 @@ from dpjax.config.fields import (
   word,
 )
 from dpjax.errors import UserError
+from dpjax.metrics import prevalence
 
 
 def _augmentation():
@@ -381,6 +382,13 @@ c.evaluate = Section(resume=True)
 c.evaluate.checkpoint = word('last', 'best')  # best: by validation
 c.evaluate.split = word('test', 'validation', 'train')  # train: of other sets
 c.evaluate.path = path()  # another prepared set to score
+# Scores also what the run would answer where the classes have other shares than
+# in training: the same for each (balanced), or those given. Choose it on
+# split=validation.
+c.evaluate.prevalence = text(
+  'none', 'none, balanced, or the share of each class, e.g. 0.7,0.2,0.1',
+  fits=prevalence.is_prevalence, before='none',
+)  # fmt: skip
 # Images at a time; changes the speed only.
 c.evaluate.batch_size = count(64, 1)
 c.evaluate.resamples = count(2000, 1)  # bootstrap, for the intervals

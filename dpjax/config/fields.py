@@ -181,9 +181,9 @@ def word(default: str, *others: str, **marks: Any) -> Field:
   )
 
 
-def text(default: str, **marks: Any) -> Field:
-  """Any text."""
-  return Field(default=default, kind=str, wanted='a text', **marks)
+def text(default: str, wanted: str = 'a text', **marks: Any) -> Field:
+  """Any text, unless a mark `fits` says which."""
+  return Field(default=default, kind=str, wanted=wanted, **marks)
 
 
 def path(default: str | None = None, **marks: Any) -> Field:

@@ -16,10 +16,11 @@ from dpjax import atomic, leakage, prepare, signals
 from dpjax.config import record as record_lib
 from dpjax.data import store, vocabulary
 from dpjax.errors import UserError
-from dpjax.evaluation import explain, files, localisation
+from dpjax.evaluation import explain, files, localisation, prior_shift
 from dpjax.metrics import (
   calibration,
   predictions,
+  prevalence,
   resampling,
   scores,
   subgroups,
@@ -41,11 +42,13 @@ class Images:
     split: of it.
     validation: split to choose thresholds and a temperature on: that of the set
       that was trained on, where it is labelled and not itself scored; or None.
+    counts: training images of each class (C,).
   """
 
   path: str
   split: Any
   validation: Any
+  counts: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,8 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
 
   Returns:
     What evaluation.json holds: what was scored, by which 'settings' (the
-    section evaluate of the config), 'scores' and their 'intervals',
+    section evaluate of the config), 'scores' and their 'intervals', those under
+    other shares of the classes ('prior_shift', or None),
     'per_class', 'confusion_matrix', 'reliability', 'subgroups', 'localisation',
     'cam_target' and 'cam_stage' (those used), 'seconds'.
 
@@ -152,6 +156,7 @@ def score_classifier(
     'threshold': None,
     'temperature': None,
   }
+  chosen = None
   (workdir / files.VALIDATION).unlink(missing_ok=True)
   if validation is not None:
     chosen, _ = predict(validation)
@@ -188,6 +193,9 @@ def score_classifier(
     'temperature': options['temperature'],
     'num_patients': len(np.unique(split.groups)),
     **scores.scores(*answers, **options),
+    'prior_shift': prior_shift.scored(
+      settings, images, class_names, probabilities, chosen
+    ),
     'intervals': resampling.bootstrap_intervals(*answers, **draws, **options),
     'subgroups': subgroups.subgroups(
       split.metadata, *answers, **draws, **options
@@ -210,7 +218,8 @@ def images_to_score(settings: Any, data: store.Store) -> Images:
     data: the set that was trained on.
 
   Raises:
-    UserError: one line: a split without labels, or of other classes.
+    UserError: one line: a split without labels, or of other classes, or shares
+      of another number of them.
   """
   scored = store.load(settings.path) if settings.path else data
   split = scored.split(settings.split)
@@ -234,7 +243,11 @@ def images_to_score(settings: Any, data: store.Store) -> Images:
     or (validation.labels < 0).any()
   ):
     validation = None
-  return Images(scored.path, split, validation)
+  counts = np.bincount(
+    np.maximum(data.split('train').labels, 0), minlength=data.num_classes
+  )
+  prevalence.target(settings.prevalence, counts)  # Refused before it is used.
+  return Images(scored.path, split, validation, counts)
 
 
 def open_run(config: Any, workdir: pathlib.Path) -> RestoredRun:

@@ -41,6 +41,7 @@ _KINDS = {
   **dict.fromkeys(
     ('threshold', 'temperature', 'images_per_second'), _NUMBER | None
   ),
+  'prior_shift': dict | None,
 }
 # The same of what is in them.
 _INNER = {'scores': _NUMBER | None, 'intervals': list | None,

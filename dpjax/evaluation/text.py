@@ -6,7 +6,7 @@ from typing import Any
 
 from dpjax import text_table
 from dpjax.errors import printable
-from dpjax.evaluation import localisation
+from dpjax.evaluation import localisation, prior_shift
 from dpjax.metrics import score_table
 
 _WIDTH = 80  # columns of the printed table
@@ -22,7 +22,7 @@ def format_table(result: dict[str, Any], *, level: float = 0.95) -> str:
   Args:
     result: what `scores.scores` returned, and of evaluation.json what there is:
       'intervals', 'threshold', 'temperature', 'chosen_on', 'localisation',
-      'subgroups'.
+      'subgroups', 'prior_shift'.
     level: the level that the intervals were made for, for their heading.
 
   Returns:
@@ -39,6 +39,8 @@ def format_table(result: dict[str, Any], *, level: float = 0.95) -> str:
   lines = [f'{count} image{"s" * (count != 1)}{of}, {len(names)} classes', '']
   lines += _class_rows(names, result['per_class'])
   lines += ['', *_summary_rows(result, intervals, level)]
+  if shift := result.get('prior_shift'):
+    lines += ['', *_shift_rows(result, shift, level)]
   lines += ['', *_matrix_rows(names, result['confusion_matrix'])]
   if result.get('localisation'):
     lines += ['', *_localisation_rows(result['localisation'], level)]
@@ -183,6 +185,34 @@ def _summary_rows(result, intervals, level):
   if chosen:
     where = result.get('chosen_on')
     lines.append(', '.join(chosen) + (f': chosen on {where}' if where else ''))
+  return lines
+
+
+def _shift_rows(result, shift, level):
+  """The answers under other shares of the classes, beside the plain ones."""
+  rows = [['classes in other shares', 'as it is', 'shifted',
+           f'{100 * level:g} % interval']]  # fmt: skip
+  for name in prior_shift.SHOWN:
+    value = shift['scores'].get(name)
+    if value is None:
+      continue
+    rows.append(
+      [
+        score_table.SUMMARY[name].long,
+        _decimal(result['scores'][name]),
+        _decimal(value),
+        _span(shift['intervals'].get(name)),
+      ]
+    )
+  shares = ', '.join(f'{share:.3g}' for share in shift['shares'])
+  lines = [*text_table.lines(rows, '<>><'), f'shifted to {shares}']
+  if on := shift['validation']:
+    changes = (
+      f'{score_table.SUMMARY[name].short} {_decimal(on["plain"][name])} to'
+      f' {_decimal(on["shifted"][name])}'
+      for name in prior_shift.SHOWN[:2]
+    )
+    lines.append(f'on validation: {", ".join(changes)}')
   return lines
 
 

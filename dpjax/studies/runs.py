@@ -384,7 +384,10 @@ def _result(task):
   wanted = task.config.evaluate
   record = record_lib.load(task.workdir / 'config.json', whole=True)
   # The evaluate command may have been there since, with other flags.
-  given = result.get('settings', record.evaluate.to_dict())
+  given = {
+    **_settings_before(),
+    **result.get('settings', record.evaluate.to_dict()),
+  }
   same = (
     record.evaluate.to_dict() == given == wanted.to_dict()
     and result['split'] == wanted.split
@@ -394,6 +397,15 @@ def _result(task):
     and _same_path(result['data'], wanted.path or task.config.data.path)
   )
   return result if same else None
+
+
+def _settings_before():
+  """What evaluations did that were made before there were these fields."""
+  return {
+    name.removeprefix('evaluate.'): field.before
+    for name, field in fields_lib.table().items()
+    if name.startswith('evaluate.') and field.before is not fields_lib.ALWAYS
+  }
 
 
 def _same_path(a, b):

@@ -194,6 +194,18 @@ def test_an_evaluation_that_does_not_say_its_flags_is_not_of_another_set(
   assert runs.look(task).state == 'missing'
 
 
+def test_an_evaluation_of_before_there_was_a_field_is_taken(tmp_path, fake):
+  task = make_task(tmp_path)
+  runs.run(task)
+  file = task.workdir / 'evaluation.json'
+  result = json.loads(file.read_text())
+  del result['settings']['prevalence']
+  file.write_text(json.dumps(result))
+  assert runs.look(task).state == 'finished'
+  shifted = make_task(tmp_path, evaluate__prevalence='balanced')
+  assert runs.look(shifted).state == 'missing'
+
+
 def test_runs_on_a_set_elsewhere_ask_training_whether_it_is_the_same(
   tmp_path, fake
 ):

@@ -1,0 +1,72 @@
+"""Scores of the answers under other shares of the classes, beside the plain."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dpjax.data import vocabulary
+from dpjax.metrics import prevalence, resampling, scores
+
+# Those that a shift is judged by, of those of score_table.SUMMARY.
+SHOWN = ('accuracy', 'balanced_accuracy', 'balanced_accuracy_0_2', 'macro_f1',
+         'auroc_any_lesion', 'quadratic_kappa')  # fmt: skip
+
+
+def scored(
+  settings: Any, images: Any, class_names: Sequence[str],
+  probabilities: np.ndarray, validation: np.ndarray | None,
+) -> dict[str, Any] | None:  # fmt: skip
+  """What evaluate.prevalence asks for; None for 'none'.
+
+  Args:
+    settings: the section `evaluate` of a config.
+    images: evaluate.Images.
+    class_names: of the C classes.
+    probabilities: (N, C) of images.split, as the run answers.
+    validation: those of images.validation, or None without one.
+
+  Returns:
+    {'prevalence': as asked for, 'shares': (C,) asked for, 'trained': (C,) of
+    the training set, 'scores', 'intervals', 'per_class', 'confusion_matrix':
+    of the shifted answers, 'validation': {'plain', 'shifted'}: {score: value}
+    there, to choose by, or None}.
+
+  Raises:
+    UserError: one line: shares of another number of classes.
+  """
+  shares = prevalence.target(settings.prevalence, images.counts)
+  if shares is None:
+    return None
+  meaning = vocabulary.meaning(class_names)
+
+  def of(split, answers):
+    return split.labels, answers, class_names
+
+  shifted = prevalence.shift(probabilities, images.counts, shares)
+  found = scores.scores(*of(images.split, shifted), **meaning)
+  on_validation = None
+  if validation is not None:
+    both = {
+      'plain': validation,
+      'shifted': prevalence.shift(validation, images.counts, shares),
+    }
+    on_validation = {
+      name: _shown(scores.scores(*of(images.validation, answers), **meaning))
+      for name, answers in both.items()
+    }
+  return {
+    'prevalence': settings.prevalence,
+    'shares': shares.tolist(),
+    'trained': (images.counts / images.counts.sum()).tolist(),
+    **{k: found[k] for k in ('scores', 'per_class', 'confusion_matrix')},
+    'intervals': resampling.bootstrap_intervals(
+      *of(images.split, shifted), resamples=settings.resamples,
+      seed=settings.seed, patients=images.split.groups, **meaning,
+    ),
+    'validation': on_validation,
+  }  # fmt: skip
+
+
+def _shown(found):
+  return {name: found['scores'][name] for name in SHOWN}
