@@ -89,8 +89,9 @@ def _optimizer():
 def _loss():
   """A classification loss (Eq. 7-9; Cui et al. 2019)."""
   c = Section()
-  # Cross entropy or focal loss, either also class-balanced.
-  c.classification = word('cb_focal', 'ce', 'focal', 'cb_ce')
+  # Cross entropy or focal loss, either also class-balanced; or cross entropy of
+  # logits to which the log of each class's share is added (Menon et al. 2021).
+  c.classification = word('cb_focal', 'ce', 'focal', 'cb_ce', 'logit_adjusted')
   # softmax: Eq. 9 as it reads; sigmoid: Cui et al.'s code.
   c.kind = word('softmax', 'sigmoid')
   c.beta = number(0.9999, 0, 1)  # not stated in the paper
@@ -100,6 +101,11 @@ def _loss():
   # hundredths on average, far less than the MGACR terms beside it. images: a
   # training image weighs 1 on average.
   c.normalize = word('images', 'classes')
+  # logit_adjusted: how much of the log shares; 1 is for the balanced error.
+  c.tau = number(1, 0, before=1.0)
+  # ce, cb_ce, logit_adjusted: the share of a label that is spread over all
+  # classes.
+  c.smoothing = number(0, 0, 0.99, before=0.0)
   return c
 
 
@@ -287,6 +293,10 @@ c.retrain.batch_size = count(64, 1)  # all devices together; the paper: 16
 # Train the classifier (and the attention) only: the backbone and its BatchNorm
 # statistics stay as stage I left them. The paper re-trains all.
 c.retrain.freeze = flag(False, before=False)
+# Decay of an exponential moving average of the weights and of the BatchNorm
+# statistics, e.g. 0.99, which is then validated, evaluated and fine-tuned in
+# their place. 0: none.
+c.retrain.average = number(0, 0, 0.99999, before=0.0)
 # Milder than stage I's: here the grey levels carry the class.
 c.retrain.augment = _augmentation().but(
   scale=(0.6, 1.0),
@@ -321,6 +331,9 @@ c.init.backbone = path('auto')
 
 # The classification loss of stage II.
 c.loss = _loss()
+# The share of stage II after which the class weights (or the logit adjustment)
+# hold; before it all classes weigh the same (Cao et al. 2019).
+c.loss.begin = number(0, 0, 1, before=0.0)
 
 # Mask-guided attention with contrastive regulation (Eq. 2-6).
 c.mgacr = Section()
@@ -493,7 +506,10 @@ def _paper(c):
   c.pretrain.optim.learning_rate = c.retrain.optim.learning_rate = 0.0125
   c.retrain.epochs = 30.0  # the paper does not say; our assumption
   c.retrain.optim.clip = 0.0
+  c.retrain.average = 0.0
   c.finetune.epochs = 0.0
+  c.loss.classification = 'cb_focal'
+  c.loss.smoothing = c.loss.begin = 0.0
   c.loss.gamma = 2.0
   c.mgacr.batch_norm = False
   c.mgacr.weight_pos = c.mgacr.weight_neg = c.mgacr.weight_feat = 1.0

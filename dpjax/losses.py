@@ -180,15 +180,24 @@ def effective_number_weights(
   return weights
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Softmax cross entropy, -log p_t.
+def cross_entropy(
+  logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.0
+) -> jax.Array:
+  r"""Softmax cross entropy, against smoothed labels if asked for.
+
+  .. math::
+    -(1 - \epsilon) \log p_t - \frac{\epsilon}{C} \sum_c \log p_c
 
   Args:
     logits: (B, C).
     labels: (B,) integer classes.
+    smoothing: epsilon, the share of a label that all classes share alike.
 
   Returns:
     (B,) nats.
+
+  References:
+    Szegedy et al., Rethinking the Inception Architecture, 2016, Section 7.
 
   Example:
     >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
@@ -198,7 +207,65 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   # optax's takes a logit from a logsumexp, and so loses the digits of logits
   # that are large together.
   log_p, is_true = _log_softmax(logits, labels)
-  return -jnp.sum(jnp.where(is_true, log_p, 0), axis=1)
+  losses = -jnp.sum(jnp.where(is_true, log_p, 0), axis=1)
+  if not smoothing:
+    return losses
+  return (1 - smoothing) * losses - smoothing * jnp.mean(log_p, axis=1)
+
+
+def cb_cross_entropy(
+  logits: jax.Array,
+  labels: jax.Array,
+  weights: jax.Array,
+  *,
+  smoothing: float = 0.0,
+) -> jax.Array:
+  """`cross_entropy` times the weight of the true class.
+
+  Args:
+    logits: (B, C).
+    labels: (B,) integer classes.
+    weights: (C,) from `effective_number_weights`.
+    smoothing: see `cross_entropy`.
+
+  Returns:
+    (B,).
+  """
+  losses = cross_entropy(logits, labels, smoothing=smoothing)
+  return jnp.asarray(weights, losses.dtype)[labels] * losses
+
+
+def logit_adjusted(
+  logits: jax.Array,
+  labels: jax.Array,
+  log_prior: jax.Array,
+  *,
+  tau: float = 1.0,
+  smoothing: float = 0.0,
+) -> jax.Array:
+  r"""Cross entropy of logits to which the classes' log priors are added.
+
+  .. math:: -\log \mathrm{softmax}(f + \tau \log \pi)_t
+
+  What a network learns under it is the part of the log-odds that the classes'
+  frequencies do not explain: its own logits, as they are, are balanced.
+
+  Args:
+    logits: (B, C).
+    labels: (B,) integer classes.
+    log_prior: (C,) log of each class's share of the training set.
+    tau: 0 is cross entropy, 1 minimises the balanced error.
+    smoothing: see `cross_entropy`.
+
+  Returns:
+    (B,) nats.
+
+  References:
+    Menon et al., Long-tail Learning via Logit Adjustment, 2021, Eq. 10.
+  """
+  logits = _as_float(logits)
+  shift = tau * jnp.asarray(log_prior, logits.dtype)
+  return cross_entropy(logits + shift[None], labels, smoothing=smoothing)
 
 
 def focal(

@@ -369,6 +369,67 @@ def test_cross_entropy_is_the_negative_log_probability():
   )
 
 
+@pytest.mark.parametrize('smoothing', [0.1, 0.5])
+def test_smoothed_cross_entropy_is_that_of_smoothed_labels(smoothing):
+  logits, labels = examples()
+  targets = optax.smooth_labels(jax.nn.one_hot(labels, 5), smoothing)
+  np.testing.assert_allclose(
+    losses.cross_entropy(logits, labels, smoothing=smoothing),
+    optax.softmax_cross_entropy(np.float32(logits), targets),
+    rtol=1e-5,
+  )
+  weights = np.arange(1.0, 6.0)
+  np.testing.assert_allclose(
+    losses.cb_cross_entropy(logits, labels, weights, smoothing=smoothing),
+    weights[labels] * losses.cross_entropy(logits, labels, smoothing=smoothing),
+    rtol=1e-6,
+  )
+
+
+SHARES = np.array([0.9, 0.06, 0.02, 0.015, 0.005])
+
+
+@pytest.mark.parametrize('tau', [0.0, 1.0, 1.5])
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_logit_adjustment_is_its_equation(tau, smoothing):
+  logits, labels = examples()
+  scores = np.exp(np.float64(logits)) * SHARES**tau
+  p = scores / scores.sum(axis=1, keepdims=True)
+  want = -(1 - smoothing) * np.log(p[np.arange(len(labels)), labels])
+  want -= smoothing * np.log(p).mean(axis=1)
+  got = losses.logit_adjusted(
+    logits, labels, np.log(SHARES), tau=tau, smoothing=smoothing
+  )
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_what_logit_adjustment_teaches_is_balanced():
+  """Its gradient is 0 where softmax(f) is p / prior, and so only there."""
+  p = np.array([[0.7, 0.2, 0.05, 0.03, 0.02]])  # of the classes, at one image
+  balanced = np.log(p / SHARES)
+
+  def risk(logits):
+    each = losses.logit_adjusted(
+      jnp.repeat(logits, 5, axis=0), np.arange(5), np.log(SHARES)
+    )
+    return jnp.sum(p[0] * each)
+
+  np.testing.assert_allclose(jax.grad(risk)(balanced), 0, atol=1e-6)
+  assert np.abs(jax.grad(risk)(np.log(p))).max() > 0.01
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_logit_adjustment_is_finite_on_any_logits(smoothing):
+  logits = jnp.array([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]])
+
+  def total(logits):
+    return losses.logit_adjusted(
+      logits, np.array([0, 0]), np.log([0.98, 0.01, 0.01]), smoothing=smoothing
+    ).sum()
+
+  assert all_finite(jax.value_and_grad(total)(logits))
+
+
 def test_cross_entropy_is_that_of_torch():
   torch = pytest.importorskip('torch')
   logits, labels = examples()

@@ -85,12 +85,20 @@ def check(config: Any) -> None:
     ('model.network', config.model.network, 'resnet'),
     ('model.block', config.model.block, 'basic'),
     ('retrain.freeze', config.retrain.freeze, False),
+    ('retrain.average', config.retrain.average, 0.0),
+    ('loss.begin', config.loss.begin, 0.0),
+    ('loss.smoothing', config.loss.smoothing, 0.0),
   ):
     if value != needed:
       raise UserError(
         f'config.{name} is {value!r}; for benchmark --peer=torch it must be'
         f' {needed!r}'
       )
+  if config.loss.classification == 'logit_adjusted':
+    raise UserError(
+      "config.loss.classification is 'logit_adjusted'; benchmark --peer=torch"
+      ' has the other losses only'
+    )
 
 
 def make_step(
@@ -528,7 +536,7 @@ def _classification(loss, logits, labels, weights):
   """The mean of a build.classification_loss over the batch."""
   torch = _torch()
   functional = torch.nn.functional
-  # A bare function is cross entropy, a partial one focal or class-balanced.
+  # Without a gamma it is cross entropy.
   settings = getattr(loss, 'keywords', {})
   gamma = settings.get('gamma', 0.0)
   if settings.get('kind', 'softmax') == 'sigmoid':

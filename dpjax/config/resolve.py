@@ -62,6 +62,7 @@ def resolve(
   _check_relevance(c)
   _check_network(c)
   _check_schedules(c)
+  _check_losses(c)
   _check_mgacr(c)
   _check_start(c)
   _check_source(c)
@@ -177,6 +178,18 @@ def _check_schedules(c):
       refuse(f'{stage}.optim.warmup', 0, 'above 0 for a onecycle schedule')
     if optim.schedule == 'step' and not optim.step_fractions:
       refuse(f'{stage}.optim.step_fractions', (), 'one share or more')
+
+
+def _check_losses(c):
+  for name, loss in (('loss', c.loss), ('finetune.loss', c.finetune.loss)):
+    plain = loss.classification in ('ce', 'cb_ce', 'logit_adjusted')
+    if loss.smoothing and not (plain and loss.kind == 'softmax'):
+      refuse(f'{name}.smoothing', loss.smoothing, f'0, or {name}.classification'
+             f' ce, cb_ce or logit_adjusted with {name}.kind=softmax'
+             )  # fmt: skip
+  if c.loss.begin and c.loss.classification in ('ce', 'focal'):
+    refuse('loss.begin', c.loss.begin, 'left out where loss.classification is'
+           f' {c.loss.classification}: it has no class weights')  # fmt: skip
 
 
 def _check_mgacr(c):

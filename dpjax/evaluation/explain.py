@@ -43,12 +43,10 @@ def explain_step(
   """
   del axis_name
   images = objective.pixels.views(batch)[:, 0]
+  seen = state.network
   variables = {
-    name: {
-      'params': state.params[name],
-      'batch_stats': state.batch_stats.get(name, {}),
-    }
-    for name in state.params
+    name: {'params': params, 'batch_stats': seen['batch_stats'].get(name, {})}
+    for name, params in seen['params'].items()
   }
   found = {
     'cam': gradcam.grad_cam(

@@ -29,7 +29,7 @@ from dpjax.training import (
   programs,
   steps,
 )
-from dpjax.training.run import Run
+from dpjax.training.run import Run, total_steps
 
 
 def build(
@@ -91,15 +91,21 @@ def _retraining(config, data, axis_name):
       use_batch_norm=mgacr.batch_norm,
       axis_name=axis_name,
     )
+  counts = class_counts(data.split('train'), data.num_classes)
+  early, begin = None, 0
+  if config.loss.begin:
+    early = unweighted_loss(config.loss, counts)
+    total = total_steps(config.retrain, len(data.split('train')))
+    begin = round(config.loss.begin * total)
   return objectives.Retraining(
     backbone=make_backbone(
       config.model, num_classes=data.num_classes, axis_name=axis_name
     ),
     attention=attention,
     pixels=_pixels(config, mask_sides=mask_sides, mask_kind=mgacr.mask),
-    classification=classification_loss(
-      config.loss, class_counts(data.split('train'), data.num_classes)
-    ),
+    classification=classification_loss(config.loss, counts),
+    early=early,
+    begin=begin,
     weights=weights,
     frozen=config.retrain.freeze,
     mgacr={
@@ -120,6 +126,7 @@ def _finetuning(config, data, axis_name):
     classification=classification_loss(
       settings.loss, class_counts(data.split('train'), data.num_classes)
     ),
+    early=None,
     frozen=settings.freeze,
   )
   if not settings.freeze:
@@ -214,8 +221,19 @@ def class_counts(split: Any, num_classes: int) -> np.ndarray:
 
 
 def _cross_entropy(settings, counts):
-  del settings, counts
-  return losses.cross_entropy
+  del counts
+  return functools.partial(losses.cross_entropy, smoothing=settings.smoothing)
+
+
+def _logit_adjusted(settings, counts):
+  # Half an image of a class without any: its loss stays finite.
+  present = np.maximum(counts, 0.5)
+  return functools.partial(
+    losses.logit_adjusted,
+    log_prior=np.log(present / present.sum()).astype(np.float32),
+    tau=settings.tau,
+    smoothing=settings.smoothing,
+  )
 
 
 def _focal(settings, counts):
@@ -226,6 +244,12 @@ def _focal(settings, counts):
 
 
 def _cb_cross_entropy(settings, counts):
+  if settings.smoothing:
+    return functools.partial(
+      losses.cb_cross_entropy,
+      weights=_class_weights(settings, counts),
+      smoothing=settings.smoothing,
+    )
   return _class_balanced(settings, counts, gamma=0.0)
 
 
@@ -234,15 +258,19 @@ def _cb_focal(settings, counts):
 
 
 def _class_balanced(settings, counts, gamma):
-  weights = np.asarray(losses.effective_number_weights(counts, settings.beta))
-  if settings.normalize == 'images':
-    weights = weights * counts.sum() / (weights * counts).sum()
   return functools.partial(
     losses.cb_focal,
-    weights=weights.astype(np.float32),
+    weights=_class_weights(settings, counts),
     gamma=gamma,
     kind=settings.kind,
   )
+
+
+def _class_weights(settings, counts):
+  weights = np.asarray(losses.effective_number_weights(counts, settings.beta))
+  if settings.normalize == 'images':
+    weights = weights * counts.sum() / (weights * counts).sum()
+  return weights.astype(np.float32)
 
 
 # By the words of config.loss.classification; each is
@@ -252,6 +280,7 @@ CLASSIFICATION_LOSSES = {
   'focal': _focal,
   'cb_ce': _cb_cross_entropy,
   'cb_focal': _cb_focal,
+  'logit_adjusted': _logit_adjusted,
 }
 
 
@@ -265,6 +294,15 @@ def classification_loss(
     counts: training radiographs of each class (C,).
   """
   return CLASSIFICATION_LOSSES[settings.classification](settings, counts)
+
+
+def unweighted_loss(
+  settings: Any, counts: np.ndarray
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """`classification_loss` as if all classes were equally frequent."""
+  settings = settings.copy_and_resolve_references()
+  settings.beta = settings.tau = 0.0
+  return classification_loss(settings, counts)
 
 
 def make_optimizer(run: Run, total: int) -> tuple[Any, Any]:
@@ -309,6 +347,8 @@ def initial_state(
     batch_stats=variables['batch_stats'],
     opt_state=optimizer.init(variables['params']),
   )
+  if run.average:
+    state = steps.with_average(state)
   return run.devices.replicate(state)
 
 

@@ -411,7 +411,8 @@ def load_backbone(path: str | pathlib.Path) -> dict[str, Any]:
       f'config.init.backbone: {path} holds no checkpoint; it must be a workdir'
       ' of stage I, an .npz or .safetensors file, auto, or None'
     )
-  backbone = _module(_read_trained(path), 'backbone', path)
+  state = _read_trained(path)
+  backbone = _module(state.get('average', state), 'backbone', path)
   backbone['params'].pop('fc', None)
   return backbone
 
@@ -438,6 +439,7 @@ def load_stage_two(
       ' of stage II'
     )
   state = _read_trained(path)
+  state = state.get('average', state)  # The weights that were evaluated.
   backbone = _module(state, 'backbone', path)
   if 'fc' not in backbone['params']:
     raise UserError(

@@ -136,9 +136,15 @@ class Pretraining:
     return sum(losses_) / len(pairs), sum(accuracies) / len(pairs)
 
   def loss(
-    self, params: Any, batch_stats: Any, batch: Batch, axis_name: str | None
+    self,
+    params: Any,
+    batch_stats: Any,
+    batch: Batch,
+    axis_name: str | None,
+    step: jax.Array | None = None,
   ) -> tuple[jax.Array, tuple[Metrics, Any]]:
-    """Scalar loss, (metrics, new batch statistics)."""
+    """Scalar loss at a step, (metrics, new batch statistics)."""
+    del step
     z, stats = self._embed(params, batch_stats, batch, train=True)
     contrast, accuracy = self._contrast(z, axis_name)
     contrast = contrast.mean()
@@ -172,6 +178,8 @@ class Retraining:
     attention: models.heads.AttentionHeads, or None without MGACR.
     pixels: Batch -> pixels and masks.
     classification: (logits (b, C), labels (b,)) -> (b,).
+    early: the same, in its place at the steps before `begin`; None: never.
+    begin: that step.
     weights: {'att_pos', 'att_neg', 'feat'}: weight; 0 leaves a term out, and
       with no term left the attention is there and learns nothing.
     mgacr: keyword arguments of losses.mgacr.
@@ -185,6 +193,8 @@ class Retraining:
   classification: Callable[[jax.Array, jax.Array], jax.Array]
   weights: Mapping[str, float]
   mgacr: Mapping[str, Any]
+  early: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+  begin: int = 0
   frozen: bool = False
 
   def init(self, key: jax.Array) -> dict[str, Any]:
@@ -206,9 +216,14 @@ class Retraining:
     return {'params': params, 'batch_stats': batch_stats}
 
   def loss(
-    self, params: Any, batch_stats: Any, batch: Batch, axis_name: str | None
+    self,
+    params: Any,
+    batch_stats: Any,
+    batch: Batch,
+    axis_name: str | None,
+    step: jax.Array | None = None,
   ) -> tuple[jax.Array, tuple[Metrics, Any]]:
-    """Scalar loss, (metrics, new batch statistics)."""
+    """Scalar loss at a step, (metrics, new batch statistics)."""
     if self.frozen:  # No gradient of theirs is computed, clipped or logged.
       params = jax.tree.map(
         lambda p, frozen: jax.lax.stop_gradient(p) if frozen else p,
@@ -225,7 +240,7 @@ class Retraining:
     if self.frozen:
       stats = batch_stats['backbone']
     stats = {**batch_stats, 'backbone': stats}
-    total = self.classification(logits, batch['label']).mean()
+    total = self._classify(logits, batch['label'], step).mean()
     correct = jnp.argmax(logits, axis=-1) == batch['label']
     metrics = {
       'loss/classification': total,
@@ -257,6 +272,13 @@ class Retraining:
           metrics[f'loss/{name}'] = term
           total = total + weight * term
     return total, (metrics, stats)
+
+  def _classify(self, logits, labels, step):
+    """Each one's loss (b,); without a step, that of the end."""
+    late = self.classification(logits, labels)
+    if self.early is None or step is None:
+      return late
+    return jnp.where(step < self.begin, self.early(logits, labels), late)
 
   def outputs(
     self, params: Any, batch_stats: Any, batch: Batch, axis_name: str | None

@@ -45,6 +45,7 @@ def compile_training(
     objective=run.objective,
     optimizer=optimizer,
     schedule=schedule,
+    average=run.average,
   )
   return compile_step(run, step, donate=donate, steps=count)
 

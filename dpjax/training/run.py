@@ -24,6 +24,11 @@ def stage_settings(config: Any, stage: str) -> Any:
   return ml_collections.ConfigDict({**shared, **config.finetune})
 
 
+def total_steps(settings: Any, count: int) -> int:
+  """Updates of a stage with these settings on `count` training records."""
+  return max(1, round(settings.epochs * (count / settings.batch_size)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
   """What `build.build` makes of a config and a set.
@@ -57,4 +62,9 @@ class Run:
   @property
   def total_steps(self) -> int:
     """Updates of the whole stage."""
-    return max(1, round(self.settings.epochs * self.steps_per_epoch))
+    return total_steps(self.settings, len(self.records))
+
+  @property
+  def average(self) -> float:
+    """Decay of the average of its weights; 0 where there is none."""
+    return self.settings.get('average', 0.0)

@@ -9,6 +9,7 @@ global number on every device (losses.mgacr with its psums): the transpose of
 psum adds the devices' cotangents, and the mean takes the factor off again.
 """
 
+import dataclasses
 from typing import Any
 
 import flax
@@ -28,6 +29,43 @@ class TrainState:
   batch_stats: Any  # likewise
   opt_state: Any
 
+  @property
+  def network(self) -> dict[str, Any]:
+    """{'params', 'batch_stats'} that validation and evaluation see."""
+    return {'params': self.params, 'batch_stats': self.batch_stats}
+
+
+@flax.struct.dataclass
+class AveragedState(TrainState):
+  """A state of its own kind, so that others are saved as they always were."""
+
+  average: Any  # of what the state's params and batch_stats were
+
+  @property
+  def network(self) -> dict[str, Any]:
+    """The average."""
+    return self.average
+
+
+def with_average(state: TrainState) -> AveragedState:
+  """A state whose average begins with its own weights."""
+  # Copies: both are donated to the step.
+  average = jax.tree.map(jnp.copy, state.network)
+  parts = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+  return AveragedState(**parts, average=average)
+
+
+def _follow(average, network, step, decay):
+  """The exponential moving average one update on.
+
+  The decay rises to its value as (1 + step) / (10 + step), so that the first
+  weights are forgotten in runs that are short beside 1 / (1 - decay).
+  TensorFlow's ExponentialMovingAverage does so with num_updates.
+  """
+  count = jnp.asarray(step, jnp.float32)
+  decay = jnp.minimum(decay, (1 + count) / (10 + count))
+  return jax.tree.map(lambda a, x: a + (1 - decay) * (x - a), average, network)
+
 
 def train_step(
   state: TrainState,
@@ -36,9 +74,19 @@ def train_step(
   objective: Objective,
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
+  average: float = 0.0,
   axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
   """One update from one device's share of the batch.
+
+  Args:
+    state: an AveragedState where there is an average.
+    batch: the share.
+    objective: what is learnt.
+    optimizer: what makes an update of a gradient.
+    schedule: its learning rate, for the log.
+    average: decay of the exponential moving average of the weights.
+    axis_name: the device axis that shares the batch, or None.
 
   Returns:
     the next state, and scalar metrics: every loss term apart ('loss/...'),
@@ -46,7 +94,7 @@ def train_step(
   """
   (loss, (metrics, batch_stats)), grads = jax.value_and_grad(
     objective.loss, has_aux=True
-  )(state.params, state.batch_stats, batch, axis_name)
+  )(state.params, state.batch_stats, batch, axis_name, state.step)
   metrics = {'loss': loss, **metrics}
   if 'stop' in batch:  # That one process was asked to stop, all must know.
     metrics['stop'] = batch['stop'].mean()
@@ -56,15 +104,16 @@ def train_step(
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   metrics['gradient_norm'] = optax.tree.norm(grads)
   metrics['learning_rate'] = jnp.asarray(schedule(state.step), jnp.float32)
-  return (
-    TrainState(
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      batch_stats=batch_stats,
-      opt_state=opt_state,
-    ),
-    metrics,
+  new = state.replace(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    batch_stats=batch_stats,
+    opt_state=opt_state,
   )
+  if isinstance(state, AveragedState):
+    seen = {'params': new.params, 'batch_stats': new.batch_stats}
+    new = new.replace(average=_follow(state.average, seen, state.step, average))
+  return new, metrics
 
 
 def eval_step(
@@ -75,4 +124,7 @@ def eval_step(
   axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
   """What the objective says of each row of one device's share; no update."""
-  return objective.outputs(state.params, state.batch_stats, batch, axis_name)
+  seen = state.network
+  return objective.outputs(
+    seen['params'], seen['batch_stats'], batch, axis_name
+  )

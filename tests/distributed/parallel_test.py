@@ -24,7 +24,9 @@ PLAIN = {'mgacr__attention': False, 'mgacr__features': False}
 def build(stage, mode, devices, **changes):
   """(run, state, its first batches) of plain SGD at rate 1."""
   config = fakes.make_config(
-    parallel__mode=mode, parallel__devices=devices, **changes
+    parallel__mode=mode,
+    parallel__devices=devices,
+    **{'retrain__average': 0.9, **changes},
   )
   built = build_lib.build(config, stage, fakes.make_store())
   state = build_lib.initial_state(built, optax.sgd(1.0))
@@ -40,6 +42,7 @@ def compile_step(built, rate=1.0, **options):
     objective=built.objective,
     optimizer=optax.sgd(rate),
     schedule=optax.constant_schedule(rate),
+    average=built.average,
   )
   return programs.compile_step(built, step, **options)
 
@@ -64,8 +67,13 @@ def test_a_step_on_eight_devices_is_the_step_on_one(stage, mode):
   state, metrics = run(stage, mode, 8, data__render='host')
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, **ROUNDING),
-    (state.params, state.batch_stats, metrics),
-    (want_state.params, want_state.batch_stats, want_metrics),
+    (state.params, state.batch_stats, state.network, metrics),
+    (
+      want_state.params,
+      want_state.batch_stats,
+      want_state.network,
+      want_metrics,
+    ),
   )
 
 

@@ -80,6 +80,53 @@ def test_normalised_by_classes_the_weights_sum_to_their_number(beta):
   np.testing.assert_allclose(found.sum(), 5.0, rtol=1e-5)
 
 
+def test_logit_adjustment_takes_its_prior_from_the_training_counts():
+  settings = fakes.make_config(loss__classification='logit_adjusted').loss
+  loss = build_lib.classification_loss(settings, COUNTS)
+  values = loss(np.zeros((5, 5), np.float32), np.arange(5))
+  np.testing.assert_allclose(values, -np.log(COUNTS / 1000), rtol=1e-5)
+  # A class of no image has a finite loss.
+  loss = build_lib.classification_loss(settings, np.array([5, 0]))
+  assert np.isfinite(loss(np.zeros((1, 2), np.float32), np.array([1]))).all()
+
+
+@pytest.mark.parametrize(
+  ('word', 'plain'),
+  [('cb_ce', 'ce'), ('cb_focal', 'focal'), ('logit_adjusted', 'ce')],
+)
+@pytest.mark.parametrize('normalize', ['images', 'classes'])
+def test_before_class_weights_hold_the_loss_is_the_plain_one(
+  word, plain, normalize
+):
+  logits = np.random.default_rng(0).normal(size=(5, 5)).astype(np.float32)
+  early, want = (
+    of(
+      fakes.make_config(
+        loss__classification=name, loss__normalize=normalize
+      ).loss,
+      COUNTS,
+    )(logits, np.arange(5))
+    for of, name in (
+      (build_lib.unweighted_loss, word),
+      (build_lib.classification_loss, plain),
+    )
+  )
+  np.testing.assert_allclose(early, want, rtol=1e-6)
+
+
+def test_smoothing_reaches_every_loss_that_may_have_it():
+  logits = np.random.default_rng(0).normal(size=(5, 5)).astype(np.float32)
+  for word in ('ce', 'cb_ce', 'logit_adjusted'):
+    plain, smooth = (
+      build_lib.classification_loss(
+        fakes.make_config(loss__classification=word, loss__smoothing=s).loss,
+        COUNTS,
+      )(logits, np.arange(5))
+      for s in (0.0, 0.2)
+    )
+    assert (np.abs(plain - smooth) > 1e-3).all()
+
+
 def test_the_normalisation_scales_the_weights_and_nothing_else():
   ratio = weights(normalize='images') / weights(normalize='classes')
   np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)

@@ -30,6 +30,7 @@ def make_config(**changes):
       'model__width': 4,
       'mgacr__stages': ('stage1',),
       'retrain__epochs': 1.0,
+      'retrain__average': 0.5,
       'finetune__epochs': 2.0,
       'evaluate__resamples': 20,
       'loss__classification': 'ce',
@@ -55,10 +56,10 @@ def finetune(folder, name='finetune', **changes):
 
 
 def test_fine_tuning_leaves_all_but_the_classifier_as_it_was_to_the_bit(recipe):
-  before, after = (
-    checkpoint.read_state(recipe / stage) for stage in ('retrain', 'finetune')
-  )
-  assert after['step'] == 6
+  """The network that stage II was evaluated with: here an average."""
+  before = checkpoint.read_state(recipe / 'retrain')['average']
+  after = checkpoint.read_state(recipe / 'finetune')
+  assert after['step'] == 6 and 'average' not in after
   old = before['params']['backbone'].pop('fc')
   new = after['params']['backbone'].pop('fc')
   assert (old['kernel'] != new['kernel']).any()
@@ -73,7 +74,7 @@ def test_fine_tuning_of_everything_goes_on_from_the_classifier(recipe):
   backbone, attention = checkpoint.load_stage_two(
     recipe / 'retrain', classifier=not config.finetune.freeze
   )
-  state = checkpoint.read_state(recipe / 'retrain')
+  state = checkpoint.read_state(recipe / 'retrain')['average']
   for part in 'params', 'batch_stats':
     jax.tree.map(
       np.testing.assert_array_equal, backbone[part], state[part]['backbone']
@@ -93,6 +94,22 @@ def test_a_fine_tuning_cut_off_ends_as_if_it_had_not_been(recipe, tmp_path):
     checkpoint.read_state(half),
     checkpoint.read_state(recipe / 'finetune'),
   )
+
+
+def test_a_stage_two_with_an_average_goes_on_with_it(recipe, tmp_path):
+  """To the bit; and the average is none of the weights."""
+  for name, epochs in (('whole', 2.0), ('half', 2.0)):
+    loop.train(make_config(retrain__epochs=epochs), 'retrain', tmp_path / name)
+  shutil.rmtree(tmp_path / 'half' / 'checkpoints' / '6')
+  loop.train(make_config(retrain__epochs=2.0), 'retrain', tmp_path / 'half')
+  whole, half = (
+    checkpoint.read_state(tmp_path / name) for name in ('whole', 'half')
+  )
+  jax.tree.map(np.testing.assert_array_equal, whole, half)
+  kernel = whole['params']['backbone']['conv1']['kernel']
+  assert (
+    whole['average']['params']['backbone']['conv1']['kernel'] != kernel
+  ).all()
 
 
 def test_the_manifest_of_a_fine_tuning_holds_the_images_of_stage_two(recipe):

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from dpjax.training import batches, steps
+from dpjax.training import batches, programs, steps
 from dpjax.training import build as build_lib
 from tests import fakes
 
@@ -47,6 +47,88 @@ def test_training_lowers_the_loss_on_a_fixed_batch(stage):
   assert history[-1] < 0.8 * history[0]
   assert int(state.step) == 15
   assert {'loss', 'gradient_norm', 'learning_rate'} <= set(metrics)
+
+
+def test_class_weights_begin_at_their_step_inside_a_dispatch():
+  plain = {
+    'mgacr__attention': False,
+    'mgacr__features': False,
+    'retrain__epochs': 0.67,
+  }  # two steps
+  both = {
+    word: build(loss__classification=word, **plain) for word in ('ce', 'cb_ce')
+  }  # fmt: skip
+  late = build(loss__classification='cb_ce', loss__begin=0.5, **plain)
+  assert late.total_steps == 2
+  still = optax.sgd(0.0)  # The same logits at every step of the same batch.
+  state = build_lib.initial_state(late, still)
+  batch = first_batch(late)
+
+  def dispatch(built, count):
+    step = programs.compile_step(
+      built,
+      functools.partial(
+        steps.train_step,
+        objective=built.objective,
+        optimizer=still,
+        schedule=optax.constant_schedule(0.0),
+      ),
+      steps=count,
+      donate=False,
+    )
+    batches_ = jax.tree.map(lambda x: np.stack([x] * count), batch)
+    share = batches_ if count > 1 else batch
+    _, metrics = step(state, share, None)
+    return np.atleast_1d(metrics['loss/classification'])
+
+  want = [dispatch(both[word], 1)[0] for word in ('ce', 'cb_ce')]
+  assert abs(want[0] - want[1]) > 1e-3
+  np.testing.assert_allclose(dispatch(late, 2), want, rtol=1e-5)
+
+
+def test_the_average_follows_the_weights_and_is_what_is_looked_at():
+  decay = 0.3
+  built = build(retrain__average=decay, mgacr__attention=False,
+                mgacr__features=False)  # fmt: skip
+  optimizer = optax.sgd(0.05)
+  state = build_lib.initial_state(built, optimizer)
+  without = steps.TrainState(
+    state.step, state.params, state.batch_stats, state.opt_state
+  )
+  step = jax.jit(
+    functools.partial(
+      steps.train_step,
+      objective=built.objective,
+      optimizer=optimizer,
+      schedule=optax.constant_schedule(0.05),
+      average=built.average,
+    )
+  )
+  batch = first_batch(built)
+  want = jax.tree.map(np.float64, state.network)
+  for count in range(4):
+    state, _ = step(state, batch)
+    without, _ = step(without, batch)
+    d = min(decay, (1 + count) / (10 + count))
+    seen = {'params': state.params, 'batch_stats': state.batch_stats}
+    want = jax.tree.map(
+      lambda a, x, d=d: d * a + (1 - d) * np.float64(x), want, seen
+    )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    state.average, want,
+  )  # fmt: skip
+  # Training does not see it, looking does.
+  jax.tree.map(np.testing.assert_array_equal, state.params, without.params)
+  averaged = steps.TrainState(
+    state.step, **state.network, opt_state=state.opt_state
+  )
+  looks = [
+    steps.eval_step(one, batch, objective=built.objective)['logits']
+    for one in (state, averaged, without)
+  ]
+  np.testing.assert_array_equal(looks[0], looks[1])
+  assert (np.abs(looks[0] - looks[2]) > 1e-4).any()
 
 
 def test_a_frozen_backbone_stays_to_the_bit_and_its_classifier_learns():
