@@ -239,6 +239,8 @@ c.data.phantom = Section()
 # Radiographs; the paper's set has 20,012.
 c.data.phantom.count = count(2000, 50)
 c.data.phantom.seed = count(0, 0)  # of the generator
+# Of each class at least; by RSNA's shares alone the rarest would have one.
+c.data.phantom.least = count(10, 10, source=True, before=10)
 
 # Who is in training, validation and test.
 c.split = Section()

@@ -106,7 +106,8 @@ def _read(config, faults):
   }
   if data.layout == 'phantom':
     count, seed = data.phantom.count, data.phantom.seed
-    records = phantom.read(count, seed, size=max(256, data.store_size))
+    size = max(256, data.store_size)
+    records = phantom.read(count, seed, size, data.phantom.least)
     return (
       records,
       {

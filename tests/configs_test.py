@@ -111,6 +111,8 @@ def test_declared_bounds_are_those_of_the_code_behind_them():
   assert not near.fits(duplicates.MAX_NEAR + 1)
   count = fields.table()['data.phantom.count']
   assert count.fits(phantom.MIN_COUNT) and not count.fits(phantom.MIN_COUNT - 1)
+  least = fields.table()['data.phantom.least']
+  assert least.default == least.before == phantom.MIN_PER_CLASS
 
 
 def test_the_paper_variant_takes_the_equations_literally():

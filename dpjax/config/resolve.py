@@ -117,6 +117,8 @@ def _default_path(c):
   if name == 'phantom':
     count, seed = c.data.phantom.count, c.data.phantom.seed
     name = f'phantom-v{phantom.VERSION}-{count}-{seed}'
+    if (least := c.data.phantom.least) != phantom.MIN_PER_CLASS:
+      name += f'-least{least}'
   return f'data/{name}-{c.data.store_size}{split}'
 
 
@@ -138,6 +140,7 @@ def _check_relevance(c):
   needs = {
     'data.classes': ('data.label', ('class',)),
     'data.label_cap': ('data.label', ('count',)),
+    'data.phantom.least': ('data.layout', ('phantom',)),
   }
   for name, field in fields.table().items():
     # Those of data.csv have their layout in their name.

@@ -69,31 +69,34 @@ class Opacity:
   box: tuple[float, float, float, float]
 
 
-def class_counts(count: int) -> tuple[int, int, int, int, int]:
+def class_counts(
+  count: int, least: int = MIN_PER_CLASS
+) -> tuple[int, int, int, int, int]:
   """Returns how many of `count` images have 0, 1, 2, 3 and 4 opacities.
 
-  RSNA's shares, but at least 10 of each; class 0 takes what is left, so that
-  the five sum to `count`.
+  RSNA's shares, but at least `least` of each; class 0 takes what is left, so
+  that the five sum to `count`.
 
   Args:
     count: number of images, at least 50.
+    least: images of each class, at least 10.
 
   Raises:
-    UserError: if `count` is below 50.
+    UserError: if `count` is below 5 times `least`.
   """
-  if count < MIN_COUNT:
+  if count < 5 * least:
     raise UserError(
-      f'data.phantom.count is {count}: it must be at least {MIN_COUNT},'
-      f' {MIN_PER_CLASS} images for each of the 5 classes'
+      f'data.phantom.count is {count}: it must be at least {5 * least},'
+      f' {least} images for each of the 5 classes'
     )
   total = sum(RSNA_COUNTS)
-  lesions = [
-    max(MIN_PER_CLASS, round(count * n / total)) for n in RSNA_COUNTS[1:]
-  ]
+  lesions = [max(least, round(count * n / total)) for n in RSNA_COUNTS[1:]]
   return (count - sum(lesions), *lesions)
 
 
-def read(count: int, seed: int, size: int = 256) -> list[radiograph.Radiograph]:
+def read(
+  count: int, seed: int, size: int = 256, least: int = MIN_PER_CLASS
+) -> list[radiograph.Radiograph]:
   """Returns `count` phantoms in a seeded, shuffled order.
 
   Nothing is rendered: `pixels` is a picklable call of `render`. One patient in
@@ -103,11 +106,12 @@ def read(count: int, seed: int, size: int = 256) -> list[radiograph.Radiograph]:
     count: number of images, at least 50.
     seed: non-negative seed of the whole set.
     size: side of the images, in pixels.
+    least: images of each class, as in `class_counts`.
 
   Raises:
-    UserError: if `count` is below 50.
+    UserError: if `count` is below 5 times `least`.
   """
-  counts = class_counts(count)
+  counts = class_counts(count, least)
   rng = np.random.default_rng((seed, _SET, 0))
   labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
   pairs = count // 6

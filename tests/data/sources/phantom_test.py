@@ -45,9 +45,17 @@ def test_counts_are_exact_long_tailed_and_leave_no_class_bare(count):
   assert max(counts[3:]) <= min(counts[:3])
 
 
-def test_too_small_a_count_is_one_line_that_names_the_field():
-  with pytest.raises(UserError, match=r'^data\.phantom\.count is 49: .+$') as e:
-    phantom.read(49, seed=0)
+def test_the_rarest_classes_may_have_more_than_is_theirs():
+  assert phantom.class_counts(7800) == (6036, 764, 955, 35, 10)
+  assert phantom.class_counts(7800, least=40) == (6001, 764, 955, 40, 40)
+
+
+@pytest.mark.parametrize(('count', 'least'), [(49, 10), (199, 40)])
+def test_too_small_a_count_is_one_line_that_names_the_field(count, least):
+  with pytest.raises(
+    UserError, match=rf'^data\.phantom\.count is {count}: .+$'
+  ) as e:
+    phantom.read(count, seed=0, least=least)
   assert '\n' not in str(e.value)
 
 
