@@ -285,6 +285,9 @@ c.pretrain.temperature = number(0.2, 1e-6)  # of NT-Xent; the paper's
 c.pretrain.views = word('augmented', 'plain', 'three')
 c.pretrain.hidden = count(512, 1)  # projector: Dense, ReLU, Dense
 c.pretrain.projection = count(128, 1)  # its width
+# At each validation, what a k-NN and a linear probe of its features make of the
+# classes (training/probe.py); training sees no label all the same.
+c.pretrain.probe = flag(False, resume=True, before=False)
 c.pretrain.augment = _augmentation().but(scale=(0.3, 1.0))
 c.pretrain.optim = _optimizer().but(weight_decay=1e-4)
 

@@ -30,6 +30,11 @@ QUANTITIES = {
   'loss/feat': ('Features (Eq. 5)', 'Loss'),
   'contrastive_accuracy': ('Contrastive accuracy', 'Share'),
   **{
+    f'{probe}/{name}': (f'{title}: {score_table.SUMMARY[name].long}', 'Score')
+    for probe, title in (('knn', 'k-NN'), ('linear', 'Linear probe'))
+    for name in ('balanced_accuracy', 'auroc_any_lesion')
+  },
+  **{
     name: (page.capital(score.long), 'Score')
     for name, score in score_table.SUMMARY.items()
   },

@@ -33,6 +33,7 @@ from dpjax.training import (
   describe,
   inference,
   metrics_log,
+  probe,
   programs,
   start,
   trace,
@@ -249,6 +250,7 @@ def _compile(compiled, run, optimizer, schedule, sizes, state, host, batch):
     step = programs.compile_training(run, optimizer, schedule, size)
     compiled.begin(size, step, state, own, images)
   eval_step = held_out = None
+  probed = probe.make(run)
   split = run.data.splits.get('validation', ())
   if run.config.eval.every and len(split):
     held_out = batches.resident_images(run, split)
@@ -256,9 +258,10 @@ def _compile(compiled, run, optimizer, schedule, sizes, state, host, batch):
     eval_step = programs.compile_evaluation(run)
     compiled.begin('validation', eval_step, state, first, held_out)
     eval_step = compiled['validation']
-  return images, lambda state: validation.validate(
-    run, eval_step, state, held_out
-  )
+  return images, lambda state: {
+    **validation.validate(run, eval_step, state, held_out),
+    **probed(state),
+  }
 
 
 def _meet(run, compiled, sizes):

@@ -1,0 +1,141 @@
+"""Whether stage I learns what the classes need: k-NN and a linear probe.
+
+Both are fitted on the pooled features of the plain training images, as the
+network is at that moment, and asked about the validation split. They change
+nothing of the training, which sees no label.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dpjax.data import vocabulary
+from dpjax.metrics import predictions, scores
+from dpjax.training import inference, programs
+from dpjax.training.run import Run
+
+_NEIGHBOURS = 20
+_TEMPERATURE = 0.07  # of the votes: Wu et al. (2018)
+_RIDGE = 1e-3  # beside features of variance 1
+# Of the scores, those that a split of rare classes still says something of.
+_SHOWN = ('balanced_accuracy', 'auroc_any_lesion')
+
+
+def knn(
+  features: np.ndarray, labels: np.ndarray, queries: np.ndarray, classes: int
+) -> np.ndarray:
+  """Votes of the 20 nearest by cosine, each weighing exp(similarity / 0.07).
+
+  Args:
+    features: (N, D) of labelled images.
+    labels: (N,) of 0..classes - 1.
+    queries: (M, D).
+    classes: their number, C.
+
+  Returns:
+    (M, C), rows summing to 1.
+
+  Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance
+  Discrimination, 2018, section 3.4.
+  """
+  similarity = _unit(queries) @ _unit(features).T  # (M, N)
+  count = min(_NEIGHBOURS, len(features))
+  nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+  near = np.take_along_axis(similarity, nearest, axis=1)
+  weight = np.exp((near - near.max(axis=1, keepdims=True)) / _TEMPERATURE)
+  votes = weight[:, :, None] * np.eye(classes)[labels[nearest]]
+  return votes.sum(axis=1) / weight.sum(axis=1, keepdims=True)
+
+
+def linear(
+  features: np.ndarray, labels: np.ndarray, queries: np.ndarray, classes: int
+) -> np.ndarray:
+  """Ridge regression on the one-hot labels, each class weighing the same.
+
+  Its solution is closed, so no rate or number of steps says how good a network
+  looks.
+
+  Args:
+    features, labels, queries, classes: as in `knn`.
+
+  Returns:
+    (M, C), the softmax of its answers.
+  """
+  mean, std = features.mean(axis=0), features.std(axis=0) + 1e-6
+  x, q = (
+    np.concatenate([(z - mean) / std, np.ones((len(z), 1))], axis=1)
+    for z in (features.astype(np.float64), queries.astype(np.float64))
+  )
+  counts = np.bincount(labels, minlength=classes)
+  weight = 1 / (counts[labels] * (counts > 0).sum())  # (N,), summing to 1
+  penalty = _RIDGE * np.eye(x.shape[1])
+  penalty[-1, -1] = 0  # The constant is free.
+  weighted = x * weight[:, None]
+  solution = np.linalg.solve(
+    weighted.T @ x + penalty, weighted.T @ np.eye(classes)[labels]
+  )
+  return predictions.softmax(q @ solution)
+
+
+def make(run: Run) -> Callable[[Any], dict[str, float]]:
+  """f(state) -> {'knn/SCORE', 'linear/SCORE': on validation}.
+
+  Args:
+    run: of stage I. With pretrain.probe off, or without labelled images in
+      training and validation, f says nothing.
+  """
+  splits = run.data.splits
+  if not (run.stage == 'pretrain' and run.config.pretrain.probe):
+    return lambda state: {}
+  if not all(
+    len(splits.get(name, ())) and (splits[name].labels >= 0).all()
+    for name in ('train', 'validation')
+  ):
+    return lambda state: {}
+  plain = dataclasses.replace(run, stage='retrain')  # It is fed plain images.
+
+  def step(state, batch, *, axis_name):
+    del axis_name
+    images = run.objective.pixels.views(batch)[:, 0]
+    network = {part: tree['backbone'] for part, tree in state.network.items()}
+    pooled, _ = run.objective.backbone.apply(network, images, train=False)
+    return {'pooled': pooled.astype(jnp.float32)}
+
+  compiled = programs.compile_step(run, step, gather=True)
+
+  def probe(state):
+    (features, labels), (queries, wanted) = (
+      (
+        inference.collect(
+          plain, compiled, state, splits[name], run.settings.batch_size
+        )['pooled'],
+        splits[name].labels,
+      )
+      for name in ('train', 'validation')
+    )
+    return _scores(features, labels, queries, wanted, run.data.class_names)
+
+  return probe
+
+
+def _scores(features, labels, queries, wanted, names):
+  found = {}
+  for title, of in (('knn', knn), ('linear', linear)):
+    answers = of(features, labels, queries, len(names))
+    summary = scores.summary(
+      wanted, answers, any_lesion=vocabulary.is_normal(names[0])
+    )
+    found |= {
+      f'{title}/{name}': summary[name]
+      for name in _SHOWN
+      if summary[name] is not None
+    }
+  return found
+
+
+def _unit(z):
+  z = z.astype(np.float64)
+  return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
