@@ -1,5 +1,6 @@
 """Where a run starts: fine-tuning from a stage II, and what stays of it."""
 
+import contextlib
 import csv
 import shutil
 
@@ -7,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from dpjax import prepare
+from dpjax import leakage, prepare
 from dpjax.config import record as record_lib
 from dpjax.errors import UserError
 from dpjax.evaluation import evaluate, files
-from dpjax.training import checkpoint, loop
+from dpjax.training import build, checkpoint, loop
 from tests import fakes
 
 STORE = fakes.make_store()
@@ -96,20 +97,22 @@ def test_a_fine_tuning_cut_off_ends_as_if_it_had_not_been(recipe, tmp_path):
   )
 
 
-def test_a_stage_two_with_an_average_goes_on_with_it(recipe, tmp_path):
+def test_a_stage_two_with_an_average_goes_on_with_it(tmp_path):
   """To the bit; and the average is none of the weights."""
-  for name, epochs in (('whole', 2.0), ('half', 2.0)):
-    loop.train(make_config(retrain__epochs=epochs), 'retrain', tmp_path / name)
+  config = make_config(retrain__epochs=2.0)
+  loop.train(config, 'retrain', tmp_path / 'whole')
+  shutil.copytree(tmp_path / 'whole', tmp_path / 'half')
   shutil.rmtree(tmp_path / 'half' / 'checkpoints' / '6')
-  loop.train(make_config(retrain__epochs=2.0), 'retrain', tmp_path / 'half')
+  loop.train(config, 'retrain', tmp_path / 'half')
   whole, half = (
     checkpoint.read_state(tmp_path / name) for name in ('whole', 'half')
   )
   jax.tree.map(np.testing.assert_array_equal, whole, half)
-  kernel = whole['params']['backbone']['conv1']['kernel']
-  assert (
-    whole['average']['params']['backbone']['conv1']['kernel'] != kernel
-  ).all()
+  kernel, average = (
+    of['params']['backbone']['conv1']['kernel']
+    for of in (whole, whole['average'])
+  )
+  assert (average != kernel).all()
 
 
 def test_the_manifest_of_a_fine_tuning_holds_the_images_of_stage_two(recipe):
@@ -130,18 +133,28 @@ def test_the_recipes_folder_is_evaluated_by_its_last_stage(recipe):
   assert 'att_pos/stage1' in result['localisation']  # by stage II's attention
 
 
+def begun(folder, stage, **changes):
+  """A run that has saved its first state and no more."""
+  run = build.build(make_config(**changes), stage, STORE)
+  state = build.initial_state(run, build.make_optimizer(run, 1)[0])
+  with contextlib.closing(checkpoint.Checkpoints(folder)) as saved:
+    saved.save(1, state, {}, {})
+  leakage.write(folder, stage, run.records)
+  return folder
+
+
 def test_fine_tuning_from_what_is_no_stage_two_is_refused(recipe, tmp_path):
+  plain = {'mgacr__attention': False, 'mgacr__features': False}
   for source, changes, said in (
     (tmp_path / 'nowhere', {}, 'holds no checkpoint'),
     (recipe / 'retrain', {'model__width': 8}, 'give both stages the same'),
-    (recipe / 'plain', {}, 'trained without attention'),
-    (recipe / 'pretrain', {}, 'without a classifier'),
+    (
+      begun(tmp_path / 'plain', 'retrain', **plain),
+      {},
+      'trained without attention',
+    ),
+    (begun(tmp_path / 'one', 'pretrain'), {}, 'without a classifier'),
   ):
-    if source.name in ('plain', 'pretrain') and not source.exists():
-      plain = {'mgacr__attention': False, 'mgacr__features': False}
-      stage = 'pretrain' if source.name == 'pretrain' else 'retrain'
-      short = {'pretrain__epochs': 0.1, 'retrain__epochs': 0.1}
-      loop.train(make_config(**plain, **short), stage, source)
     config = make_config(init__backbone=str(source), **changes)
     with pytest.raises(UserError, match=said) as error:
       loop.train(config, 'finetune', tmp_path / 'run')
