@@ -316,12 +316,11 @@ def _curves(own):
   """
   found = {}
   for run in tables.finished(own):
-    before = runs.seconds(run)['pretraining']
-    for entry in runs.lines(run.workdir, 'validation'):
+    for seconds, entry in runs.validations(run):
       for score, value in entry.items():
         if isinstance(value, float):
           points = found.setdefault(score, {}).setdefault(run.seed, [])
-          points.append((before + entry['seconds_training'], value))
+          points.append((seconds, value))
   curves = {}
   for score, by_seed in found.items():
     shortest = min(map(len, by_seed.values()))

@@ -560,6 +560,24 @@ def seconds(run: Run) -> dict[str, float]:
   }
 
 
+def validations(run: Run) -> list[tuple[float, dict[str, Any]]]:
+  """(seconds trained until then, line of the log) of each validation.
+
+  Those of stage II and, where it was fine-tuned, of that after them.
+  """
+  config = record_lib.load(run.workdir / 'config.json')
+  tuned = config.stage == 'finetune'
+  folders = [*([config.init.backbone] if tuned else []), run.workdir]
+  before, found = seconds(run)['pretraining'], []
+  for folder in folders:
+    found += [
+      (before + entry['seconds_training'], entry)
+      for entry in lines(folder, 'validation')
+    ]
+    before += trained(folder)
+  return found
+
+
 def _seconds_trained(workdir):
   """Seconds of the stage I of a run, and of all its stages together."""
   config = record_lib.load(pathlib.Path(workdir) / 'config.json')

@@ -310,6 +310,8 @@ def test_a_row_is_fine_tuned_after_a_stage_ii_of_its_own(tmp_path, fake):
   # 20 s each, by the fake's logs.
   assert runs.seconds(found)['pretraining'] == 20.0
   assert runs.seconds(found)['training'] == 60.0
+  times = [seconds for seconds, _ in runs.validations(found)]
+  assert times == [30.0, 40.0, 50.0, 60.0]
   # Beside rows without it, stage I is the same.
   fake.calls.clear()
   runs.run(make_task(tmp_path, 'other'))
