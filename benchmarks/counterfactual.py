@@ -64,10 +64,7 @@ def describe(workdir):
   opened = evaluate.open_run(config, workdir)
   run, state, split = opened.run, opened.state, opened.images.split
   model = run.objective.backbone
-  variables = {
-    'params': state.params['backbone'],
-    'batch_stats': state.batch_stats['backbone'],
-  }
+  variables = {part: tree['backbone'] for part, tree in state.network.items()}
   lesions = explain.Rows(split, np.flatnonzero(split.num_boxes))
   info = run.data.info['provenance']
   bare = Replaced(

@@ -513,6 +513,7 @@ def _paper(c):
   c.retrain.optim.clip = 0.0
   c.retrain.average = 0.0
   c.finetune.epochs = 0.0
+  c.evaluate.prevalence = 'none'
   c.loss.classification = 'cb_focal'
   c.loss.smoothing = c.loss.begin = 0.0
   c.loss.gamma = 2.0

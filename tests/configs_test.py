@@ -122,6 +122,11 @@ def test_the_paper_variant_takes_the_equations_literally():
   assert not config.mgacr.stop_gradient_maps
   assert config.mgacr.reduction == 'batch'
   assert config.retrain.batch_size == 16
+  # And without any of docs/remedies.md.
+  assert config.loss.classification == 'cb_focal'
+  assert not config.finetune.epochs and not config.retrain.average
+  assert not config.loss.begin and not config.loss.smoothing
+  assert config.evaluate.prevalence == 'none'
 
 
 def test_the_rows_of_the_ablation_add_one_technique_each():
