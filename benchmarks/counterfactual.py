@@ -32,7 +32,10 @@ def without_opacities(split, rows, info):
   records = {
     record.id: record
     for record in phantom.read(
-      info['data.phantom.count'], info['data.phantom.seed'], size
+      info['data.phantom.count'],
+      info['data.phantom.seed'],
+      size,
+      info.get('data.phantom.least', phantom.MIN_PER_CLASS),
     )
   }
   none = np.zeros((0, 4), np.float32)
