@@ -103,6 +103,15 @@ def make_store(train=48, validation=12, test=13, size=48, seed=0):
   )
 
 
+def make_uneven_store():
+  """A `make_store` whose classes have 32, 12 and 4 training images."""
+  store = make_store()
+  store.split('train').labels[:] = np.random.default_rng(0).permutation(
+    np.repeat(np.arange(3), [32, 12, 4])
+  )
+  return store
+
+
 def make_config(**changes):
   """A resolved config of a network and images small enough for a test.
 
