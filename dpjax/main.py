@@ -346,7 +346,7 @@ def _prepare(resolve, workdir):
 
 
 def _evaluate(resolve, workdir):
-  from dpjax.evaluation import against, ensemble, evaluate, text
+  from dpjax.evaluation import against, beside, ensemble, evaluate, text
   from dpjax.evaluation import files as files_lib
 
   config = resolve(_CONFIG.value)
@@ -374,6 +374,10 @@ def _evaluate(resolve, workdir):
       seed=config.evaluate.seed,
     )  # fmt: skip
     print(text.format_comparison(found))
+    theirs = files_lib.read_evaluation(
+      files_lib.workdir_of(other), beside.NEEDED
+    )
+    print(f'\n{beside.format_beside({"a": result, "b": theirs})}')
     files.append(against.write(found).name)
   paths = ', '.join(str(written / file) for file in files)
   print(f'written: {printable(paths)}')

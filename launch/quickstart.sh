@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# From a fresh checkout to an evaluated model: both stages of the recipe, small,
-# on the built-in phantom data. Run again, it goes on where it was stopped.
+# From a fresh checkout to an evaluated model: the recipe, small, on the built-in
+# phantom data, and beside it a plain network of the same size. Run again, it
+# goes on where it was stopped.
 #
 #   launch/quickstart.sh
 #   launch/quickstart.sh --config.seed=1                flags of dpjax.main
@@ -19,9 +20,25 @@ workdir=runs/quickstart
 "$VENV/bin/python" -m dpjax.main --config=configs/recipe.py:quick \
   --workdir="$workdir" "$@"
 
+# The same network from scratch, under cross-entropy, and nothing else.
+plain=$workdir/plain
+"$VENV/bin/python" -m dpjax.main --config=configs/retrain.py:quick \
+  --workdir="$plain" "$@" --config.init.backbone=None \
+  --config.loss.classification=ce --config.mgacr.attention=False \
+  --config.mgacr.features=False
+"$VENV/bin/python" -m dpjax.main evaluate --config=configs/retrain.py:quick \
+  --workdir="$plain" >/dev/null
+echo
+echo "The recipe (a) against a plain network of the same size (b):"
+"$VENV/bin/python" -m dpjax.main evaluate --config=configs/recipe.py:quick \
+  --workdir="$workdir" --against="$plain" | sed -n '/^a: /,/^written: /p'
+
 results=$workdir/retrain
+if [[ -d $workdir/finetune ]]; then
+  results=$workdir/finetune
+fi
 "$VENV/bin/python" -m dpjax.main report --config=configs/recipe.py:quick \
-  --workdir="$results" >/dev/null
+  --workdir="$results,$plain" >/dev/null
 [[ -f $results/evaluation.json ]] ||
   die "the recipe ended without $results/evaluation.json"
 echo
