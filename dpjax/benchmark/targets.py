@@ -260,6 +260,8 @@ def open_topology(target: Target) -> parallel.Topology:
       # Else it asks the network which worker of which slice this is.
       os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
       os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+      # Its lock is for chips, and several may compile at once.
+      os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
       shape = 'x'.join(map(str, target.shape + (1,) * (2 - len(target.shape))))
       word = target.name.partition(':')[0]
       found = topologies.get_topology_desc(f'{word}:{shape}', 'tpu')

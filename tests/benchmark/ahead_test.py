@@ -259,3 +259,20 @@ def test_several_gpus_talk_to_each_other():
 def test_a_tpu_counts_cycles():
   found = ahead.compile_part(bench('v5e'), 'retrain', 16)
   assert sum(k.times * k.cycles for k in kernels.read(found.text)) > 1e4
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['a100', 'b200x8', 'h100x16', 'rtx5090', 'v4:2x2x1', 'v5e', 'v5e:4x4',
+   'v5p:2x2x1', 'v6e:16x16', 'tpu7x:2x2x1'],
+)  # fmt: skip
+def test_the_compiler_has_the_devices_that_the_table_says(name):
+  target = targets.find(name)
+  try:
+    found = targets.open_topology(target)
+  except UserError as error:
+    pytest.skip(str(error))
+  assert len(found.devices) == target.count
+  assert {d.device_kind for d in found.devices} == {target.device.kind}
+  assert len({d.process_index for d in found.devices}) == target.processes
+  assert found.platform == target.device.platform
