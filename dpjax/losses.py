@@ -414,36 +414,73 @@ def mgacr(
     >>> {name: float(term) for name, term in terms.items()}  # feat: 3/4 to 1/4
     {'att_pos': 0.0, 'att_neg': 0.0, 'feat': 3.0}
   """
-  _check_mgacr(reduction, negative, lesions_only)
-  map_pos, map_neg, mask = map(_as_float, (map_pos, map_neg, mask))
-  pairs = _mgacr_pairs(
-    jnp.asarray(features), map_pos, map_neg, mask, stop_gradient_maps
+  return mgacr_of_stages(
+    [(features, map_pos, map_neg, mask)],
+    reduction=reduction,
+    eps=eps,
+    lesions_only=lesions_only,
+    stop_gradient_maps=stop_gradient_maps,
+    negative=negative,
+    known=known,
+    axis_name=axis_name,
   )
 
-  def batch_mean(values, keep):
-    """Means of a tuple of (B,) over the kept images of all devices."""
-    sums = tuple(jnp.sum(v * keep) for v in values), jnp.sum(keep)
-    if axis_name is not None:
-      sums = jax.lax.psum(sums, axis_name)
-    totals, count = sums
-    return tuple(total / jnp.maximum(count, 1) for total in totals)
+
+def mgacr_of_stages(
+  stages: Sequence[tuple[jax.Array, jax.Array, jax.Array, jax.Array]],
+  *,
+  reduction: str = 'batch',
+  eps: float = 0.0,
+  lesions_only: Sequence[str] = (),
+  stop_gradient_maps: bool = False,
+  negative: str = 'mse',
+  known: jax.Array | None = None,
+  axis_name: str | None = None,
+) -> dict[str, jax.Array]:
+  """Each term of `mgacr` summed over stages, of one reduction over the batch.
+
+  Args:
+    stages: (features, map_pos, map_neg, mask) of each.
+    reduction, eps, lesions_only, stop_gradient_maps, negative, known,
+      axis_name: as of `mgacr`.
+
+  Returns:
+    {'att_pos': (), 'att_neg': (), 'feat': ()}, the same on every device.
+
+  Raises:
+    ValueError: as `mgacr`.
+  """
+  _check_mgacr(reduction, negative, lesions_only)
 
   def ratio(numerator, denominator):
     return numerator / jnp.maximum(denominator + eps, _TINY)
 
-  has_lesion = jnp.any(mask > 0, axis=(1, 2)).astype(mask.dtype)  # (B,)
-  terms = {}
-  for name, pair in pairs.items():
-    keep = has_lesion if name in lesions_only else jnp.ones_like(has_lesion)
-    if known is not None and name != 'feat':  # Eq. 5 needs no mask.
-      keep = keep * known
-    if name == 'att_neg' and negative == 'mse':
-      (terms[name],) = batch_mean(pair[:1], keep)
-    elif reduction == 'batch':
-      terms[name] = ratio(*batch_mean(pair, keep))
-    else:
-      (terms[name],) = batch_mean((ratio(*pair),), keep)
-  return terms
+  rows, terms = [], []  # What is summed (B,); (name, first row, values)
+  for features, *maps_and_mask in stages:
+    map_pos, map_neg, mask = map(_as_float, maps_and_mask)
+    pairs = _mgacr_pairs(
+      jnp.asarray(features), map_pos, map_neg, mask, stop_gradient_maps
+    )
+    has_lesion = jnp.any(mask > 0, axis=(1, 2)).astype(mask.dtype)  # (B,)
+    for name, pair in pairs.items():
+      keep = has_lesion if name in lesions_only else jnp.ones_like(has_lesion)
+      if known is not None and name != 'feat':  # Eq. 5 needs no mask.
+        keep = keep * known
+      if name == 'att_neg' and negative == 'mse':
+        pair = pair[:1]
+      elif reduction == 'sample':
+        pair = (ratio(*pair),)
+      terms.append((name, len(rows), len(pair)))
+      rows += [*(values * keep for values in pair), keep]
+  sums = jnp.sum(jnp.stack(rows), axis=1)
+  if axis_name is not None:
+    sums = jax.lax.psum(sums, axis_name)
+  total = {name: jnp.zeros((), sums.dtype) for name in MGACR_TERMS}
+  for name, first, size in terms:
+    count = jnp.maximum(sums[first + size], 1)
+    means = [sums[first + i] / count for i in range(size)]
+    total[name] += means[0] if size == 1 else ratio(*means)
+  return total
 
 
 def _check_mgacr(reduction, negative, lesions_only):

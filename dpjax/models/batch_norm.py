@@ -13,6 +13,7 @@ gradients after it.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -41,25 +42,59 @@ class BatchNorm(nn.Module):
   dtype: Any = jnp.float32
   axis_name: str | None = None
 
-  @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """(..., C) to (..., C) of `dtype`."""
-    c = x.shape[-1]
-    mean = self.variable('batch_stats', 'mean', jnp.zeros, c, jnp.float32)
-    var = self.variable('batch_stats', 'var', jnp.ones, c, jnp.float32)
-    scale = self.param('scale', nn.initializers.ones, (c,), jnp.float32)
-    bias = self.param('bias', nn.initializers.zeros, (c,), jnp.float32)
-    if self.use_running_average or self.is_initializing():
-      factor = jax.lax.rsqrt(var.value + self.epsilon) * scale
-      return _affine(x, mean.value, factor, bias, self.dtype)
-    y, *found = normalize(
-      x, scale, bias, self.epsilon, self.dtype, self.axis_name
+    return jointly([self], x)
+
+  @nn.compact
+  def arrays(self, channels: int) -> tuple[Any, Any, jax.Array, jax.Array]:
+    """Running mean and variance (variables), scale and bias, (C,) each."""
+    zeros, ones = nn.initializers.zeros, nn.initializers.ones
+    shape = (channels,)
+    return (
+      self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32),
+      self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32),
+      self.param('scale', ones, shape, jnp.float32),
+      self.param('bias', zeros, shape, jnp.float32),
     )
-    for running, batch in zip((mean, var), found, strict=True):
-      running.value = self.momentum * running.value + (
-        1 - self.momentum
-      ) * jax.lax.stop_gradient(batch)
-    return y
+
+
+def jointly(
+  norms: Sequence[BatchNorm],
+  x: jax.Array,
+  by_batch: Callable[..., tuple[jax.Array, ...]] | None = None,
+) -> jax.Array:
+  """Normalises with several modules side by side, as each would by itself.
+
+  Args:
+    norms: alike; each has its own variables, and an equal share of the
+      channels.
+    x: (..., C).
+    by_batch: what to do in training, with the arguments of `normalize`, which
+      it is by default; its first result is ours.
+
+  Returns:
+    (..., C) of their dtype.
+  """
+  first, channels = norms[0], x.shape[-1] // len(norms)
+  means, variances, scales, biases = zip(
+    *(norm.arrays(channels) for norm in norms), strict=True
+  )
+  scale, bias = jnp.concatenate(scales), jnp.concatenate(biases)
+  if first.use_running_average or first.is_initializing():
+    mean, var = (
+      jnp.concatenate([each.value for each in of]) for of in (means, variances)
+    )
+    factor = jax.lax.rsqrt(var + first.epsilon) * scale
+    return affine(x, mean, factor, bias, first.dtype)
+  y, *found = (by_batch or normalize)(
+    x, scale, bias, first.epsilon, first.dtype, first.axis_name
+  )
+  for running, batch in zip((means, variances), found, strict=True):
+    shares = jnp.split(jax.lax.stop_gradient(batch), len(norms))
+    for each, share in zip(running, shares, strict=True):
+      each.value = first.momentum * each.value + (1 - first.momentum) * share
+  return y
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -88,11 +123,8 @@ def normalize(
 
 
 def _forward(x, scale, bias, epsilon, dtype, axis_name):
-  x_32 = x.astype(jnp.float32)
-  mean, square = _means(x_32, x_32 * x_32, axis_name)
-  var = jnp.maximum(square - mean * mean, 0)
-  inverse = jax.lax.rsqrt(var + epsilon)
-  y = _affine(x, mean, inverse * scale, bias, dtype)
+  mean, var, inverse = statistics(x, epsilon, axis_name)
+  y = affine(x, mean, inverse * scale, bias, dtype)
   return (y, mean, var), (x, scale, mean, inverse)
 
 
@@ -100,24 +132,62 @@ def _backward(epsilon, dtype, axis_name, kept, cotangents):
   del epsilon, dtype
   x, scale, mean, inverse = kept
   dy = cotangents[0].astype(jnp.float32)
-  deviation = x.astype(jnp.float32) - _beside(x, mean)
-  count = x.size // x.shape[-1]
-  own = _sums(dy, dy * deviation)
-  of_dy, of_product = (total / count for total in own)
-  if axis_name is not None:
-    of_dy, of_product = _over_devices(of_dy, of_product, axis_name)
-  slope = of_product * inverse * inverse
-  dx = dy - _beside(x, of_dy) - deviation * _beside(x, slope)
-  dx = dx * _beside(x, scale * inverse)
-  return dx.astype(x.dtype), own[1] * inverse, own[0]
+  own = sums(dy, dy * deviation(x, mean))
+  dx = input_gradient(x, dy, own, scale, mean, inverse, axis_name)
+  return dx, own[1] * inverse, own[0]
 
 
 normalize.defvjp(_forward, _backward)
 
 
-def _affine(x, mean, factor, bias, dtype):
-  y = (x - _beside(x, mean)) * _beside(x, factor) + _beside(x, bias)
-  return y.astype(dtype)
+def statistics(
+  x: jax.Array, epsilon: float, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Mean, biased variance and 1 / sigma, (C,) float32, of (..., C)."""
+  count = x.size // x.shape[-1]
+  x = x.astype(jnp.float32)
+  mean, square = (total / count for total in sums(x, x * x))
+  if axis_name is not None:
+    mean, square = _over_devices(mean, square, axis_name)
+  var = jnp.maximum(square - mean * mean, 0)
+  return mean, var, jax.lax.rsqrt(var + epsilon)
+
+
+def affine(
+  x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array, dtype: Any
+) -> jax.Array:
+  """(x - mean) factor + bias, of (..., C) and (C,), in float32, as `dtype`."""
+  return (deviation(x, mean) * _beside(x, factor) + _beside(x, bias)).astype(
+    dtype
+  )
+
+
+def deviation(x: jax.Array, mean: jax.Array) -> jax.Array:
+  """x - mean, of (..., C) and (C,), in float32."""
+  return x.astype(jnp.float32) - _beside(x, mean)
+
+
+def input_gradient(
+  x: jax.Array, dy: jax.Array, own: tuple[jax.Array, jax.Array],
+  scale: jax.Array, mean: jax.Array, inverse: jax.Array, axis_name: str | None,
+) -> jax.Array:  # fmt: skip
+  """The gradient at the input.
+
+  Args:
+    x: the input (..., C).
+    dy: the output's gradient (..., C) float32.
+    own: its sum (C,) on this device, and that of dy (x - mean).
+    scale: (C,).
+    mean, inverse: as of `statistics`.
+    axis_name: of the devices, or None.
+  """
+  count = x.size // x.shape[-1]
+  of_dy, of_product = (total / count for total in own)
+  if axis_name is not None:
+    of_dy, of_product = _over_devices(of_dy, of_product, axis_name)
+  slope = _beside(x, of_product * inverse * inverse)
+  dx = dy - _beside(x, of_dy) - deviation(x, mean) * slope
+  return (dx * _beside(x, scale * inverse)).astype(x.dtype)
 
 
 def _beside(x, values):
@@ -125,21 +195,12 @@ def _beside(x, values):
   return values.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def _means(a, b, axis_name):
-  """Means (C,) of two (..., C) float32, over the devices too."""
-  count = a.size // a.shape[-1]
-  means = tuple(total / count for total in _sums(a, b))
-  if axis_name is None:
-    return means
-  return _over_devices(*means, axis_name)
-
-
 def _over_devices(a, b, axis_name):
   """The means over the devices of two (C,), in one collective."""
   return jnp.split(jax.lax.pmean(jnp.concatenate([a, b]), axis_name), 2)
 
 
-def _sums(a, b):
+def sums(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Sums (C,) of two (..., C) over all axes but the last."""
   axes = tuple(range(a.ndim - 1))
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dpjax.models.batch_norm import BatchNorm
+from dpjax.models import batch_norm
 
 
 class Projector(nn.Module):
@@ -53,25 +53,59 @@ class SpatialAttention(nn.Module):
 
   def __call__(self, features: jax.Array, train: bool = False) -> jax.Array:
     """Maps features (B, H, W, C) to (B, H, W) float32 in (0, 1)."""
-    return self.attend(channel_statistics(features), train)
+    return attend([self], channel_statistics(features), train)[..., 0]
 
   @nn.compact
-  def attend(self, statistics: jax.Array, train: bool = False) -> jax.Array:
-    """The same from `channel_statistics(features)`, (B, H, W, 2)."""
-    x = nn.Conv(
-      1, (7, 7), padding=3, use_bias=False, dtype=jnp.float32, name='conv'
-    )(statistics)
-    if self.use_batch_norm:
-      # CBAM's own momentum: torch's 0.01 is 0.99 here.
-      x = BatchNorm(
-        use_running_average=not train,
-        momentum=0.99,
-        epsilon=1e-5,
-        dtype=jnp.float32,
-        axis_name=self.axis_name,
-        name='bn',
-      )(x)
-    return nn.sigmoid(x[..., 0])
+  def parts(self, train: bool) -> tuple[jax.Array, nn.Module | None]:
+    """The convolution's kernel (7, 7, 2, 1), and its BatchNorm if any."""
+    kernel = _Kernel((7, 7, 2, 1), name='conv')()
+    if not self.use_batch_norm:
+      return kernel, None
+    # CBAM's own momentum: torch's 0.01 is 0.99 here.
+    return kernel, batch_norm.BatchNorm(
+      use_running_average=not train,
+      momentum=0.99,
+      epsilon=1e-5,
+      dtype=jnp.float32,
+      axis_name=self.axis_name,
+      name='bn',
+    )
+
+
+class _Kernel(nn.Module):
+  """The kernel of a convolution that is computed together with others."""
+
+  shape: Sequence[int]
+
+  @nn.compact
+  def __call__(self):
+    return self.param('kernel', nn.initializers.lecun_normal(), self.shape)
+
+
+def attend(
+  maps: Sequence[SpatialAttention], statistics: jax.Array, train: bool
+) -> jax.Array:
+  """Several maps of the same features, in one convolution.
+
+  Args:
+    maps: n of them, alike.
+    statistics: (B, H, W, 2) of `channel_statistics`.
+    train: use and update the batch's statistics, with `use_batch_norm`.
+
+  Returns:
+    (B, H, W, n) float32 in (0, 1).
+  """
+  kernels, norms = zip(*(each.parts(train) for each in maps), strict=True)
+  x = jax.lax.conv_general_dilated(
+    statistics,
+    jnp.concatenate(kernels, axis=-1),
+    window_strides=(1, 1),
+    padding=((3, 3), (3, 3)),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+  if norms[0] is not None:
+    x = batch_norm.jointly(norms, x)
+  return nn.sigmoid(x)
 
 
 class AttentionHeads(nn.Module):
@@ -115,12 +149,13 @@ class AttentionHeads(nn.Module):
           f'AttentionHeads: stage {stage!r} is not among the features'
           f' {sorted(features)}'
         )
-      # Read the features once for both maps.
-      statistics = channel_statistics(features[stage])
-      maps[stage] = tuple(
+      pair = [
         SpatialAttention(
           self.use_batch_norm, self.axis_name, name=f'{stage}_{sign}'
-        ).attend(statistics, train)
+        )
         for sign in ('pos', 'neg')
-      )
+      ]
+      # The features are read once for both.
+      both = attend(pair, channel_statistics(features[stage]), train)
+      maps[stage] = both[..., 0], both[..., 1]
     return maps

@@ -26,62 +26,86 @@ def max_pool(x: jax.Array) -> jax.Array:
   Returns:
     (B, ceil(H / 2), ceil(W / 2), C).
   """
-  return _native(x)
+  return native(x)
 
 
-def _native(x):
+def native(x: jax.Array) -> jax.Array:
+  """The same, with the gradient that XLA has for it."""
   return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 def _forward(x):
-  def native(x):
-    y = _native(x)
+  def plain(x):
+    y = native(x)
     return y, jnp.zeros(y.shape, jnp.int8)  # Not read, so not made.
 
-  y, place = platforms.choose(x, gpu=_largest, other=native)
+  y, place = platforms.choose(x, gpu=largest, other=plain)
   return y, (x, place)
 
 
 def _backward(kept, dy):
-  def native(x, place, dy):
+  def plain(x, place, dy):
     del place
-    return jax.vjp(_native, x)[1](dy)[0]
+    return jax.vjp(native, x)[1](dy)[0]
 
-  def gather(x, place, dy):
-    return _gather(place, dy, x.shape)
+  def read_back(x, place, dy):
+    return gather(place, dy, x.shape)
 
-  return (platforms.choose(*kept, dy, gpu=gather, other=native),)
+  return (platforms.choose(*kept, dy, gpu=read_back, other=plain),)
 
 
 max_pool.defvjp(_forward, _backward)
 
 
-def _largest(x):
-  """The largest of each window, and which it is, 0 to 8, by rows."""
-  _, height, width, _ = x.shape
+def largest(x: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
+  """The largest of each window, and where it is.
+
+  Args:
+    x: (B, H, W, C).
+    *others: of the same shape.
+
+  Returns:
+    what `max_pool` does; the place in the window, 0 to 8 by rows, int8; and
+    what the others have there.
+  """
+  windows = zip(*map(_taps, (x, *others)), strict=True)
+  best, *found = next(windows)
+  place = jnp.zeros(best.shape, jnp.int8)
+  for tap, (value, *beside) in enumerate(windows, 1):
+    larger = value > best
+    place = jnp.where(larger, jnp.int8(tap), place)
+    found = [
+      jnp.where(larger, b, a) for a, b in zip(found, beside, strict=True)
+    ]
+    best = jnp.maximum(best, value)  # Not a where: NaN stays NaN.
+  return best, place, *found
+
+
+def _taps(x):
+  """The nine values of each window, an array each."""
+  b, height, width, c = x.shape
   low = jnp.array(-jnp.inf, x.dtype)
-  pad = ((0, 0, 0), (1, height % 2, 0), (1, width % 2, 0), (0, 0, 0))
-  x = jax.lax.pad(x, low, pad)  # Odd sides: windows 2 i to 2 i + 2 fit.
-  rows, columns = -(-height // 2), -(-width // 2)
-  best = place = None
-  for tap in range(9):
-    i, j = divmod(tap, 3)
-    value = jax.lax.slice(
-      x,
-      (0, i, j, 0),
-      (x.shape[0], i + 2 * rows - 1, j + 2 * columns - 1, x.shape[3]),
-      (1, 2, 2, 1),
-    )
-    if best is None:
-      best, place = value, jnp.zeros(value.shape, jnp.int8)
-    else:
-      place = jnp.where(value > best, jnp.int8(tap), place)
-      best = jnp.maximum(best, value)  # Not a where: NaN stays NaN.
-  return best, place
+  x = jax.lax.pad(
+    x, low, ((0, 0, 0), (1, height % 2, 0), (1, width % 2, 0), (0, 0, 0))
+  )
+  # Rows 2 r + i and columns 2 s + j of what is padded.
+  height, width = 2 * -(-height // 2) - 1, 2 * -(-width // 2) - 1
+  for i in range(3):
+    for j in range(3):
+      yield jax.lax.slice(
+        x, (0, i, j, 0), (b, i + height, j + width, c), (1, 2, 2, 1)
+      )
 
 
-def _gather(place, dy, shape):
-  """The gradient: each pixel asks the windows that it is in.
+def gather(
+  place: jax.Array, dy: jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
+  """The gradient at the input: each pixel asks the windows that it is in.
+
+  Args:
+    place: of `largest`, (B, h, w, C).
+    dy: the gradient at the output.
+    shape: of the input.
 
   Pixel 2 r lies in the middle of window r alone; pixel 2 r + 1 at the end of
   window r and at the start of window r + 1. No value is written twice, and

@@ -20,8 +20,9 @@ from flax import linen as nn
 from flax import traverse_util
 
 from dpjax.errors import UserError
-from dpjax.models.batch_norm import BatchNorm
+from dpjax.models.batch_norm import BatchNorm, jointly
 from dpjax.models.max_pool import max_pool
+from dpjax.models.stem import norm_relu_pool
 
 # What Flax calls an array of a module, and what torch does.
 TORCH_LEAVES = {
@@ -220,8 +221,11 @@ class ResNet(nn.Module):
         f"ResNet: stem must be 'conv' or 'space_to_depth', got {self.stem!r}"
       )
     x = stem(images)
-    x = nn.relu(norm(name='bn1')(x))
-    x = max_pool(x)
+    bn1 = norm(name='bn1')
+    if train and not self.is_initializing():
+      x = jointly([bn1], x, norm_relu_pool)
+    else:
+      x = max_pool(nn.relu(bn1(x)))
     names = [f'stage{i + 1}' for i in range(len(self.stage_sizes))]
     offsets = check_offsets(offsets, names)
     features = {}

@@ -254,23 +254,18 @@ class Retraining:
         train=True,
       )
       masks = self.pixels.masks(batch)
-      terms = [
-        losses.mgacr(
-          features[stage],
-          map_pos,
-          map_neg,
-          masks[stage],
-          known=batch['annotated'],
-          axis_name=axis_name,
-          **self.mgacr,
-        )
-        for stage, (map_pos, map_neg) in maps.items()
-      ]
+      terms = losses.mgacr_of_stages(
+        [
+          (features[stage], *pair, masks[stage]) for stage, pair in maps.items()
+        ],
+        known=batch['annotated'],
+        axis_name=axis_name,
+        **self.mgacr,
+      )
       for name, weight in self.weights.items():
         if weight:
-          term = sum(stage[name] for stage in terms)
-          metrics[f'loss/{name}'] = term
-          total = total + weight * term
+          metrics[f'loss/{name}'] = terms[name]
+          total = total + weight * terms[name]
     return total, (metrics, stats)
 
   def _classify(self, logits, labels, step):

@@ -5,11 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import linen as nn
 
-from dpjax.models import platforms
-from dpjax.models.batch_norm import BatchNorm
+from dpjax.models.batch_norm import BatchNorm, jointly
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(2, 3, (8, 5, 6, 4)), jnp.float32)
@@ -21,14 +19,6 @@ VARIABLES = {
   },
   'batch_stats': {'mean': jnp.arange(4.0), 'var': jnp.arange(4.0) + 1},
 }
-
-
-@pytest.fixture(params=['as here', 'as on a GPU'])
-def form(request, monkeypatch):
-  if request.param == 'as on a GPU':
-    monkeypatch.setattr(
-      platforms, 'choose', lambda *args, gpu, other: gpu(*args)
-    )
 
 
 def results(module, x, dy):
@@ -111,3 +101,23 @@ def test_a_constant_channel_is_finite(form):
   module = BatchNorm(use_running_average=False)
   got = results(module, jnp.full((4, 2, 2, 4), 3.0), DY[:4, :2, :2])
   assert all(np.isfinite(a).all() for a in jax.tree.leaves(got))
+
+
+def test_two_side_by_side_are_two_by_themselves():
+  class Both(nn.Module):
+    together: bool
+
+    @nn.compact
+    def __call__(self, x):
+      norms = [BatchNorm(use_running_average=False, name=n) for n in 'ab']
+      if self.together:
+        return jointly(norms, x)
+      halves = zip(norms, jnp.split(x, 2, axis=-1), strict=True)
+      return jnp.concatenate([norm(half) for norm, half in halves], axis=-1)
+
+  variables = Both(True).init(jax.random.key(0), X)
+  got, want = (
+    Both(together).apply(variables, X, mutable=['batch_stats'])
+    for together in (True, False)
+  )
+  assert_close(got, want, rtol=1e-6, atol=1e-6)

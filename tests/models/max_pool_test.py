@@ -6,20 +6,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dpjax.models import platforms
 from dpjax.models.max_pool import max_pool
 
 
 def plain(x):
   return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-
-
-@pytest.fixture(params=['as here', 'as on a GPU'])
-def form(request, monkeypatch):
-  if request.param == 'as on a GPU':
-    monkeypatch.setattr(
-      platforms, 'choose', lambda *args, gpu, other: gpu(*args)
-    )
 
 
 # Sides of one, odd, and even.
