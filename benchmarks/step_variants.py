@@ -121,7 +121,7 @@ def make_timed(built, batch, variant):
   from flax import linen as nn
 
   from dpjax.models import resnet
-  from dpjax.training import batches, build, programs
+  from dpjax.training import batches, build, packed, programs
 
   network = dict(variant.network)
   if 'dtype' in network:
@@ -147,7 +147,7 @@ def make_timed(built, batch, variant):
 
   # No field of the network's: a variant that wins becomes one.
   with mock.patch.object(resnet, 'batch_norm', batch_norm):
-    state = build.initial_state(built, optimizer)
+    state = packed.at_rest(built, build.initial_state(built, optimizer))
     start = time.perf_counter()
     call = step.lower(state, placed, None).compile()
   result = {'compile': time.perf_counter() - start, 'seconds': []}

@@ -270,6 +270,10 @@ c.model.width = count(64, 1, 4096)  # channels of the first stage
 # of half the side (space_to_depth). The weights, and the results but for
 # rounding, are the same.
 c.model.stem = word('conv', 'space_to_depth', resume=True, before='conv')
+# On several devices, whose statistics BatchNorm normalises by in training: the
+# whole batch's, or those of each device's own rows, which spares the devices a
+# word to each other in every layer; the running ones are then their mean.
+c.model.batch_norm = word('batch', 'device', before='batch')
 # Of the computation; auto: bfloat16 on accelerators.
 c.model.dtype = word('auto', 'float32', 'bfloat16', machine=True)
 

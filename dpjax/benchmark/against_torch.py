@@ -119,7 +119,7 @@ def _check(bench, part, size, variants):
   run = _run(bench, part, size, model__dtype='float32')
   with jax.default_matmul_precision('highest'):  # No TensorFloat-32.
     program, batch, host = _program(bench, run, part)
-  ours, gradient = _ours(program, batch, bench.state(run.stage), part)
+  ours, gradient = _ours(program, batch, _state(bench, run.stage, part), part)
   weights = jax.device_get(bench.state(run.stage))
   allowed = _TOLERANCE[jax.default_backend()]
   found: dict[str, Any] = {'differences': {}, 'gradient_differences': {}}
@@ -147,20 +147,22 @@ def _in_turns(bench, part, size, variants):
   run = _run(bench, part, size)
   stage = run.stage
   program, batch, host = _program(bench, run, part)
-  ours, _ = _ours(program, batch, bench.state(stage), part)
+  ours, _ = _ours(program, batch, _state(bench, stage, part), part)
   weights = jax.device_get(bench.state(stage))
   images = {'dpjax': size}  # of a call, by name
   if part == 'inference':
     call = programs.infer_call(program, bench.state(stage), [batch], None)
   else:
-    call = programs.train_call(program, bench.state(stage), batch, None)
+    call = programs.train_call(program, _state(bench, stage, part), batch, None)
   calls = {'dpjax': call}
   if part != 'inference' and (count := run.config.train.steps_per_dispatch) > 1:
     # As it trains: what a dispatch costs, a CUDA graph saves PyTorch too.
     name = f'dpjax, K={count}'
     images[name] = size * count
     program, batch, _ = _program(bench, run, part, count)
-    calls[name] = programs.train_call(program, bench.state(stage), batch, None)
+    calls[name] = programs.train_call(
+      program, _state(bench, stage, part), batch, None
+    )
   found: dict[str, Any] = {'differences': {}, 'first_call_seconds': {}}
   allowed = _OWN_TOLERANCE[run.config.model.dtype]
   for variant in variants:
@@ -186,7 +188,7 @@ def _in_turns(bench, part, size, variants):
 
 def _program(bench, run, part, count=1):
   """Ours, compiled; its batch on the devices; one batch on the host."""
-  state = bench.state(run.stage)
+  state = _state(bench, run.stage, part)
   if part == 'inference':
     host = programs.evaluation_batches(run, None, 1)[0]
     batch = batches.place(run, host)
@@ -196,6 +198,12 @@ def _program(bench, run, part, count=1):
     host = pipeline.first(batches.training_stream(run), 1)[0]
     program, batch, _ = programs.training_program(run, state, None, count)
   return program, batch, host
+
+
+def _state(bench, stage, part):
+  if part == 'inference':
+    return bench.state(stage)
+  return bench.training_state(stage)
 
 
 def _ours(program, batch, state, part):

@@ -236,7 +236,7 @@ def _step(bench, stage, batch_size, count):
   """One stage at one batch size and number of steps a dispatch."""
   before = timing.peak_bytes()
   run = bench.sized(stage, batch_size)
-  state, images = bench.state(stage), bench.images(run)
+  state, images = bench.training_state(stage), bench.images(run)
   program, batch, about = programs.training_program(run, state, images, count)
   about |= _by_model(run, program, batch_size, count)
   call = programs.train_call(program, state, batch, images)

@@ -13,7 +13,7 @@ from dpjax.benchmark import timing
 from dpjax.data.feed import pipeline
 from dpjax.distributed import parallel, processes
 from dpjax.errors import UserError
-from dpjax.training import batches, build, steps
+from dpjax.training import batches, build, packed, steps
 from dpjax.training.programs import compile_evaluation, compile_training
 from dpjax.training.run import Run
 
@@ -89,6 +89,10 @@ class Bench:
     if self.topology:  # Only shapes.
       return self._states[stage]
     return jax.tree.map(jnp.copy, self._states[stage])
+
+  def training_state(self, stage: str) -> steps.TrainState:
+    """The same as a training step has it (packed.at_rest)."""
+    return packed.at_rest(self.run(stage), self.state(stage))
 
   def images(self, run: Run) -> Any:
     """The stage's training images on the devices, or None if not resident."""

@@ -89,7 +89,7 @@ def _retraining(config, data, axis_name):
     attention = heads.AttentionHeads(
       stages=mgacr.stages,
       use_batch_norm=mgacr.batch_norm,
-      axis_name=axis_name,
+      axis_name=_shared(config.model, axis_name),
     )
   counts = class_counts(data.split('train'), data.num_classes)
   early, begin = None, 0
@@ -171,8 +171,13 @@ def make_backbone(
     settings,
     num_classes=num_classes,
     dtype=jnp.dtype(settings.dtype),
-    axis_name=axis_name,
+    axis_name=_shared(settings, axis_name),
   )
+
+
+def _shared(settings, axis_name):
+  """The axis of the devices that normalise by the same statistics."""
+  return axis_name if settings.batch_norm == 'batch' else None
 
 
 def _pixels(config, **masks):

@@ -33,6 +33,7 @@ from dpjax.training import (
   describe,
   inference,
   metrics_log,
+  packed,
   probe,
   programs,
   start,
@@ -157,7 +158,7 @@ def _loop(
     'trained_on': leakage.fingerprint(run.records),
     'manifest': begin.manifest,
   }
-  state, step = begin.state, begin.done
+  state, step = packed.at_rest(run, begin.state), begin.done
   with (
     _progress_bar(run, step) as bar,
     contextlib.closing(programs.Programs()) as compiled,
@@ -192,9 +193,9 @@ def _loop(
         continue
       metrics.flush()
       clock.stop()
-      scores = None
+      whole, scores = packed.as_modules_know(state), None
       if step in validated and run.config.eval.every:
-        scores = validate(state)
+        scores = validate(whole)
         _check_scores(step, scores, saved)
         write(step, 'validation', scores)
         if processes.is_process_0():
@@ -202,7 +203,7 @@ def _loop(
       if run.config.data.placement != 'resident':  # Else all was read at first.
         run.records.check_unchanged()
       record = _record(run, clock, interval, seen)
-      saved.save(step, state, data_state, record, scores)
+      saved.save(step, whole, data_state, record, scores)
       if stop:
         break
       clock.start()
@@ -256,7 +257,8 @@ def _compile(compiled, run, optimizer, schedule, sizes, state, host, batch):
     held_out = batches.resident_images(run, split)
     first = inference.first_batch(run, split, run.settings.batch_size, held_out)
     eval_step = programs.compile_evaluation(run)
-    compiled.begin('validation', eval_step, state, first, held_out)
+    whole = packed.as_modules_know(state)
+    compiled.begin('validation', eval_step, whole, first, held_out)
     eval_step = compiled['validation']
   return images, lambda state: {
     **validation.validate(run, eval_step, state, held_out),

@@ -46,6 +46,7 @@ def compile_training(
     optimizer=optimizer,
     schedule=schedule,
     average=run.average,
+    own_statistics=run.config.model.batch_norm == 'device',
   )
   return compile_step(run, step, donate=donate, steps=count)
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dpjax.training import packed
 from dpjax.training.objectives import Batch, Metrics, Objective
 
 
@@ -75,17 +76,21 @@ def train_step(
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   average: float = 0.0,
+  own_statistics: bool = False,
   axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
   """One update from one device's share of the batch.
 
   Args:
-    state: an AveragedState where there is an average.
+    state: an AveragedState where there is an average; as the modules know it,
+      or packed (`packed.pack`). So is the next.
     batch: the share.
     objective: what is learnt.
     optimizer: what makes an update of a gradient.
     schedule: its learning rate, for the log.
     average: decay of the exponential moving average of the weights.
+    own_statistics: each device normalises its own rows (model.batch_norm), so
+      that the running statistics must be averaged.
     axis_name: the device axis that shares the batch, or None.
 
   Returns:
@@ -94,13 +99,23 @@ def train_step(
   """
   (loss, (metrics, batch_stats)), grads = jax.value_and_grad(
     objective.loss, has_aux=True
-  )(state.params, state.batch_stats, batch, axis_name, state.step)
+  )(
+    packed.unpack(state.params),
+    packed.unpack(state.batch_stats),
+    batch,
+    axis_name,
+    state.step,
+  )
+  grads = packed.like(state.params, grads)
+  batch_stats = packed.like(state.batch_stats, batch_stats)
   metrics = {'loss': loss, **metrics}
   if 'stop' in batch:  # That one process was asked to stop, all must know.
     metrics['stop'] = batch['stop'].mean()
   if axis_name is not None:
     grads = jax.lax.pmean(grads, axis_name)
-    metrics = jax.lax.pmean(metrics, axis_name)
+    metrics = _means(metrics, axis_name)
+    if own_statistics:
+      batch_stats = jax.lax.pmean(batch_stats, axis_name)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   metrics['gradient_norm'] = optax.tree.norm(grads)
   metrics['learning_rate'] = jnp.asarray(schedule(state.step), jnp.float32)
@@ -114,6 +129,12 @@ def train_step(
     seen = {'params': new.params, 'batch_stats': new.batch_stats}
     new = new.replace(average=_follow(state.average, seen, state.step, average))
   return new, metrics
+
+
+def _means(metrics, axis_name):
+  """Means of scalars over the devices, in one collective."""
+  together = jax.lax.pmean(jnp.stack([*metrics.values()]), axis_name)
+  return dict(zip(metrics, together, strict=True))
 
 
 def eval_step(

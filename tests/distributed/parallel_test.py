@@ -167,3 +167,37 @@ def test_evaluation_returns_the_rows_in_order(mode):
 def test_jit_refuses_several_devices():
   with pytest.raises(ValueError, match='one device'):
     parallel.Devices('jit', 2)
+
+
+@pytest.mark.parametrize('mode', ['pmap', 'shard_map'])
+def test_batch_norm_by_device_normalises_each_share_by_itself(mode):
+  changes = {**PLAIN, 'model__batch_norm': 'device'}
+  built, state, batches = build('retrain', mode, 4, **changes)
+  step = compile_training(built)
+  got, _ = step(state, batches_lib.place_dispatch(built, batches[:1]), None)
+  alone, state, _ = build('retrain', 'jit', 1, **changes)
+  step = compile_training(alone)
+  shares = [
+    step(
+      state,
+      batches_lib.place_dispatch(
+        alone,
+        [jax.tree.map(lambda x, i=i: x[4 * i : 4 * i + 4], batches[0])],
+      ),
+      None,
+    )[0]
+    for i in range(4)
+  ]
+  # At rate 1 the mean of the states is that of the gradients.
+  want = jax.tree.map(lambda *x: sum(x) / 4, *shares)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, **ROUNDING),
+    (got.params, got.batch_stats),
+    (want.params, want.batch_stats),
+  )
+
+
+def compile_training(built):
+  return programs.compile_training(
+    built, optax.sgd(1.0), optax.constant_schedule(1.0), donate=False
+  )
