@@ -126,6 +126,7 @@ def compile_part(
   if part == 'inference':
     step = compile_evaluation(run)
   else:
+    state = bench.training_state(stage)
     optimizer, schedule = build.make_optimizer(run, run.total_steps)
     step = compile_training(run, optimizer, schedule, count)
   batch = _batch(bench, part, batch_size, count, images)

@@ -44,10 +44,9 @@ def _forward(x, scale, bias, epsilon, dtype, axis_name):
   affine = mean, inverse * scale, bias
 
   def kept(x, *affine):
-    y, place, there = max_pool.largest(
-      nn.relu(batch_norm.affine(x, *affine, dtype)), x
-    )
-    return y, place, there
+    found = max_pool.largest(nn.relu(batch_norm.affine(x, *affine, dtype)), x)
+    # Else the compiler finds the places again for the gradient, from all of x.
+    return jax.lax.optimization_barrier(found)
 
   def plain(x, *affine):
     y = max_pool.native(nn.relu(batch_norm.affine(x, *affine, dtype)))

@@ -67,10 +67,13 @@ def at_rest(run: Run, state: Any) -> Any:
 
   Args:
     run: whose devices the state lies on.
-    state: steps.TrainState, on the devices; not donated.
+    state: steps.TrainState, on the devices, and not donated; or its shapes,
+      where the devices are not there.
   """
   if not suits(run):
     return state
+  if run.devices.topology:
+    return run.devices.replicate(jax.eval_shape(pack, state))
   return jax.jit(pack, out_shardings=state.step.sharding)(state)
 
 
