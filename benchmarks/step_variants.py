@@ -120,7 +120,7 @@ def make_timed(built, batch, variant):
   import jax.numpy as jnp
   from flax import linen as nn
 
-  from dpjax.models import resnet
+  from dpjax.models import max_pool, resnet
   from dpjax.training import batches, build, packed, programs
 
   network = dict(variant.network)
@@ -145,16 +145,16 @@ def make_timed(built, batch, variant):
       dtype=dtype, axis_name=axis_name, **variant.batch_norm,
     )  # fmt: skip
 
-  def stem(norms, x, together):
+  def norm_and_pool(norm, x, train):
     if variant.batch_norm is None:
-      return usual_stem(norms, x, together)
-    return resnet.max_pool(nn.relu(norms[0](x)))
+      return usual_stem(norm, x, train)
+    return max_pool.max_pool(nn.relu(norm(x)))
 
   # No field of the network's: a variant that wins becomes one.
-  usual_stem = resnet.jointly
+  usual_stem = resnet.norm_and_pool
   with (
     mock.patch.object(resnet, 'batch_norm', batch_norm),
-    mock.patch.object(resnet, 'jointly', stem),
+    mock.patch.object(resnet, 'norm_and_pool', norm_and_pool),
   ):
     state = packed.at_rest(built, build.initial_state(built, optimizer))
     start = time.perf_counter()

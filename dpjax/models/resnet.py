@@ -53,6 +53,13 @@ def batch_norm(
   )
 
 
+def norm_and_pool(norm: nn.Module, x: jax.Array, train: bool) -> jax.Array:
+  """max_pool(relu(norm(x))), in training as one (`norm_relu_pool`)."""
+  if train:
+    return jointly([norm], x, norm_relu_pool)
+  return max_pool(nn.relu(norm(x)))
+
+
 class SpaceToDepthStem(nn.Module):
   """The 7x7 stem of stride 2, computed as a 4x4 convolution of stride 1.
 
@@ -221,11 +228,7 @@ class ResNet(nn.Module):
         f"ResNet: stem must be 'conv' or 'space_to_depth', got {self.stem!r}"
       )
     x = stem(images)
-    bn1 = norm(name='bn1')
-    if train and not self.is_initializing():
-      x = jointly([bn1], x, norm_relu_pool)
-    else:
-      x = max_pool(nn.relu(bn1(x)))
+    x = norm_and_pool(norm(name='bn1'), x, train and not self.is_initializing())
     names = [f'stage{i + 1}' for i in range(len(self.stage_sizes))]
     offsets = check_offsets(offsets, names)
     features = {}
