@@ -21,6 +21,7 @@ def build(mode='jit', devices=1):
     parallel__devices=devices,
     retrain__optim__clip=0.1,
     retrain__optim__weight_decay=0.01,
+    retrain__average=0.5,
   )
   run = build_lib.build(config, 'retrain', fakes.make_store())
   optimizer, schedule = build_lib.make_optimizer(run, 10)
@@ -54,11 +55,12 @@ def test_unpacking_gives_back_every_value_where_it_was():
     params=numbered(state.params),
     batch_stats=numbered(state.batch_stats),
     opt_state=numbered(state.opt_state),
+    average=numbered(state.average),
   )
   together = packed.pack(state)
-  # Step, schedule's count; kernels and the rest of parameters and momentum; the
-  # statistics, which have no kernel, and so an empty vector of them.
-  assert len(jax.tree.leaves(together)) == 2 + 2 + 2 + 2
+  # Step and schedule's count; two vectors each of parameters, momentum and
+  # statistics, which have no kernel and so an empty one; four of the average.
+  assert len(jax.tree.leaves(together)) == 2 + 3 * 2 + 2 * 2
   assert_same(packed.unpack(together), state)
   assert_same(packed.as_modules_know(together), state)
 
