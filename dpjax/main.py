@@ -3,6 +3,7 @@
 python -m dpjax.main
     [train|prepare|evaluate|report|ablate|compare|benchmark]
     --config=configs/NAME.py [--workdir=DIR] [--config.section.field=value ...]
+python -m dpjax.main [evaluate|report] --workdir=RUN    by the run's own config
 python -m dpjax.main inspect --source=PATH    what is in a folder of images
 
 train also takes [--coordinator=auto|HOST:PORT] [--num_processes=N]
@@ -137,6 +138,10 @@ _FLAGS_OF = {
   'ablate or compare': _STUDY,
 }
 
+# These read the config of the run that they look at, where none is given.
+_OWN_CONFIG = ('evaluate', 'report')
+_RUN_CONFIG = pathlib.Path(__file__).with_name('evaluation') / 'run_config.py'
+
 
 def main(argv: list[str]) -> int:
   """Runs one command; returns its exit status."""
@@ -213,7 +218,11 @@ def _run(words):
   if command == 'inspect':  # before there is a config
     return _inspect(None, None)
   if _CONFIG.value is None:
-    raise UserError('--config is missing; e.g. --config=configs/retrain.py')
+    raise UserError(
+      '--workdir is missing, of the run'
+      if command in _OWN_CONFIG
+      else '--config is missing; e.g. --config=configs/retrain.py'
+    )
   if command in ('prepare', 'report'):
     # No JAX: on a GPU it would take the memory of those who need it.
     resolve = functools.partial(
@@ -477,4 +486,5 @@ _COMMANDS = {
 
 if __name__ == '__main__':
   sys.excepthook = report_bug
-  app.run(main, flags_parser=flags_lib.parse_flags)
+  own = (_OWN_CONFIG, _RUN_CONFIG)
+  app.run(main, flags_parser=functools.partial(flags_lib.parse_flags, own=own))

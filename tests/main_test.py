@@ -127,6 +127,32 @@ def test_a_workdir_without_a_run_is_one_line_and_exit_status_2(checkout):
   assert not (checkout / 'elsewhere').exists()
 
 
+def test_a_run_is_scored_and_reported_by_its_own_config(checkout, trained):
+  assert trained.returncode == 0, trained.stderr
+  workdir = checkout / 'runs' / 'retrain'
+  own = ('--workdir=runs/retrain', '--config.evaluate.resamples=5')
+  scored = run(checkout, 'evaluate', *own, '--config.evaluate.split=validation')
+  assert scored.returncode == 0, scored.stderr
+  found = json.loads((workdir / 'evaluation.json').read_text())
+  assert (found['split'], found['settings']['resamples']) == ('validation', 5)
+  # As by the flags that it was trained with.
+  by_flags = run(
+    checkout, 'evaluate', '--config=configs/retrain.py', *FLAGS, *own,
+    '--config.evaluate.split=validation',
+  )  # fmt: skip
+  assert by_flags.returncode == 0, by_flags.stderr
+  again = json.loads((workdir / 'evaluation.json').read_text())
+  timed = ('seconds', 'images_per_second')
+  assert {k: v for k, v in again.items() if k not in timed} == {
+    k: v for k, v in found.items() if k not in timed
+  }
+  reported = run(checkout, 'report', own[0], platform='nowhere')
+  assert reported.returncode == 0, reported.stderr
+  for name in ('evaluation.json', 'predictions.csv', 'report.html',
+               'report.json'):  # fmt: skip
+    (workdir / name).unlink()
+
+
 @pytest.mark.parametrize(
   'flag',
   ['--on_error=skip', '--strict', '--preview=3', '--verify', '--beam_runner=X'],

@@ -6,7 +6,7 @@ import pathlib
 import runpy
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import ml_collections
 from absl import flags
@@ -15,14 +15,24 @@ from dpjax.config import fields
 from dpjax.errors import UserError, one_line
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
+def parse_flags(
+  argv: Sequence[str], own: tuple[Collection[str], pathlib.Path] | None = None
+) -> list[str]:
   """absl's flags_parser: ends the process at a mistake of the user's.
 
   ml_collections alone answers a misspelt field with a traceback.
+
+  Args:
+    argv: of the process.
+    own: commands that take the config of the run in --workdir where none is
+      given, and the config file that reads it.
   """
   try:
     # config_flags looks for the fields that are changed in sys.argv.
-    argv = sys.argv = _with_named_config(argv)
+    argv = _with_named_config(argv)
+    if own:
+      argv = _with_own_config(argv, *own)
+    sys.argv = argv
     _check_words(argv)
     return flags.FLAGS(argv)
   except (flags.Error, UserError) as error:
@@ -57,6 +67,30 @@ def _with_named_config(argv):
   return words
 
 
+def _with_own_config(argv, commands, file):
+  """The words, with --config of the run that they name and give none for."""
+  words = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
+  pairs = _pairs(words)
+  given = {name for name, _ in pairs}
+  workdirs = [value for name, value in pairs if name == 'workdir' and value]
+  looks = any(word in commands for word in words)
+  if not looks or not workdirs or 'config' in given:
+    return [*argv]
+  first = workdirs[-1].split(',')[0].strip()
+  return [argv[0], f'--config={file}:{first}', *argv[1:]]
+
+
+def _pairs(words):
+  """(name, value) of the flags; absl takes `--config FILE` as --config=FILE."""
+  return [
+    word.lstrip('-').partition('=')[::2]
+    if '=' in word or not after.strip() or after.startswith('-')
+    else (word.lstrip('-'), after)
+    for word, after in itertools.pairwise([*words, ''])
+    if word.startswith('-')
+  ]
+
+
 def _check_words(argv):
   """Raises UserError for what absl and ml_collections take amiss.
 
@@ -64,14 +98,7 @@ def _check_words(argv):
   tuple that is written as no tuple.
   """
   words = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
-  # absl takes `--config FILE` for `--config=FILE` too.
-  pairs = [
-    word.lstrip('-').partition('=')[::2]
-    if '=' in word or not after.strip() or after.startswith('-')
-    else (word.lstrip('-'), after)
-    for word, after in itertools.pairwise([*words, ''])
-    if word.startswith('-')
-  ]
+  pairs = _pairs(words)
   files = [value for name, value in pairs if name == 'config' and value]
   if files:
     # config_flags reads the whole command line at once, so not by it.

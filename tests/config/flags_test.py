@@ -26,6 +26,11 @@ def run_main(*arguments, **environment):
   ('arguments', 'words'),
   [
     ([], ['--config', 'missing']),
+    (['evaluate'], ['--workdir', 'missing']),
+    (
+      ['report', '--workdir=/nowhere', '--config.evaluate.sede=1'],
+      ['config.evaluate.sede', 'evaluate.seed'],
+    ),
     (['--config=configs/nope.py'], ['configs/nope.py', 'no such file']),
     (['--config=pyproject.toml'], ['pyproject.toml', 'get_config']),
     (
