@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from dpjax.data.feed import render_device
 from dpjax.errors import UserError
 from dpjax.models import resnet
 from dpjax.training import build, objectives, steps
@@ -187,11 +188,15 @@ class Step:
       ValueError: it is to be rendered by the step.
     """
     torch = _torch()
-    if 'views' not in batch:
+    views = batch.get('views')
+    if views is None and 'decisions' in batch:
       raise ValueError(
         'the peer takes batches rendered on the host (config.data.render=host)'
       )
-    arrays = {'views': batch['views']}
+    if views is None:
+      pixels = self._model.pixels
+      views = render_device.plain(batch['images'], pixels.image_size)[:, None]
+    arrays = {'views': views}
     if isinstance(self._model, objectives.Retraining):
       arrays['label'] = np.asarray(batch['label'], np.int64)
     for stage, mask in batch.get('masks', {}).items():

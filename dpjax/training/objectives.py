@@ -24,6 +24,8 @@ Metrics = dict[str, jax.Array]
 class Pixels:
   """Batch -> normalised pixels, rendered here unless the host did it.
 
+  Images that come without decisions are not augmented: they are shown whole.
+
   Attributes:
     image_size: side of the rendered squares, pixels.
     mean, std: of the grey levels in 0..1.
@@ -41,6 +43,8 @@ class Pixels:
     """(b, V, size, size, 1) float32."""
     if 'views' in batch:
       grey = batch['views'].astype(jnp.float32)
+    elif 'decisions' not in batch:
+      grey = render_device.plain(batch['images'], self.image_size)[:, None]
     else:
       grey = render_device.render(
         batch['images'], batch['decisions'], self.image_size

@@ -319,7 +319,7 @@ def test_unknown_variants_and_unrendered_batches_are_refused(torch):
     torch_baseline.make_step(run, state, TOTAL, 'quick')
   step = torch_baseline.make_step(run, state, TOTAL, 'eager')
   with pytest.raises(ValueError, match=r'config\.data\.render=host'):
-    step.place({'images': batch['views'][:, 0]})
+    step.place({'images': batch['views'][:, 0], 'decisions': {}})
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,11 @@ def test_inference_covers_a_whole_split_in_order_tail_included(devices):
 
   def eval_step(state, batch, images):
     assert images is None
-    assert state == 'state' and set(batch) == {'views', 'label', 'valid'}
+    assert state == 'state' and set(batch) == {'images', 'label', 'valid'}
     sizes.append(len(batch['label']))
     return {
       'label': batch['label'],
-      'mean': np.asarray(batch['views']).mean(axis=(1, 2, 3)),
+      'mean': np.asarray(batch['images']).mean(axis=(1, 2)),
     }
 
   found = list(inference.infer(run, eval_step, 'state', split, batch_size=5))

@@ -20,7 +20,8 @@ A batch is a dict of arrays with b = B / processes rows:
                II (with either render)
   rendered by the step:
     images     (b, S, S)   uint8, as stored; not if the step has them already
-    decisions  {name: (b, V, ...)}  of decisions.draw
+    decisions  {name: (b, V, ...)}  of decisions.draw; none where nothing is
+               augmented: such images are always rendered by the step
     boxes, num_boxes       (b, K, 4), (b,)   stage II
 """
 
@@ -87,7 +88,8 @@ class BatchSpec:
 
   Attributes:
     image_size: side of the rendered squares, pixels.
-    augmentation: what draws may do; None leaves every image whole and plain.
+    augmentation: what draws may do; None leaves every image whole and plain,
+      and there are no masks then.
     views: views of each radiograph.
     plain_anchor: the first view is the plain image.
     mask_sides: {stage: side} of the lesion masks; empty for none.
@@ -235,22 +237,21 @@ class _Draw(grain.transforms.RandomMap):
   def random_map(self, index, rng):
     spec = self._spec
     if spec.augmentation is None:
-      drawn = decisions.identity(len(index), spec.views)
-    else:
-      drawn = decisions.draw(
-        rng,
-        self._boxes[index],
-        self._num_boxes[index],
-        spec.augmentation,
-        views=spec.views - spec.plain_anchor,
-        donors=self._donors,
-      )
-      if spec.plain_anchor:
-        plain = decisions.identity(len(index), 1)
-        drawn = {
-          name: np.concatenate([plain[name], values], axis=1)
-          for name, values in drawn.items()
-        }
+      return {'index': index, 'decisions': {}}
+    drawn = decisions.draw(
+      rng,
+      self._boxes[index],
+      self._num_boxes[index],
+      spec.augmentation,
+      views=spec.views - spec.plain_anchor,
+      donors=self._donors,
+    )
+    if spec.plain_anchor:
+      plain = decisions.identity(len(index), 1)
+      drawn = {
+        name: np.concatenate([plain[name], values], axis=1)
+        for name, values in drawn.items()
+      }
     return {'index': index, 'decisions': drawn}
 
 
@@ -286,6 +287,8 @@ class _Read(grain.transforms.Map):
       annotated = (num_boxes > 0) | ((batch['label'] == 0) & spec.normal)
       batch['annotated'] = annotated.astype(np.float32)
     images = self._records.images(index) if spec.images else None
+    if spec.augmentation is None:
+      return batch | ({'images': images} if spec.images else {})
     if not spec.host:
       batch['decisions'] = drawn
       if spec.images:

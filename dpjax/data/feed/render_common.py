@@ -26,6 +26,32 @@ def subsamples(source: int, size: int) -> int:
   return 2 if source > 1.3 * size else 1
 
 
+def plain_weights(source: int, size: int) -> np.ndarray:
+  """What a plain view takes of each stored pixel, along either axis.
+
+  The whole image, neither cropped nor turned, by the reads described above:
+  with W these weights, the view of a square S is W S W^T. A view of the
+  square's own side is the square itself, and W the identity.
+
+  Args:
+    source: the square's side in pixels.
+    size: the view's side in pixels.
+
+  Returns:
+    (size, source) float32. Rows sum to 1 but at the border of a view that is
+    larger than its source: outside everything is black.
+  """
+  n = subsamples(source, size)
+  at = (np.arange(n * size) + 0.5) * source / (n * size) - 0.5
+  left = np.floor(at)
+  weights = np.zeros((n * size, source + 2))  # a black rim on either side
+  rows = np.arange(n * size)
+  weights[rows, left.astype(int) + 1] = 1 - (at - left)
+  weights[rows, left.astype(int) + 2] = at - left
+  weights = weights[:, 1:-1].reshape(size, n, source).mean(1)
+  return weights.astype(np.float32)
+
+
 def pixel_affine(affine, source: int, target: int):
   """An affine map between unit coordinates as one between pixel indices.
 

@@ -42,6 +42,29 @@ def render(
   return jax.lax.stop_gradient(jnp.clip(views, 0, 255))
 
 
+def plain(images: jax.Array, size: int) -> jax.Array:
+  """The whole images, as `render` shows them under decisions.identity.
+
+  Two products of matrices, so that all platforms, and an exported network,
+  have the same numbers. What is not augmented comes by this way only, whoever
+  renders the augmented images.
+
+  Args:
+    images: (B, S, S) uint8.
+    size: side of the views in pixels.
+
+  Returns:
+    (B, size, size) float32 in 0..255, not rounded.
+  """
+  grey = images.astype(jnp.float32)
+  if images.shape[-1] == size:
+    return grey
+  weights = render_common.plain_weights(images.shape[-1], size)
+  exact = jax.lax.Precision.HIGHEST
+  rows = jnp.matmul(weights, grey, precision=exact)
+  return jnp.matmul(rows, weights.T, precision=exact)
+
+
 def _resample(images, affine, size):
   """Bilinear reads of (B, S, S) uint8 under (B, V, 2, 3)."""
   batch, source, _ = images.shape

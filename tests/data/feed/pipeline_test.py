@@ -283,8 +283,8 @@ def test_sequential_gives_every_record_once_in_order_and_marks_the_filling():
   index = np.concatenate([b['index'] for b in batches])
   assert len(batches) == 3 and valid.sum() == 13
   np.testing.assert_array_equal(index[valid > 0], np.arange(13))
-  views = np.concatenate([b['views'] for b in batches])[valid > 0]
-  np.testing.assert_array_equal(views[:, 0], records.splits[0].pixels)
+  images = np.concatenate([b['images'] for b in batches])[valid > 0]
+  np.testing.assert_array_equal(images, records.splits[0].pixels)
 
 
 def test_several_sets_are_one_row_of_records():
@@ -312,6 +312,17 @@ def test_masks_follow_the_crop_on_either_side(host):
     np.testing.assert_array_equal(covered, batch['label'] > 0)
   else:
     assert 'masks' not in batch and batch['boxes'].shape == (8, 2, 4)
+
+
+@pytest.mark.parametrize('host', [True, False])
+def test_what_is_not_augmented_goes_as_it_is_stored_whoever_renders(host):
+  split = fakes.make_split(5, 48, seed=0)
+  spec = pipeline.BatchSpec(image_size=32, host=host)
+  (batch,) = take(
+    pipeline.sequential(pipeline.Records((split,)), spec, batch_size=5), 1
+  )
+  assert set(batch) == {'index', 'label', 'valid', 'images'}
+  np.testing.assert_array_equal(batch['images'], split.pixels)
 
 
 @pytest.mark.parametrize('host', [True, False])

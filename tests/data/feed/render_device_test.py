@@ -90,6 +90,30 @@ def test_identity_returns_the_image(side):
   np.testing.assert_array_equal(views[:, 0], image)
 
 
+@pytest.mark.parametrize(
+  ('stored', 'side'), [(96, 96), (128, 96), (256, 224), (300, 224), (48, 96)]
+)
+def test_a_plain_view_is_that_of_the_identity(stored, side):
+  image = np.random.default_rng(0).integers(
+    0, 256, (1, stored, stored), np.uint8
+  )
+  (found,) = np.asarray(render_device.plain(image, side))
+  # Bilinear reads of double precision, black outside.
+  n = 2 if stored > 1.3 * side else 1
+  at = (np.arange(n * side) + 0.5) * stored / (n * side) - 0.5
+  reads = ndimage.map_coordinates(
+    image[0].astype(float), np.meshgrid(at, at, indexing='ij'), order=1,
+    mode='grid-constant',
+  )  # fmt: skip
+  wanted = reads.reshape(side, n, side, n).mean((1, 3))
+  np.testing.assert_allclose(found, wanted, atol=1e-4)
+  # The reads of augmentation round their coordinates.
+  by_reads = np.asarray(device(image, decisions.identity(1), side))[0, 0]
+  np.testing.assert_allclose(found, by_reads, atol=0.1)
+  if stored == side:
+    np.testing.assert_array_equal(found, image[0])
+
+
 def test_a_flip_is_exact():
   image = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE), np.uint8)
   drawn = decisions.identity(1)
