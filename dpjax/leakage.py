@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # Grain imports JAX.
   from dpjax.data.feed import pipeline
 
 FILE = 'training_manifest.csv'
-_COLUMNS = ('stage', 'id', 'source_xxh3', 'perceptual_hash')
+COLUMNS = ('stage', 'id', 'source_xxh3', 'perceptual_hash')
 
 
 def write(
@@ -44,15 +44,15 @@ def write(
   Raises:
     UserError: the backbone's run has no manifest.
   """
-  rows = [] if backbone is None else _rows(backbone)
+  listed = [] if backbone is None else _rows(backbone)
   columns = [records.column(name) for name in ('ids', 'source_digests')]
   hashes = [row.tobytes().hex() for row in records.column('hashes')]
-  rows += [(stage, *row) for row in zip(*columns, hashes, strict=True)]
+  listed += [(stage, *row) for row in zip(*columns, hashes, strict=True)]
   with (
     atomic.replacing(pathlib.Path(workdir) / FILE) as temporary,
     open(temporary, 'w', newline='', encoding='utf-8') as stream,
   ):
-    csv_cells.write(stream, [_COLUMNS, *rows], lineterminator='\r\n')
+    csv_cells.write(stream, [COLUMNS, *listed], lineterminator='\r\n')
 
 
 def check_unseen(
@@ -69,16 +69,16 @@ def check_unseen(
   Raises:
     UserError: one line: an image of `split` is in the manifest.
   """
-  rows = _rows(workdir)
+  listed = _rows(workdir)
   seen = duplicates.between(
     split.source_digests.tolist(),
     split.hashes,
-    [digest for _, _, digest, _ in rows],
-    np.array([[*bytes.fromhex(row[-1])] for row in rows], np.uint8),
+    [digest for _, _, digest, _ in listed],
+    np.array([[*bytes.fromhex(row[-1])] for row in listed], np.uint8),
     near,
   )
   if seen:
-    stage, id, *_ = rows[seen[0].second]
+    stage, id, *_ = listed[seen[0].second]
     raise UserError(
       f'{len(seen)} of the {len(split)} images of {what} were trained on by'
       f' {workdir}: {split.ids[seen[0].first]} is'
@@ -180,19 +180,27 @@ def check_trained_on(
 
 
 def _rows(workdir):
-  file = pathlib.Path(workdir) / FILE
+  return rows(pathlib.Path(workdir) / FILE)
+
+
+def rows(file: pathlib.Path) -> list[tuple[str, str, str, str]]:
+  """COLUMNS of every image in a training manifest.
+
+  Raises:
+    UserError: one line: it cannot be read, or is none.
+  """
   try:
     with open(file, newline='', encoding='utf-8') as stream:
-      header, *rows = csv_cells.read(stream)
-    good = tuple(header) == _COLUMNS and all(
+      header, *found = csv_cells.read(stream)
+    good = tuple(header) == COLUMNS and all(
       len(row) == 4 and len(bytes.fromhex(row[3])) == duplicates.BITS // 8
-      for row in rows
+      for row in found
     )
   except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
     raise UserError(
       f'{file}: no readable list of what the run was trained on ({error});'
       ' train it again'
     ) from error
-  if not good or not rows:
-    raise UserError(f'{file}: wanted rows of {",".join(_COLUMNS)}')
-  return [tuple(row) for row in rows]
+  if not good or not found:
+    raise UserError(f'{file}: wanted rows of {",".join(COLUMNS)}')
+  return [tuple(row) for row in found]

@@ -4,7 +4,10 @@ python -m dpjax.main
     [train|prepare|evaluate|report|ablate|compare|benchmark]
     --config=configs/NAME.py [--workdir=DIR] [--config.section.field=value ...]
 python -m dpjax.main [evaluate|report] --workdir=RUN    by the run's own config
+python -m dpjax.main predict --workdir=RUN[,RUN2,...] --input=PATH --output=DIR
+    [--overlays=N|all] [--embeddings] [--resume] [--on_error=skip]
 python -m dpjax.main inspect --source=PATH    what is in a folder of images
+python -m dpjax.main audit SET_A SET_B ... [--output=FILE]    what they share
 
 train also takes [--coordinator=auto|HOST:PORT] [--num_processes=N]
     [--process_id=I]; evaluate [--against=OTHER_WORKDIR], and several workdirs
@@ -52,7 +55,7 @@ _SOURCE = flags.DEFINE_string(
 )
 _ON_ERROR = flags.DEFINE_enum(
   'on_error', 'fail', ['fail', 'skip'],
-  'prepare: stop at what is wrong in the source, or leave it out and list it.',
+  'prepare, predict: stop at what cannot be used, or leave it out and list it.',
 )  # fmt: skip
 _STRICT = flags.DEFINE_bool(
   'strict', False, 'prepare: stop at what the summary would warn of.'
@@ -71,7 +74,7 @@ _AGAINST = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'evaluate: where the mean of several runs, --workdir=A,B, is'
-  ' kept.'
+  ' kept; predict: the folder to write; audit: the csv.'
 )  # fmt: skip
 _JOBS = flags.DEFINE_integer(
   'jobs', None, 'ablate, compare: so many runs at once, each on a GPU or cores'
@@ -107,6 +110,18 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'train: the number of this one, from 0.'
 )
+_INPUT = flags.DEFINE_string(
+  'input', None, 'predict: an image, a folder of them, or a csv of files.'
+)
+_OVERLAYS = flags.DEFINE_string(
+  'overlays', '0', 'predict: draw so many images with their maps; or all.'
+)
+_EMBEDDINGS = flags.DEFINE_bool(
+  'embeddings', False, 'predict: keep the pooled features.'
+)
+_RESUME = flags.DEFINE_bool(
+  'resume', False, 'predict: go on with what is in --output already.'
+)
 _BEAM_OPTIONS = flags.DEFINE_list(
   'beam_options', [], "prepare: the runner's options, separated by commas."
 )
@@ -124,6 +139,7 @@ _STUDY = (_JOBS, _JOBS_PER_DEVICE, _ONLY)
 # What is for some commands only.
 _FLAGS_OF = {
   'inspect': (_SOURCE,),
+  'audit': (_OUTPUT,),
   'train': (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID),
   'prepare': (
     _ON_ERROR,
@@ -134,12 +150,13 @@ _FLAGS_OF = {
     _BEAM_OPTIONS,
   ),
   'evaluate': (_AGAINST, _OUTPUT),
+  'predict': (_INPUT, _OUTPUT, _ON_ERROR, _OVERLAYS, _EMBEDDINGS, _RESUME),
   'benchmark': (_PEER, _TARGET, _DUMP, _FIT),
   'ablate or compare': _STUDY,
 }
 
 # These read the config of the run that they look at, where none is given.
-_OWN_CONFIG = ('evaluate', 'report')
+_OWN_CONFIG = ('evaluate', 'report', 'predict')
 _RUN_CONFIG = pathlib.Path(__file__).with_name('evaluation') / 'run_config.py'
 
 
@@ -209,7 +226,7 @@ def _run(words):
   command = words[0] if words else 'train'
   if command == 'inspect' and len(words) == 2:
     raise UserError(f'{words[1]}: did you mean --source={words[1]}?')
-  if command not in _COMMANDS or len(words) > 1:
+  if command not in _COMMANDS or (len(words) > 1 and command != 'audit'):
     raise UserError(
       f'command {" ".join(words)!r} is unknown; it must be one of'
       f' {", ".join(_COMMANDS)}'
@@ -217,9 +234,11 @@ def _run(words):
   _check_flags(command)
   if command == 'inspect':  # before there is a config
     return _inspect(None, None)
+  if command == 'audit':
+    return _audit(words[1:])
   if _CONFIG.value is None:
     raise UserError(
-      '--workdir is missing, of the run'
+      '--workdir is missing; name the run, e.g. --workdir=runs/retrain'
       if command in _OWN_CONFIG
       else '--config is missing; e.g. --config=configs/retrain.py'
     )
@@ -238,14 +257,20 @@ def _run(words):
 
 
 def _check_flags(command):
+  allowed = {
+    flag.name
+    for owner, own in _FLAGS_OF.items()
+    if command in owner.split(' or ')
+    for flag in own
+  }
   for owner, own in _FLAGS_OF.items():
-    given = [f'--{flag.name}' for flag in own if flag.present]
-    if given and command not in owner.split(' or '):
+    given = [f.name for f in own if f.present and f.name not in allowed]
+    if given:
       more = {
         'train': ': that runs in one process',
         'inspect': '; the others take --config.data.source',
       }.get(owner, '')
-      raise UserError(f'{given[0]} is for {owner}, not for {command}{more}')
+      raise UserError(f'--{given[0]} is for {owner}, not for {command}{more}')
   others = (_ON_ERROR, _STRICT, _BEAM_RUNNER, _BEAM_OPTIONS)
   if _VERIFY.value and any(flag.present for flag in others):
     raise UserError('--verify looks at the set that is there; it goes with'
@@ -325,6 +350,17 @@ def _inspect(resolve, workdir):
   return 0
 
 
+def _audit(paths):
+  from dpjax import machine
+  from dpjax.serving import audit
+
+  output = os.path.expanduser(_OUTPUT.value or 'audit.csv')
+  workers = machine.cores()
+  print('\n'.join(audit.audit(paths, output, workers=workers)))
+  print(f'written: {printable(output)}')
+  return 0
+
+
 def _prepare(resolve, workdir):
   from dpjax import prepare
   from dpjax.data import store
@@ -390,6 +426,50 @@ def _evaluate(resolve, workdir):
     files.append(against.write(found).name)
   paths = ', '.join(str(written / file) for file in files)
   print(f'written: {printable(paths)}')
+  return 0
+
+
+def _predict(resolve, workdir):
+  from dpjax import machine
+  from dpjax.config import resolve as resolve_lib
+  from dpjax.serving import model, predict
+
+  del resolve
+  for flag, what in ((_INPUT, 'an image, a folder of them, or a csv of files'),
+                     (_OUTPUT, 'the folder to write')):  # fmt: skip
+    if not flag.value:
+      raise UserError(f'--{flag.name} is missing: {what}')
+  overlays = {'all': -1}.get(_OVERLAYS.value)
+  if overlays is None and not _OVERLAYS.value.isdecimal():
+    raise UserError(f'--overlays={_OVERLAYS.value}; wanted a number, or all')
+  config = resolve_lib.checked(_CONFIG.value)
+  changed = config_flags.get_override_values(flags.FLAGS['config'])
+  loaded = model.load(
+    *filter(None, map(str.strip, str(workdir).split(','))),
+    checkpoint=changed.get('evaluate.checkpoint'),
+    batch_size=config.evaluate.batch_size,
+    config=config,
+  )
+  output = os.path.expanduser(_OUTPUT.value)
+  settings = predict.Settings(
+    on_error=_ON_ERROR.value,
+    resume=_RESUME.value,
+    embeddings=_EMBEDDINGS.value,
+    overlays=int(_OVERLAYS.value) if overlays is None else overlays,
+    workers=config.data.workers or machine.cores(),
+    progress=config.train.progress,
+  )
+  for network in loaded.networks:
+    print(f'predict: {network.workdir}, step {network.step}', flush=True)
+  try:
+    record = predict.predict(
+      loaded, os.path.expanduser(_INPUT.value), output, settings
+    )
+  except (Stopped, KeyboardInterrupt) as stopped:
+    print('stopped; with --resume the same command goes on from there',
+          file=sys.stderr)  # fmt: skip
+    return 143 if isinstance(stopped, Stopped) else 130
+  print(predict.text(record, output))
   return 0
 
 
@@ -475,9 +555,11 @@ def _side_by_side():
 _COMMANDS = {
   'train': _train,
   'inspect': _inspect,
+  'audit': _audit,
   'prepare': _prepare,
   'evaluate': _evaluate,
   'report': _report,
+  'predict': _predict,
   'ablate': _ablate,
   'compare': _compare,
   'benchmark': _benchmark,

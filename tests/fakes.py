@@ -61,6 +61,7 @@ class Store:
   size: int
   num_classes: int = 3
   path: str = 'memory'
+  info: dict = dataclasses.field(default_factory=dict)
 
   @property
   def class_names(self):

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -151,6 +152,31 @@ def test_a_run_is_scored_and_reported_by_its_own_config(checkout, trained):
   for name in ('evaluation.json', 'predictions.csv', 'report.html',
                'report.json'):  # fmt: skip
     (workdir / name).unlink()
+
+
+def test_files_are_answered_by_the_runs_own_config(checkout, trained, tmp_path):
+  assert trained.returncode == 0, trained.stderr
+  rng = np.random.default_rng(0)
+  for name in ('a', 'b'):
+    file = tmp_path / 'in' / f'{name}.png'
+    file.parent.mkdir(exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (90, 90), np.uint8)).save(file)
+  (tmp_path / 'in' / 'c.png').write_bytes(b'none')
+  out = tmp_path / 'out'
+  said = run(
+    checkout, 'predict', '--workdir=runs/retrain', f'--input={tmp_path / "in"}',
+    f'--output={out}', '--on_error=skip', '--overlays=all',
+    driver=('-m', 'dpjax.main'),
+  )  # fmt: skip
+  assert said.returncode == 0, said.stderr
+  assert 'not evaluated' in said.stdout and '2 radiographs' in said.stdout
+  table = (out / 'predictions.csv').read_text().splitlines()
+  assert [row.partition(',')[0] for row in table] == ['file', 'a.png', 'b.png']
+  assert len([*(out / 'overlays').iterdir()]) == 2
+  refused = run(checkout, 'predict', '--workdir=runs/retrain',
+                driver=('-m', 'dpjax.main'))  # fmt: skip
+  assert refused.returncode == 2
+  assert refused.stderr.startswith('error: --input is missing')
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,13 @@ from dpjax import atomic, leakage, prepare, signals
 from dpjax.config import record as record_lib
 from dpjax.data import store, vocabulary
 from dpjax.errors import UserError
-from dpjax.evaluation import explain, files, localisation, prior_shift
+from dpjax.evaluation import (
+  explain,
+  features,
+  files,
+  localisation,
+  prior_shift,
+)
 from dpjax.metrics import (
   calibration,
   predictions,
@@ -77,8 +83,8 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
   chosen (the threshold of any lesion, the temperature, the thresholds of maps)
   is chosen on the validation split, if the set has one and another is scored.
 
-  Writes evaluation.json, predictions.csv, predictions_validation.csv and, where
-  the split has boxes, maps.npz and localisation.csv.
+  Writes evaluation.json, predictions.csv, predictions_validation.csv,
+  features.npz and, where the split has boxes, maps.npz and localisation.csv.
 
   Args:
     config: as resolved (dpjax.config.resolve).
@@ -112,8 +118,10 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
     **result,
     'step': restored.step,
     'device': jax.devices()[0].device_kind,
+    'dtype': run.config.model.dtype,
     **_localise(restored, workdir),
   }
+  features.write(restored, workdir)
   write(workdir, result)
   return result
 

@@ -16,6 +16,7 @@ VALIDATION = 'predictions_validation.csv'
 MAPS = 'maps.npz'
 LOCALISATION = 'localisation.csv'
 AGAINST = 'against.json'
+FEATURES = 'features.npz'
 
 
 def workdir_of(workdir: str | pathlib.Path) -> pathlib.Path:

@@ -1,6 +1,6 @@
 """Pictures of where a network looks: heat and boxes over the radiograph."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -25,8 +25,7 @@ def draw(
   num_boxes: int,
   maps: Mapping[str, tuple[np.ndarray, float | None]],
   *,
-  label: str,
-  prediction: str,
+  caption: Sequence[str],
   side: int = 256,
 ) -> np.ndarray:
   """A row of panels: the radiograph, and each map over it, with boxes.
@@ -41,8 +40,7 @@ def draw(
     num_boxes: how many of the K are real.
     maps: title -> (values (h, w), none negative; the value of the hottest
       colour, or None for the maximum of this map).
-    label: name of the true class, for the caption.
-    prediction: name of the predicted class.
+    caption: lines below, two at the most.
     side: of a panel, pixels.
 
   Returns:
@@ -70,7 +68,7 @@ def draw(
     _write(row, _shortened(title, side, 12), (left, TITLE - 7), FAINT, 12)
     row[TITLE : TITLE + side, left : left + side] = _boxed(panel, boxes)
   # A line each: a long name must not push the other out.
-  for i, text in enumerate((f'label: {label}', f'prediction: {prediction}')):
+  for i, text in enumerate(caption):
     below = TITLE + side + 17 + 19 * i
     _write(row, _shortened(text, width, 14), (0, below), INK, 14)
   return row

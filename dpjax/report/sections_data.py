@@ -175,6 +175,6 @@ def _radiograph(split, row):
   """The tile of one image under its boxes, (SIDE, SIDE, 3) uint8."""
   drawn = overlay.draw(
     read_image(split, row), split.boxes[row],
-    int(split.num_boxes[row]), {}, label='', prediction='', side=SIDE,
+    int(split.num_boxes[row]), {}, caption=(), side=SIDE,
   )  # fmt: skip
   return page.cut(drawn, SIDE)[0]

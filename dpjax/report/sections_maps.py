@@ -198,7 +198,7 @@ def _overlay(split, row, maps, caption):
     int(split.num_boxes[row]),
     maps,
     side=SIDE,
-    **caption,
+    caption=[f'{name}: {value}' for name, value in caption.items()],
   )
 
 

@@ -157,6 +157,7 @@ def _loop(
   seen = {
     'trained_on': leakage.fingerprint(run.records),
     'manifest': begin.manifest,
+    **_classes(run),
   }
   state, step = packed.at_rest(run, begin.state), begin.done
   with (
@@ -350,6 +351,19 @@ def _record(run, clock, interval, seen):
     'interval': interval.state,
     **seen,
     'steps_per_dispatch': run.config.train.steps_per_dispatch,
+  }
+
+
+def _classes(run):
+  """What a classifier's answers are called, and how many of each it sees."""
+  if run.stage == 'pretrain':
+    return {}
+  counts = np.bincount(
+    run.records.column('labels'), minlength=run.data.num_classes
+  )
+  return {
+    'class_names': [*run.data.class_names],
+    'class_counts': counts.tolist(),
   }
 
 

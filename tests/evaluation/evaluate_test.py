@@ -14,7 +14,7 @@ from dpjax.config import record as record_lib
 from dpjax.data import store as store_lib
 from dpjax.errors import UserError
 from dpjax.evaluation import evaluate
-from dpjax.metrics import predictions, resampling
+from dpjax.metrics import predictions, resampling, unlike
 from dpjax.training import build as build_lib
 from dpjax.training import checkpoint, optim
 from tests import fakes
@@ -212,6 +212,19 @@ def assert_cam_is(workdir, split, features, alpha):
   want = np.maximum(cam, 0)[order]
   np.testing.assert_allclose(maps['cam'], want, rtol=2e-2, atol=1e-3)
   assert want.max() > 0.01
+
+
+def test_training_features_are_kept_and_validation_is_hardly_unlike_them(
+  workdir, states, run
+):
+  evaluate.evaluate(make_config(), workdir)
+  known = unlike.read(workdir / 'features.npz')
+  split = STORE.split('train')
+  _, features, _ = features_of(states[6], run, split)
+  pooled = np.asarray(features).mean(axis=(1, 2))
+  np.testing.assert_allclose(known.features, unlike.unit(pooled), atol=1e-4)
+  assert 1 / 13 <= known.alarms <= 2 / 13  # One of the twelve at the most.
+  assert np.isnan(known.aspects).all()  # The set does not say.
 
 
 def test_the_cam_is_that_of_the_log_odds_of_any_lesion(workdir, states, run):

@@ -17,7 +17,7 @@ def image(size=32):
 
 
 def draw(cam=None, att_pos=None, att_neg=None, num_boxes=1, **changes):
-  options = {'label': '2', 'prediction': '0', 'side': SIDE} | changes
+  options = {'caption': ('label: 2', 'prediction: 0'), 'side': SIDE} | changes
   pixels = options.pop('image', image())
   maps = {'Grad-CAM': (cam, None), 'map+': (att_pos, 1), 'map-': (att_neg, 1)}
   maps = {title: one for title, one in maps.items() if one[0] is not None}
@@ -110,9 +110,9 @@ def test_boxes_stand_out_on_every_grey_and_on_every_heat():
     assert np.max(distance, axis=0).min() > 80
 
 
-def test_the_caption_names_label_and_prediction():
+def test_each_line_of_the_caption_has_its_place():
   rows = [
-    draw(label=label, prediction=prediction, side=128)
+    draw(caption=(f'label: {label}', f'prediction: {prediction}'), side=128)
     for label, prediction in (
       ('2', '0'), ('3', '0'), ('2', '1'), (50 * 'long ', '0')
     )
@@ -128,7 +128,7 @@ def test_the_caption_names_label_and_prediction():
 
 
 def test_a_long_name_is_cut_and_its_line_end_does_not_break_the_row():
-  row = draw(label='consolidation\n' * 20)
+  row = draw(caption=('consolidation\n' * 20,))
   assert row.shape == draw().shape
   assert (row[:, -1] == overlay.BACKGROUND[0])[: overlay.TITLE].all()
 

@@ -224,6 +224,9 @@ def _numbers(files, table, num_classes):
     'patients': len(np.unique(table['groups'])) if named else None,
     'boxes': int(table['num_boxes'].sum()),
     'boxes_clipped': int(table['clipped'].sum()),
+    # Narrowest and widest, width / height: what is unlike them is flagged
+    # where a network is used (metrics.unlike).
+    'aspects': [float(table['aspects'].min()), float(table['aspects'].max())],
   }
 
 
@@ -237,7 +240,7 @@ def _finish(work, files, table, faults, summary):
     table['boxes'].shape[1],
     work.plan['class_names'],
   )
-  del table['clipped'], table['tones']
+  del table['clipped'], table['tones'], table['aspects']
   np.savez(folder / 'table.npz', **table)
   _write_csv(folder / 'manifest.csv', store.manifest(table))
   # Of an earlier try, which may have met other faults.
@@ -398,11 +401,11 @@ def _is_finished(file, size):
   try:
     rows = store.read_table(file.with_name(file.name + '.npz'))
     length = len(rows['row']) * size * size
-    # Blocks of an earlier version have no tones.
+    # Blocks of an earlier version have none.
     return (
       file.stat().st_size == length
       and str(rows['faults']) == '[]'
-      and 'tones' in rows
+      and 'aspects' in rows
     )
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
     return False

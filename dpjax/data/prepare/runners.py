@@ -71,7 +71,7 @@ def _run_pool(work, tasks, workers, bar):
   with concurrent.futures.ProcessPoolExecutor(
     min(workers, len(tasks)),
     mp_context=multiprocessing.get_context('spawn'),
-    initializer=_start_worker,
+    initializer=start_worker,
     initargs=(os.getpid(),),
   ) as pool:
     # The first ones start the processes.
@@ -95,7 +95,12 @@ def _run_pool(work, tasks, workers, bar):
       raise
 
 
-def _start_worker(parent):
+def start_worker(parent: int) -> None:
+  """Begins a process of a pool that decodes; it ends with the one above it.
+
+  Args:
+    parent: the number of that process.
+  """
   import cv2
 
   with contextlib.suppress(OSError, AttributeError):

@@ -45,6 +45,7 @@ def decode_block(
       source_digests  (N,)       digest of the decoded image
       hashes          (N, 32)    duplicates.fingerprint of the square
       tones           (N, 3)     guards.tones of the square
+      aspects         (N,)       width / height of the decoded image
       headers         (N,)       JSON: what the image files say
       faults          ()         JSON: (place, id, reason) of what is left out
 
@@ -64,6 +65,7 @@ def decode_block(
   boxes = np.zeros((len(rows), width, 4), np.float32)
   kept, clipped, headers = [], [], []
   digests, source_digests, hashes, histograms = [], [], [], []
+  aspects = []
   mark = file.with_name(file.name + '.at')
   temporary = _temporary(file)
   with open(temporary, 'wb') as stream, open(mark, 'wb', 0) as at:
@@ -77,7 +79,7 @@ def decode_block(
           pixels = record.pixels()
           header = dict(record.header() if record.header else {})
           found, out = record.unit_boxes(*pixels.shape)
-          _check_levels(pixels)
+          check_levels(pixels)
         except SourceFault as fault:
           reason = str(fault).removeprefix(f'{place}: ')
           raise SourceFault(reason) from fault
@@ -86,6 +88,7 @@ def decode_block(
         kept.append(i)
         boxes[len(kept) - 1, : len(found)] = found
         clipped.append(out)
+        aspects.append(pixels.shape[1] / pixels.shape[0])
         headers.append(json.dumps(header, sort_keys=True))
         digests.append(hashlib.sha256(squared).hexdigest())
         source_digests.append(digest(pixels))
@@ -106,6 +109,7 @@ def decode_block(
       source_digests=np.array(source_digests, '<U32'),
       hashes=np.array(hashes, np.uint8).reshape(-1, 32),
       tones=guards.tones(histograms),
+      aspects=np.array(aspects),
       headers=np.array(headers, str),
       faults=np.array(json.dumps(faults.found)),
     )
@@ -114,8 +118,15 @@ def decode_block(
   temporary.replace(file.with_name(file.name + '.npz'))
 
 
-def _check_levels(pixels):
-  """Refuses an image of one grey level: it shows nothing."""
+def check_levels(pixels: np.ndarray) -> None:
+  """Refuses an image of one grey level: it shows nothing.
+
+  Args:
+    pixels: (H, W) uint8.
+
+  Raises:
+    SourceFault: it is one.
+  """
   # Most have corners that differ, which takes no time.
   if pixels[0, 0] == pixels[-1, -1] and pixels.min() == pixels.max():
     raise SourceFault(

@@ -1,0 +1,1 @@
+"""A trained network in people's hands: the library and its commands."""

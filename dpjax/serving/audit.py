@@ -1,0 +1,223 @@
+"""The audit command: which images and patients two sets share.
+
+A set is a prepared one, a training manifest (leakage.FILE), or a folder or csv
+of image files that nobody has prepared.
+"""
+
+import csv
+import dataclasses
+import functools
+import itertools
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import tqdm
+
+from dpjax import atomic, csv_cells, leakage
+from dpjax.data import store
+from dpjax.data.decode import image_file
+from dpjax.data.prepare import duplicates, shards
+from dpjax.errors import SourceFault, UserError, printable
+from dpjax.serving import decode, inputs
+
+COLUMNS = ('set_a', 'id_a', 'set_b', 'id_b', 'what', 'bits')
+_SIZE = 256  # of the squares whose hashes are compared, pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+  """The images of a set.
+
+  Attributes:
+    path: of the set, as given.
+    ids: of its N images.
+    digests: of the decoded images (shards.digest).
+    hashes: (N, 32) uint8 (duplicates.fingerprint).
+    patients: who each image is of, within the set; '' where nobody says.
+    named: whether these are names that hold in other sets, too.
+  """
+
+  path: str
+  ids: list[str]
+  digests: list[str]
+  hashes: np.ndarray
+  patients: list[str]
+  named: bool = False
+
+
+def audit(
+  paths: Sequence[str],
+  output: str | pathlib.Path,
+  *,
+  near: int = 16,
+  workers: int = 1,
+  progress: bool = True,
+) -> list[str]:
+  """Compares every two of some sets; writes what they share.
+
+  Args:
+    paths: of two sets or more.
+    output: the csv to write, COLUMNS; `what` is 'exact' (the same grey levels),
+      'near' (`bits` of 256 differ) or 'patient' (a DICOM PatientID in both).
+    near: bits that may differ (config.split.near).
+    workers: processes that decode files.
+    progress: a bar on stderr.
+
+  Returns:
+    A line for every two sets, and notes.
+
+  Raises:
+    UserError: one line: fewer than two sets, or one that is none.
+  """
+  if len(paths) < 2:
+    raise UserError(
+      'audit: name two sets or more: prepared sets, folders of images, or'
+      f' {leakage.FILE}'
+    )
+  fits = {_prepared_fit(path) for path in paths} - {None}
+  fit = min(fits, default='stretch')
+  notes = []
+  if len(fits) > 1:
+    notes.append(
+      'note: the sets are squares by stretch and by pad: near copies of images'
+      ' that are not square are missed'
+    )
+  sets = []
+  for path in paths:
+    listed, remarks = _list(path, fit, workers, progress)
+    sets.append(listed)
+    notes += remarks
+  rows, lines = [], []
+  for one, other in itertools.combinations(sets, 2):
+    found = _shared(one, other, near)
+    rows += [(one.path, a, other.path, b, *what) for a, b, *what in found]
+    lines.append(_line(one, other, found))
+  with (
+    atomic.replacing(output) as temporary,
+    open(temporary, 'w', newline='', encoding='utf-8') as stream,
+  ):
+    csv_cells.write(stream, [COLUMNS, *rows])
+  return [*notes, *lines]
+
+
+def _prepared_fit(path):
+  if (pathlib.Path(path) / 'summary.json').is_file():
+    return store.read_summary(path)['fit']
+  return None
+
+
+def _list(path, fit, workers, progress):
+  """The images of a set of any kind, and lines on what is left out."""
+  if _prepared_fit(path):
+    return _prepared(path), []
+  file = pathlib.Path(path)
+  if file.is_dir() and (file / leakage.FILE).is_file():
+    file = file / leakage.FILE  # A run's workdir.
+  if file.is_file() and _is_manifest(file):
+    rows = leakage.rows(file)
+    hashes = [[*bytes.fromhex(row[3])] for row in rows]
+    return Listed(
+      str(path), [row[1] for row in rows], [row[2] for row in rows],
+      np.array(hashes, np.uint8), [''] * len(rows),
+    ), []  # fmt: skip
+  return _files(path, fit, workers, progress)
+
+
+def _is_manifest(file):
+  try:
+    with open(file, newline='', encoding='utf-8') as stream:
+      return next(csv.reader(stream), []) == [*leakage.COLUMNS]
+  except (UnicodeDecodeError, csv.Error):
+    return False
+
+
+def _prepared(path):
+  splits = [*store.load(path).splits.values()]
+
+  def column(name):
+    return [value for split in splits for value in getattr(split, name)]
+
+  return Listed(
+    str(path), column('ids'), [str(d) for d in column('source_digests')],
+    np.concatenate([split.hashes for split in splits]),
+    [str(group) for group in column('groups')],
+  )  # fmt: skip
+
+
+def _files(path, fit, workers, progress):
+  found, remarks = inputs.find(path, '')
+  ids, digests, hashes, patients = [], [], [], []
+  faults = 0
+  looks = decode.ordered(
+    functools.partial(_look, fit=fit), [one.path for one in found], workers
+  )
+  bar = tqdm.tqdm(
+    zip(found, looks, strict=True), desc=f'audit {path}', total=len(found),
+    unit='img', disable=not progress, dynamic_ncols=True,
+  )  # fmt: skip
+  for one, look in bar:
+    if isinstance(look, SourceFault):
+      remarks.append(f'note: {one.path}: {look}')
+      faults += 1
+      continue
+    ids.append(one.name)
+    for values, value in zip((digests, hashes, patients), look, strict=True):
+      values.append(value)
+  if not ids:
+    raise UserError(f'{path}: none of its {faults} images can be read')
+  return Listed(str(path), ids, digests, np.stack(hashes), patients, True), (
+    remarks
+  )
+
+
+def _look(path, fit):
+  """Digest, hash and patient of a file."""
+  try:
+    pixels = image_file.read(path)
+    patient = image_file.header(path).get('patient', '')
+  except SourceFault as fault:
+    named = printable(f'{path}: ')
+    raise SourceFault(str(fault).removeprefix(named)) from fault
+  square, _ = shards.square(pixels, np.zeros((0, 4)), _SIZE, fit)
+  return shards.digest(pixels), duplicates.fingerprint(square), patient
+
+
+def _shared(one, other, near):
+  """(id, id, what, bits) of what both have."""
+  copies = duplicates.between(
+    one.digests, one.hashes, other.digests, other.hashes, near
+  )
+  found = [
+    (
+      one.ids[copy.first],
+      other.ids[copy.second],
+      'exact' if copy.exact else 'near',
+      copy.distance,
+    )
+    for copy in copies
+  ]
+  if one.named and other.named:
+    whose = {p: i for p, i in zip(other.patients, other.ids, strict=True) if p}
+    found += [
+      (id, whose[patient], 'patient', '')
+      for id, patient in zip(one.ids, one.patients, strict=True)
+      if patient in whose
+    ]
+  return found
+
+
+def _line(one, other, found):
+  images = [row for row in found if row[2] != 'patient']
+  exact = sum(row[2] == 'exact' for row in images)
+  text = (
+    f'{one.path} and {other.path}: {len(images):,} of {len(one.ids):,} images'
+    f' of the first are in the second ({exact:,} exactly,'
+    f' {len(images) - exact:,} nearly)'
+  )
+  owner = dict(zip(one.ids, one.patients, strict=True))
+  patients = {owner[row[0]] for row in found} - {''}
+  if any(one.patients):
+    text += f', of {len(patients):,} of its {len({*one.patients} - {""}):,}'
+    text += ' patients'
+  return text

@@ -1,0 +1,165 @@
+"""Image files as the squares that a network takes, in parallel and in order.
+
+The decoders and the square are those of `prepare`. Of any number of files a few
+squares for each worker are in memory at a time.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import functools
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dpjax import signals
+from dpjax.data.decode import image_file
+from dpjax.data.prepare import guards, runners, shards
+from dpjax.errors import SourceFault, UserError, printable
+
+CHUNK = 8  # files that go to a worker at once
+_FEW = 32  # files that are not worth a worker's start
+_AHEAD = 4  # chunks a worker that wait for their turn
+
+
+class Decoded(NamedTuple):
+  """An image that a network can take.
+
+  Attributes:
+    square: (S, S) uint8.
+    tones: (3,) uint8, guards.tones of it.
+    aspect: width / height of the image.
+  """
+
+  square: np.ndarray
+  tones: np.ndarray
+  aspect: float
+
+
+def decode(path: str, size: int, fit: str) -> Decoded:
+  """One file.
+
+  Args:
+    path: of the file.
+    size: side of the square, pixels.
+    fit: 'stretch' or 'pad' (shards.square).
+
+  Raises:
+    SourceFault: it is no radiograph that can be read: the reason.
+    UserError: what it takes to read it is not installed.
+  """
+  try:
+    return from_pixels(image_file.read(path), size, fit)
+  except SourceFault as fault:
+    raise SourceFault(
+      str(fault).removeprefix(printable(f'{path}: '))
+    ) from fault
+
+
+def from_pixels(pixels: np.ndarray, size: int, fit: str) -> Decoded:
+  """As `decode`, of grey levels (H, W) uint8.
+
+  Raises:
+    SourceFault: all of it is one grey level.
+  """
+  shards.check_levels(pixels)
+  none = np.zeros((0, 4), np.float32)
+  square, _ = shards.square(pixels, none, size, fit)
+  tones = guards.tones([guards.histogram(square)])[0]
+  return Decoded(square, tones, pixels.shape[1] / pixels.shape[0])
+
+
+def stream(
+  paths: Iterable[str], size: int, fit: str, workers: int
+) -> Iterator[Decoded | SourceFault]:
+  """What `decode` says of each file, in order, ahead of who reads it.
+
+  Args:
+    paths: of the files.
+    size, fit: of `decode`.
+    workers: processes.
+
+  Raises:
+    UserError: as `ordered`.
+  """
+  return ordered(functools.partial(decode, size=size, fit=fit), paths, workers)
+
+
+def ordered(
+  function: Callable[[str], Any], paths: Iterable[str], workers: int
+) -> Iterator[Any]:
+  """What a function says of each file, or its fault; in order, ahead of time.
+
+  Args:
+    function: picklable; a SourceFault that it raises is yielded.
+    paths: of the files.
+    workers: processes; with 1, or for few files, this one does it.
+
+  Raises:
+    UserError: of `function`; or a worker process died.
+  """
+  paths = list(paths)
+  if workers == 1 or len(paths) <= _FEW:
+    for path in paths:
+      signals.check()
+      yield from _attempt(function, [path])
+    return
+  chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
+  with concurrent.futures.ProcessPoolExecutor(
+    min(workers, len(chunks)),
+    mp_context=multiprocessing.get_context('spawn'),
+    initializer=runners.start_worker,
+    initargs=(os.getpid(),),
+  ) as pool:
+    pending = collections.deque()
+    try:
+      with _whole_pool(pending):
+        for chunk in chunks:
+          if len(pending) >= _AHEAD * workers:
+            yield from _result(pending)
+          # The first ones start the processes.
+          with signals.no_interrupt_for_children():
+            pending.append((chunk, pool.submit(_attempt, function, chunk)))
+        while pending:
+          yield from _result(pending)
+    finally:
+      pool.shutdown(cancel_futures=True)
+
+
+def _attempt(function, paths):
+  found = []
+  for path in paths:
+    try:
+      found.append(function(path))
+    except SourceFault as fault:
+      found.append(fault)
+  return found
+
+
+def _result(pending):
+  """The chunk whose turn it is; looks at the signals while it waits."""
+  _, future = pending[0]
+  while True:
+    signals.check()
+    with contextlib.suppress(TimeoutError):
+      found = future.result(timeout=0.2)
+      break
+  pending.popleft()
+  return found
+
+
+@contextlib.contextmanager
+def _whole_pool(pending):
+  try:
+    yield
+  except concurrent.futures.process.BrokenProcessPool as error:
+    signals.check()  # A scheduler's SIGTERM goes to all processes.
+    chunk, _ = pending[0] if pending else ([''], None)
+    raise UserError(
+      'a worker process died: out of memory, killed, or an image that its'
+      f' decoder does not survive; it was at {chunk[0]} or one of the'
+      f' {len(pending) * CHUNK} files after it'
+    ) from error

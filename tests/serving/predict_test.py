@@ -1,0 +1,263 @@
+"""The predict command: files in, a table and a page out."""
+
+import csv
+import dataclasses
+import errno
+import json
+import pathlib
+import shutil
+import subprocess
+
+import cv2
+import numpy as np
+import pytest
+
+import dpjax
+from dpjax import signals
+from dpjax.errors import Stopped, UserError
+from dpjax.serving import decode, predict, table
+
+QUIET = predict.Settings(progress=False)
+
+
+@pytest.fixture(scope='module')
+def model(served):
+  return dpjax.load(served.workdir, batch_size=4)
+
+
+@pytest.fixture
+def folder(served, tmp_path):
+  """Twelve radiographs, two of them in a folder of their own, and a text."""
+  found = tmp_path / 'in'
+  (found / 'more').mkdir(parents=True)
+  for i, file in enumerate(sorted(served.files.iterdir())[:12]):
+    shutil.copy(file, found / ('more' if i > 9 else '.') / file.name)
+  (found / 'notes.txt').write_text('nothing to see')
+  return found
+
+
+def rows(output):
+  return [*table.read(output / table.PREDICTIONS)]
+
+
+def run(model, given, output, **changes):
+  return predict.predict(
+    model, given, output, dataclasses.replace(QUIET, **changes)
+  )
+
+
+def test_every_file_at_any_depth_has_a_row_with_what_the_library_says(
+  model, folder, tmp_path
+):
+  record = run(model, folder, tmp_path / 'out')
+  found = rows(tmp_path / 'out')
+  names = [row['file'] for row in found]
+  assert sorted(names) == sorted(
+    file.relative_to(folder).as_posix() for file in folder.rglob('*.png')
+  )
+  wanted = model.predict([folder / name for name in names])
+  given = np.array([[*table.probabilities(row).values()] for row in found])
+  np.testing.assert_allclose(given, wanted.probabilities, atol=1e-6)
+  assert [row['prediction'] for row in found] == wanted.prediction
+  assert [row['positive'] == '1' for row in found] == [*wanted.positive]
+  assert {row['spread'] for row in found} == {''}
+  assert record['images'] == 12 and record['faults'] == 0
+  assert record == json.loads((tmp_path / 'out/predict.json').read_text())
+  assert {f.name for f in (tmp_path / 'out').iterdir()} == {
+    'predictions.csv', 'predict.json', 'index.html',
+  }  # fmt: skip
+
+
+def test_an_image_and_a_table_of_files_are_inputs_too(model, folder, tmp_path):
+  image = next(folder.glob('*.png'))
+  run(model, image, tmp_path / 'one')
+  assert [row['file'] for row in rows(tmp_path / 'one')] == [image.name]
+  with open(tmp_path / 'list.csv', 'w', newline='') as file:
+    listed = csv.writer(file)
+    listed.writerow(['age', 'where'])
+    listed.writerow(['40', f'in/{image.name}'])
+    listed.writerow(['50', 'in/gone.png'])
+  record = run(model, tmp_path / 'list.csv', tmp_path / 'two', on_error='skip')
+  assert [r['file'] for r in rows(tmp_path / 'two')] == [f'in/{image.name}']
+  assert record['faults'] == 1
+  faults = [*table.read(tmp_path / 'two' / 'faults.csv')]
+  assert faults[0]['file'] == 'in/gone.png' and 'No such' in faults[0]['reason']
+
+
+def test_a_fault_ends_it_or_is_listed(model, folder, tmp_path):
+  bad = folder / 'broken.png'
+  bad.write_bytes(next(folder.glob('*.png')).read_bytes()[:500])
+  cv2.imwrite(str(folder / 'flat.png'), np.full((90, 90), 7, np.uint8))
+  with pytest.raises(UserError, match=r'broken\.png: .*--on_error=skip'):
+    run(model, folder, tmp_path / 'out')
+  assert not (tmp_path / 'out' / 'predictions.csv').exists()
+  record = run(model, folder, tmp_path / 'out', on_error='skip')
+  faults = {
+    row['file']: row['reason']
+    for row in table.read(tmp_path / 'out' / 'faults.csv')
+  }
+  assert (record['images'], record['faults']) == (12, 2)
+  assert faults.keys() == {'broken.png', 'flat.png'}
+  assert 'one grey level, 7' in faults['flat.png']
+
+
+@pytest.mark.parametrize('stops', [1, 2])
+def test_a_stopped_one_goes_on_to_the_same_files(
+  stops, model, folder, tmp_path, monkeypatch
+):
+  options = {'embeddings': True}
+  run(model, folder, tmp_path / 'whole', **options)
+  seen = []
+
+  def stop():
+    seen.append(None)
+    if len(seen) > 4 * stops:
+      raise Stopped('SIGTERM')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(signals, 'check', stop)
+    with pytest.raises(Stopped):
+      run(model, folder, tmp_path / 'out', **options)
+  part = tmp_path / 'out' / 'predictions.csv.part'
+  before = part.read_text()
+  assert 1 <= before.count('\n') < 12
+  part.write_text(before + 'phantom-half,0.2')  # as a kill leaves it
+  run(model, folder, tmp_path / 'out', resume=True, **options)
+  for name in ('predictions.csv', 'index.html'):
+    whole = (tmp_path / 'whole' / name).read_bytes()
+    assert (tmp_path / 'out' / name).read_bytes() == whole
+  one, other = (
+    np.load(tmp_path / d / 'embeddings.npz') for d in ('whole', 'out')
+  )
+  np.testing.assert_array_equal(one['files'], other['files'])
+  np.testing.assert_array_equal(one['features'], other['features'])
+  assert not [*(tmp_path / 'out').glob('*.part')]
+
+
+def test_nothing_is_answered_again_where_all_is_done(
+  model, folder, tmp_path, monkeypatch
+):
+  run(model, folder, tmp_path / 'out')
+  monkeypatch.setattr(type(model), 'answer', None)
+  record = run(model, folder, tmp_path / 'out', resume=True, overlays=2)
+  assert record['images'] == 12
+  assert len([*(tmp_path / 'out' / 'overlays').iterdir()]) == 2
+
+
+def test_another_calls_part_is_not_gone_on_with(
+  model, second, folder, tmp_path
+):
+  run(model, folder, tmp_path / 'out')
+  with pytest.raises(UserError, match='begun with another runs'):
+    run(dpjax.load(second), folder, tmp_path / 'out', resume=True)
+
+
+def test_embeddings_are_the_librarys_and_name_their_files(
+  model, folder, tmp_path
+):
+  run(model, folder, tmp_path / 'out', embeddings=True)
+  found = np.load(tmp_path / 'out' / 'embeddings.npz')
+  names = [row['file'] for row in rows(tmp_path / 'out')]
+  assert [*found['files']] == names
+  np.testing.assert_allclose(
+    found['features'], model.embed([folder / n for n in names]), atol=1e-5
+  )
+
+
+def test_the_most_suspicious_are_drawn_and_an_earlier_calls_pictures_go(
+  model, folder, tmp_path
+):
+  out = tmp_path / 'out'
+  run(model, folder, out, overlays=-1)
+  assert len([*(out / 'overlays').iterdir()]) == 12
+  (out / 'overlays' / 'mine.png').touch()
+  run(model, folder, out, overlays=3)
+  (out / 'overlays' / 'mine.png').unlink()
+  drawn = sorted((out / 'overlays').iterdir())
+  files = sorted(file for file in folder.rglob('*.png'))
+  lesion = {row['file']: float(row['p_any_lesion']) for row in rows(out)}
+  top = sorted(lesion, key=lesion.get)[-3:]
+  places = [int(file.stem) - 1 for file in drawn]
+  assert {str(files[i].relative_to(folder)) for i in places} == {*top}
+  assert cv2.imread(str(drawn[0])).shape[1] > 4 * 256  # four panels
+
+
+def test_worker_processes_give_the_same_in_the_same_order(
+  model, folder, tmp_path, monkeypatch
+):
+  run(model, folder, tmp_path / 'one')
+  monkeypatch.setattr(decode, '_FEW', 0)
+  run(model, folder, tmp_path / 'two', workers=2)
+  one, two = (
+    (tmp_path / name / 'predictions.csv').read_bytes()
+    for name in ('one', 'two')
+  )
+  assert one == two
+
+
+@pytest.mark.parametrize(
+  ('make', 'words'),
+  [
+    (lambda root: root / 'gone', 'gone: no such file or folder'),
+    (lambda root: root, 'holds no image'),
+  ],
+)
+def test_an_input_without_images_is_one_line_and_leaves_nothing(
+  make, words, model, tmp_path
+):
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(UserError, match=words) as error:
+    run(model, make(tmp_path / 'empty'), tmp_path / 'out')
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'out').exists()
+
+
+def test_every_file_of_pydicoms_corpus_is_answered_or_listed(model, tmp_path):
+  pytest.importorskip('pydicom')
+  from pydicom import data
+
+  corpus = pathlib.Path(data.__file__).parent / 'test_files'
+  record = run(model, corpus, tmp_path / 'out', on_error='skip')
+  faults = [*table.read(tmp_path / 'out' / 'faults.csv')]
+  assert record['images'] > 20 and record['faults'] == len(faults) > 5
+  assert all(row['reason'] and '\n' not in row['reason'] for row in faults)
+
+
+def test_fuzzed_files_are_answered_or_listed(model, folder, tmp_path):
+  rng = np.random.default_rng(0)
+  whole = next(folder.glob('*.png')).read_bytes()
+  for i in range(40):
+    content = bytearray(whole)
+    for place in rng.integers(0, len(content), 1 + i):
+      content[place] = rng.integers(256)
+    (folder / f'fuzzed-{i}.png').write_bytes(content[: rng.integers(8, 70000)])
+  record = run(model, folder, tmp_path / 'out', on_error='skip')
+  assert record['images'] + record['faults'] == 52 and record['faults'] > 20
+
+
+@pytest.fixture(params=['4k', '60k'])
+def small_disk(request, tmp_path):
+  """A file system with no room for the table, or for the pictures."""
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  mount = ['mount', '-t', 'tmpfs', '-o', f'size={request.param}', 'tmpfs', disk]
+  if (
+    shutil.which('mount') is None
+    or subprocess.run(mount, capture_output=True, check=False).returncode
+  ):
+    pytest.skip('mounting a tmpfs takes root')
+  yield disk
+  subprocess.run(['umount', disk], check=True)
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_file(
+  model, folder, small_disk
+):
+  with pytest.raises(OSError) as error:
+    run(model, folder, small_disk / 'out', overlays=-1)
+  assert error.value.errno == errno.ENOSPC
+  assert str(small_disk / 'out') in str(error.value.filename)
+  left = {file.name for file in (small_disk / 'out').iterdir()}
+  whole = {'predict.json', 'predictions.csv.part', 'predictions.csv',
+           'overlays'}  # fmt: skip
+  assert left <= whole
