@@ -1,7 +1,7 @@
 # The command dpjax in a container.
 #
 #   docker build -t dpjax .                                             CPU
-#   docker build -t dpjax --build-arg EXTRAS=dicom,cuda \
+#   docker build -t dpjax --build-arg EXTRAS=dicom,export,cuda \
 #     --build-arg BASE=nvidia/cuda:13.0.2-base-ubuntu24.04 .            NVIDIA GPUs
 #   docker run --rm -v "$PWD:/work" dpjax train --config=retrain:quick
 #
@@ -9,7 +9,7 @@
 # CUDA's libraries itself.
 ARG BASE=python:3.12-slim
 FROM ${BASE}
-ARG EXTRAS=dicom
+ARG EXTRAS=dicom,export
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # Images of Python have a venv module, those of NVIDIA have no Python.

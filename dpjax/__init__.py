@@ -20,7 +20,7 @@ def load(*runs: str | os.PathLike[str], **options: Any) -> Model:
   """The model of a trained run, or of several as an ensemble.
 
   Args:
-    *runs: workdirs of stage II runs or recipes.
+    *runs: workdirs of stage II runs or recipes, or folders of exports.
     **options: of dpjax.serving.model.load, e.g. checkpoint='best'.
 
   Raises:

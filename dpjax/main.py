@@ -6,6 +6,8 @@ python -m dpjax.main
 python -m dpjax.main [evaluate|report] --workdir=RUN    by the run's own config
 python -m dpjax.main predict --workdir=RUN[,RUN2,...] --input=PATH --output=DIR
     [--overlays=N|all] [--embeddings] [--resume] [--on_error=skip]
+python -m dpjax.main export --workdir=RUN[,RUN2,...] --output=DIR
+    [--format=onnx,stablehlo,torch] [--maps]
 python -m dpjax.main inspect --source=PATH    what is in a folder of images
 python -m dpjax.main audit SET_A SET_B ... [--output=FILE]    what they share
 
@@ -74,7 +76,7 @@ _AGAINST = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'evaluate: where the mean of several runs, --workdir=A,B, is'
-  ' kept; predict: the folder to write; audit: the csv.'
+  ' kept; predict, export: the folder to write; audit: the csv.'
 )  # fmt: skip
 _JOBS = flags.DEFINE_integer(
   'jobs', None, 'ablate, compare: so many runs at once, each on a GPU or cores'
@@ -122,6 +124,12 @@ _EMBEDDINGS = flags.DEFINE_bool(
 _RESUME = flags.DEFINE_bool(
   'resume', False, 'predict: go on with what is in --output already.'
 )
+_FORMAT = flags.DEFINE_list(
+  'format', None, 'export: onnx, stablehlo, torch; by default all.'
+)
+_MAPS = flags.DEFINE_bool(
+  'maps', False, 'export: also where the network looks.'
+)
 _BEAM_OPTIONS = flags.DEFINE_list(
   'beam_options', [], "prepare: the runner's options, separated by commas."
 )
@@ -150,13 +158,14 @@ _FLAGS_OF = {
     _BEAM_OPTIONS,
   ),
   'evaluate': (_AGAINST, _OUTPUT),
+  'export': (_OUTPUT, _FORMAT, _MAPS),
   'predict': (_INPUT, _OUTPUT, _ON_ERROR, _OVERLAYS, _EMBEDDINGS, _RESUME),
   'benchmark': (_PEER, _TARGET, _DUMP, _FIT),
   'ablate or compare': _STUDY,
 }
 
 # These read the config of the run that they look at, where none is given.
-_OWN_CONFIG = ('evaluate', 'report', 'predict')
+_OWN_CONFIG = ('evaluate', 'report', 'predict', 'export')
 _RUN_CONFIG = pathlib.Path(__file__).with_name('evaluation') / 'run_config.py'
 
 
@@ -473,6 +482,27 @@ def _predict(resolve, workdir):
   return 0
 
 
+def _export(resolve, workdir):
+  from dpjax.serving import export, model
+
+  del resolve
+  if not _OUTPUT.value:
+    raise UserError('--output is missing: the folder to write')
+  config = resolve_lib.checked(_CONFIG.value)
+  config.model.dtype = 'float32'  # An export answers alike everywhere.
+  changed = config_flags.get_override_values(flags.FLAGS['config'])
+  loaded = model.load(
+    *filter(None, map(str.strip, str(workdir).split(','))),
+    checkpoint=changed.get('evaluate.checkpoint'),
+    config=config,
+  )
+  output = os.path.expanduser(_OUTPUT.value)
+  record = export.export(loaded, output, _FORMAT.value, maps=_MAPS.value)
+  for line in export.lines(record, output):
+    print(printable(line))
+  return 0
+
+
 def _report(resolve, workdir):
   from dpjax.report import report
 
@@ -560,6 +590,7 @@ _COMMANDS = {
   'evaluate': _evaluate,
   'report': _report,
   'predict': _predict,
+  'export': _export,
   'ablate': _ablate,
   'compare': _compare,
   'benchmark': _benchmark,

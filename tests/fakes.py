@@ -144,6 +144,13 @@ def make_config(**changes):
 
 def filled(model, size, seed=0):
   """Variables of a network, in which nothing is trivial, without compiling."""
+  images = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+  return filled_like(dict(shapes), seed)
+
+
+def filled_like(shapes, seed=0):
+  """The same, of a tree of their shapes."""
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):
@@ -157,9 +164,7 @@ def filled(model, size, seed=0):
       values = rng.normal(0, 0.1, leaf.shape)
     return values.astype(np.float32)
 
-  images = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-  return jax.tree.map_with_path(draw, dict(shapes))
+  return jax.tree.map_with_path(draw, shapes)
 
 
 def write_dicom(file, pixels, **header):

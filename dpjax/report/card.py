@@ -118,6 +118,11 @@ def _model(subject, model=None):
       f' `{model["test_vectors"]["file"]}`.',
       f'- Software: {versions}.',
     ]
+    if model['threshold'] is not None:
+      lines.append(
+        '- Any lesion: where 1 - p of the first class is at least'
+        f' {model["threshold"]:.3f}, of calibrated probabilities.'
+      )
     for run in model['runs']:
       lines.append(
         f'- {run["name"]}: step {run["step"]}, sha256 of its weights'
@@ -408,7 +413,7 @@ def _weak_scores(name, result):
     recall = one.get('recall')
     if recall is not None and recall < _LOW_RECALL:
       yield (
-        f'{name}: of the {one["support"]:,} images of class {class_name} only'
+        f'{name}: of the {one["support"]:,} images of class {class_name},'
         f' {recall:.0%} are recognised.'
       )
   majority = result.get('majority_accuracy')

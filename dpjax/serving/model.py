@@ -2,6 +2,7 @@
 
     import dpjax
     model = dpjax.load('runs/mine')              # or several runs: an ensemble
+                                                 # or an export's folder
     found = model.predict(['a.png', 'b.dcm'])    # or arrays (H, W) uint8
     found.probabilities, found.p_any_lesion, found.positive
 
@@ -21,7 +22,7 @@ from dpjax import machine
 from dpjax.data import vocabulary
 from dpjax.errors import SourceFault, UserError
 from dpjax.metrics import calibration, predictions
-from dpjax.serving import decode
+from dpjax.serving import decode, exported
 from dpjax.serving import network as network_lib
 
 Image = str | os.PathLike[str] | np.ndarray
@@ -80,7 +81,7 @@ class Model:
   """One trained run, or several as an ensemble.
 
   Attributes:
-    networks: the runs.
+    networks: the runs, or an export.
     class_names: of each class.
     size: side of the squares that they take, pixels.
     fit: how an image becomes one (shards.square).
@@ -92,7 +93,10 @@ class Model:
   """
 
   def __init__(
-    self, networks: Sequence[network_lib.Network], *, batch_size: int = 64
+    self,
+    networks: Sequence[network_lib.Network | exported.Exported],
+    *,
+    batch_size: int = 64,
   ):
     """Puts networks together.
 
@@ -107,13 +111,12 @@ class Model:
     self.batch_size = batch_size
     first = self.networks[0]
     self.class_names = first.class_names
-    self.size, self.fit = first.config.data.store_size, first.config.data.fit
+    self.size, self.fit = first.size, first.fit
     for other in self.networks[1:]:
-      data = other.config.data
       for what, own, theirs in (
         ('classes', ', '.join(self.class_names), ', '.join(other.class_names)),
         ('squares', f'{self.size} pixels by {self.fit}',
-         f'{data.store_size} pixels by {data.fit}'),
+         f'{other.size} pixels by {other.fit}'),
       ):  # fmt: skip
         if own != theirs:
           raise UserError(
@@ -233,6 +236,7 @@ class Model:
     seen = [network.validation for network in self.networks]
     if len(seen) == 1:
       self.temperature = self.networks[0].temperature
+      self.threshold = self.networks[0].threshold
     if any(one is None for one in seen):
       return
     first, *others = seen
@@ -260,7 +264,7 @@ def load(
   """The model of a trained run, or of several as an ensemble.
 
   Args:
-    *runs: workdirs of stage II runs or recipes.
+    *runs: workdirs of stage II runs or recipes, or folders of exports.
     checkpoint: 'last' or 'best'; None: the one that was evaluated.
     batch_size: images that are answered at once; changes the speed only.
     config: as resolved; see network.restore.
@@ -271,12 +275,18 @@ def load(
   if not runs:
     raise ValueError('load: name the workdir of a run')
   return Model(
-    [
-      network_lib.restore(run, checkpoint=checkpoint, config=config)
-      for run in runs
-    ],
+    [_restore(run, checkpoint, config) for run in runs],
     batch_size=batch_size,
   )
+
+
+def _restore(run, checkpoint, config):
+  folder = pathlib.Path(os.path.expanduser(run))
+  if (folder / exported.MODEL).is_file():
+    if checkpoint is not None:
+      raise UserError(f'{run} is an export, and has one checkpoint only')
+    return exported.restore(folder)
+  return network_lib.restore(run, checkpoint=checkpoint, config=config)
 
 
 def _batches(images, size):

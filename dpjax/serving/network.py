@@ -47,6 +47,22 @@ class Network:
   validation: predictions.Predictions | None
   known: unlike.Known | None
   notes: tuple[str, ...]
+  threshold = None  # An export has one on record; a run's is chosen anew.
+
+  @property
+  def size(self) -> int:
+    """Side of the squares that it takes, pixels."""
+    return self.config.data.store_size
+
+  @property
+  def fit(self) -> str:
+    """How an image becomes a square (shards.square)."""
+    return self.config.data.fit
+
+  @property
+  def dtype(self) -> str:
+    """That it computes in."""
+    return self.config.model.dtype
 
   @functools.cached_property
   def _answer(self):

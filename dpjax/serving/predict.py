@@ -114,7 +114,7 @@ def _record(model, given, settings, remarks):
       {
         'workdir': str(network.workdir.resolve()),
         'step': network.step,
-        'dtype': network.config.model.dtype,
+        'dtype': network.dtype,
       }
       for network in model.networks
     ],

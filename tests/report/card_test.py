@@ -106,7 +106,7 @@ def test_weaknesses_are_what_the_numbers_show(render):
 
   told = section(render(weak)[0], 'Known weaknesses')
   for words in (
-    'phantoms', 'class 1 only 25%', 'commonest class', 'off by 0.200',
+    'phantoms', 'class 1, 25%', 'commonest class', 'off by 0.200',
     'not calibrated', 'no better than the baseline centre', '60 radiographs',
   ):  # fmt: skip
     assert words in told, words

@@ -1,0 +1,162 @@
+"""An exported model, opened again: what answers in place of a run."""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from dpjax import atomic
+from dpjax.errors import UserError
+
+MODEL = 'model.json'
+ONNX, STABLEHLO = 'model.onnx', 'model.stablehlo'
+VERSION = 1  # of model.json
+
+Program = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+def digest(file: pathlib.Path) -> str:
+  """sha256 of a file."""
+  with open(file, 'rb') as stream:
+    return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+def runner(file: pathlib.Path) -> Program:
+  """What answers squares (B, S, S) uint8 by a file of an export.
+
+  Raises:
+    UserError: what it takes to run it is not installed.
+  """
+  return {ONNX: _onnx, STABLEHLO: _stablehlo}[file.name](file)
+
+
+def _onnx(file):
+  try:
+    import onnxruntime
+  except ImportError as error:
+    raise UserError(
+      f'{file} needs onnxruntime: pip install "dpjax[export]"'
+    ) from error
+  # On the CPU: a GPU's convolutions would round to TF32.
+  session = onnxruntime.InferenceSession(
+    file, providers=['CPUExecutionProvider']
+  )
+  names = [output.name for output in session.get_outputs()]
+
+  def run(squares):
+    found = session.run(names, {'images': squares})
+    return dict(zip(names, found, strict=True))
+
+  return run
+
+
+def _stablehlo(file):
+  import jax
+  import jax.export
+
+  try:
+    program = jax.export.deserialize(bytearray(file.read_bytes()))
+  except ImportError as error:
+    raise UserError(
+      f'{file} needs flatbuffers: pip install "dpjax[export]"'
+    ) from error
+  call = jax.jit(program.call)
+  return lambda squares: jax.device_get(call(squares))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Exported:
+  """What serving.model.Model asks of a run, answered by an export.
+
+  Attributes:
+    workdir: the export's folder.
+    record: what model.json holds.
+    program: squares -> outputs.
+  """
+
+  workdir: pathlib.Path
+  record: Mapping[str, Any]
+  program: Program
+  validation = None
+  known = None
+  step = None
+  dtype = 'float32'
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    return tuple(self.record['class_names'])
+
+  @property
+  def size(self) -> int:
+    return self.record['input']['side']
+
+  @property
+  def fit(self) -> str:
+    return self.record['input']['fit']
+
+  @property
+  def threshold(self) -> float | None:
+    return self.record['threshold']
+
+  @property
+  def temperature(self) -> float | None:
+    return self.record['temperature']
+
+  @property
+  def notes(self) -> tuple[str, ...]:
+    return (
+      *self.record['notes'],
+      f'{self.workdir}: an export does not know what training looked like, so'
+      ' nothing is flagged as unlike it',
+    )
+
+  def answer(self, squares: np.ndarray) -> dict[str, np.ndarray]:
+    """As network.Network.answer."""
+    found = self.program(squares)
+    return {'logits': found['logits'], 'pooled': found['embeddings']}
+
+  def explain(self, squares: np.ndarray) -> dict[str, np.ndarray]:
+    """As network.Network.explain, without the maps of no lesion.
+
+    Raises:
+      UserError: it was exported without maps.
+    """
+    if self.record['maps'] is None:
+      raise UserError(f'{self.workdir} was exported without --maps')
+    return {
+      name.replace('map_pos_', 'att_pos/'): value
+      for name, value in self.program(squares).items()
+      if name == 'cam' or name.startswith('map_pos_')
+    }
+
+
+def restore(folder: str | pathlib.Path) -> Exported:
+  """Opens an export: its StableHLO, else its ONNX file.
+
+  Args:
+    folder: with a model.json.
+
+  Raises:
+    UserError: one line: a file is damaged or missing, or what runs it.
+  """
+  folder = pathlib.Path(folder)
+  record = atomic.read_json(folder / MODEL)
+  if record.get('format') != VERSION:
+    raise UserError(
+      f'{folder / MODEL} is of format {record.get("format")!r}, wanted'
+      f' {VERSION}; export again'
+    )
+  for name in (STABLEHLO, ONNX):
+    if name not in record['files']:
+      continue
+    file = folder / name
+    if not file.is_file() or digest(file) != record['files'][name]['sha256']:
+      raise UserError(f'{file} is not as {MODEL} has it; export again')
+    return Exported(folder, record, runner(file))
+  raise UserError(
+    f'{folder} holds neither {STABLEHLO} nor {ONNX}; export with'
+    ' --format=onnx or stablehlo'
+  )
