@@ -83,6 +83,8 @@ def _optimizer():
   )
   c.step_factor = number(0.1, 0, 1)  # ... and what it is multiplied by there
   c.clip = number(0, 0)  # largest global gradient norm; 0: no clipping
+  # Updates that were made before the schedule begins; train --extend sets it.
+  c.begin = count(0, 0, before=0)
   return c
 
 

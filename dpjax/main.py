@@ -11,7 +11,7 @@ python -m dpjax.main export --workdir=RUN[,RUN2,...] --output=DIR
 python -m dpjax.main inspect --source=PATH    what is in a folder of images
 python -m dpjax.main audit SET_A SET_B ... [--output=FILE]    what they share
 
-train also takes [--coordinator=auto|HOST:PORT] [--num_processes=N]
+train also takes [--extend] [--coordinator=auto|HOST:PORT] [--num_processes=N]
     [--process_id=I]; evaluate [--against=OTHER_WORKDIR], and several workdirs
     with --output=DIR; ablate and compare [--jobs=N] [--jobs_per_device=M]
     [--only=RUN]; benchmark [--peer=torch] [--target=NAME [--dump] [--fit]];
@@ -130,6 +130,10 @@ _FORMAT = flags.DEFINE_list(
 _MAPS = flags.DEFINE_bool(
   'maps', False, 'export: also where the network looks.'
 )
+_EXTEND = flags.DEFINE_bool(
+  'extend', False, 'train: go on from the end of a finished run, with more'
+  ' epochs than it had.'
+)  # fmt: skip
 _BEAM_OPTIONS = flags.DEFINE_list(
   'beam_options', [], "prepare: the runner's options, separated by commas."
 )
@@ -148,7 +152,7 @@ _STUDY = (_JOBS, _JOBS_PER_DEVICE, _ONLY)
 _FLAGS_OF = {
   'inspect': (_SOURCE,),
   'audit': (_OUTPUT,),
-  'train': (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID),
+  'train': (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _EXTEND),
   'prepare': (
     _ON_ERROR,
     _STRICT,
@@ -340,7 +344,7 @@ def _train(resolve, workdir):
   config = resolve(_CONFIG.value)
   try:
     with processes.job():
-      recipe.run(config, workdir)
+      recipe.run(config, workdir, _EXTEND.value)
   except NonFinite as error:
     print(f'error: {one_line(error)}', file=sys.stderr)
     return 1

@@ -15,7 +15,7 @@ from dpjax.training import checkpoint, loop
 PRETRAINED = pathlib.Path('runs/pretrain')  # where configs/pretrain.py trains
 
 
-def run(config: Any, workdir: str | pathlib.Path) -> None:
+def run(config: Any, workdir: str | pathlib.Path, extend: bool = False) -> None:
   """Runs config.stage: one stage, or the whole 'recipe'.
 
   The recipe trains in workdir/pretrain, workdir/retrain and, where
@@ -26,6 +26,7 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
   Args:
     config: as resolved (dpjax.config.resolve).
     workdir: of the run.
+    extend: see loop.train; of a recipe, of its last stage.
 
   Raises:
     What loop.train and evaluate.evaluate raise.
@@ -41,16 +42,16 @@ def run(config: Any, workdir: str | pathlib.Path) -> None:
     'finetune': _finetune,
     'recipe': _recipe,
   }
-  run_stage[config.stage](config, workdir)
+  run_stage[config.stage](config, workdir, extend)
 
 
-def _pretrain(config, workdir):
+def _pretrain(config, workdir, extend=False):
   if config.init.backbone == 'auto':
     config.init.backbone = None  # Stage I starts from nothing.
-  loop.train(config, 'pretrain', workdir)
+  loop.train(config, 'pretrain', workdir, extend)
 
 
-def _retrain(config, workdir):
+def _retrain(config, workdir, extend=False):
   if config.init.backbone == 'auto':
     config.init.backbone = _found_backbone(workdir)
   if config.retrain.freeze and config.init.backbone is None:
@@ -58,14 +59,14 @@ def _retrain(config, workdir):
       f'config.retrain.freeze is True and there is no {PRETRAINED} to start'
       ' from; name a stage I workdir in config.init.backbone'
     )
-  loop.train(config, 'retrain', workdir)
+  loop.train(config, 'retrain', workdir, extend)
 
 
-def _finetune(config, workdir):
-  loop.train(config, 'finetune', workdir)
+def _finetune(config, workdir, extend=False):
+  loop.train(config, 'finetune', workdir, extend)
 
 
-def _recipe(config, workdir):
+def _recipe(config, workdir, extend=False):
   seconds = {}
   begun = any(
     checkpoint.has_checkpoint(workdir / stage)
@@ -81,11 +82,11 @@ def _recipe(config, workdir):
   if config.init.backbone == 'auto':
     timed('pretrain', _pretrain, config, workdir / 'pretrain')
     config.init.backbone = str(workdir / 'pretrain')
-  last = workdir / 'retrain'
-  timed('retrain', _retrain, config, last)
-  if config.finetune.epochs:
+  last, more = workdir / 'retrain', config.finetune.epochs
+  timed('retrain', _retrain, config, last, extend and not more)
+  if more:
     config.init.backbone, last = str(last), workdir / 'finetune'
-    timed('finetune', _finetune, config, last)
+    timed('finetune', _finetune, config, last, extend)
 
   if jax.process_count() > 1:
     # One process of the job scores by itself, on one of its devices.

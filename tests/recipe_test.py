@@ -20,7 +20,7 @@ def calls(monkeypatch, tmp_path):
   """What was called, in order, in a working directory of its own."""
   calls = []
 
-  def fake_train(config, stage, workdir):
+  def fake_train(config, stage, workdir, extend=False):
     calls.append((stage, str(workdir), config.init.backbone))
 
   def fake_evaluate(config, workdir):

@@ -300,7 +300,12 @@ def _handlers():
 
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:
   """Whether `workdir` holds a checkpoint, damaged or not; makes nothing."""
-  return bool(_steps(_folder(workdir)))
+  return newest_step(workdir) is not None
+
+
+def newest_step(workdir: str | pathlib.Path) -> int | None:
+  """The newest step in `workdir`, damaged or not; None without any."""
+  return max(_steps(_folder(workdir)), default=None)
 
 
 def set_aside_damaged(workdir: str | pathlib.Path) -> None:

@@ -10,10 +10,13 @@ from dpjax.training.start import Start
 
 def start(run: Run, workdir: pathlib.Path, begin: Start) -> str:
   """Where it starts and ends, on what, and the size of its networks."""
+  anew = run.settings.optim.begin
   return (
     f'{run.stage}: {workdir}, {begin.origin}, to step {run.total_steps}'
     f' ({run.settings.epochs:g} epochs of {len(run.records)} radiographs by'
-    f' {run.settings.batch_size}), {_devices(run)}\n'
+    f' {run.settings.batch_size}), {_devices(run)}'
+    + (f', the schedule drawn anew from step {anew}' if anew else '')
+    + '\n'
     f'{run.stage}: {_parameters(begin.state.params)}'
   )
 

@@ -25,7 +25,7 @@ import tqdm
 
 from dpjax import leakage, prepare, signals
 from dpjax.distributed import processes
-from dpjax.errors import NonFinite, Stopped
+from dpjax.errors import NonFinite, Stopped, UserError
 from dpjax.training import (
   batches,
   build,
@@ -43,7 +43,9 @@ from dpjax.training import (
 from dpjax.training import workdir as workdir_lib
 
 
-def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
+def train(
+  config: Any, stage: str, workdir: str | pathlib.Path, extend: bool = False
+) -> None:
   """Trains one stage to the end, from wherever `workdir` left off.
 
   Writes into `workdir`: config.json, metrics.jsonl, checkpoints/, with
@@ -53,6 +55,8 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
     config: as resolved (dpjax.config.resolve).
     stage: 'pretrain', 'retrain' or 'finetune'.
     workdir: of this stage.
+    extend: go on from the end of a finished run, where `epochs` is larger than
+      it was; the schedule is drawn anew over the steps that are left.
 
   Raises:
     UserError: one line, for a config, set or workdir that do not fit, or
@@ -62,7 +66,7 @@ def train(config: Any, stage: str, workdir: str | pathlib.Path) -> None:
     KeyboardInterrupt: after SIGINT, where there was nothing to save yet.
   """
   with signals.noted(), contextlib.ExitStack() as held:
-    _train(config, stage, pathlib.Path(workdir), held)
+    _train(config, stage, pathlib.Path(workdir), extend, held)
 
 
 def _check_signals():
@@ -70,10 +74,10 @@ def _check_signals():
     signals.check()
 
 
-def _train(config, stage, workdir, held):
+def _train(config, stage, workdir, extend, held):
   began = time.perf_counter()
   _check_signals()
-  run = _open(config, stage, workdir, held)
+  run = _open(config, stage, workdir, extend, held)
   _check_signals()
   optimizer, schedule = build.make_optimizer(run, run.total_steps)
   stream = iter(batches.training_stream(run))
@@ -104,14 +108,15 @@ def _train(config, stage, workdir, held):
       )  # fmt: skip
 
 
-def _open(config, stage, workdir, held):
+def _open(config, stage, workdir, extend, held):
   """The run, once the workdir is its own, with its config on record there.
 
   `held` then holds the workdir's lock, for all processes of a job.
   """
+  config, epochs = workdir_lib.extended(workdir, config, stage, extend)
 
   def claim_and_prepare():
-    workdir_lib.claim_workdir(workdir, config, stage)
+    workdir_lib.claim_workdir(workdir, config, stage, epochs)
     held.enter_context(workdir_lib.locked(workdir))
     checkpoint.set_aside_damaged(workdir)
     return prepare.open_prepared(config)
@@ -119,11 +124,23 @@ def _open(config, stage, workdir, held):
   data = processes.on_process_0(f'{stage}: open', claim_and_prepare)
   config = workdir_lib.as_begun(workdir, config)
   run = build.build(config, stage, data or prepare.open_prepared(config))
+  if epochs is not None:
+    _check_finished(run, workdir, epochs)
   processes.on_process_0(
     f'{stage}: record',
     lambda: workdir_lib.record_config(workdir, run.config, stage),
   )
   return run
+
+
+def _check_finished(run, workdir, epochs):
+  """Refuses to extend a run before it has ended as it was begun."""
+  end = max(1, round(epochs * run.steps_per_epoch))
+  if run.settings.optim.begin < end:
+    raise UserError(
+      f'--extend: {workdir} is at step {run.settings.optim.begin} of {end};'
+      f' finish it first, by the same command with epochs={epochs:g}'
+    )
 
 
 def dispatches(done: int, total: int, size: int) -> Iterator[int]:

@@ -151,6 +151,7 @@ def make(
   warmup: float = 0.0,
   step_fractions: Sequence[float] = (),
   step_factor: float = 0.1,
+  begin: int = 0,
   clip: float = 0.0,
   frozen: Callable[[optax.Params], optax.Params] | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -175,6 +176,8 @@ def make(
     warmup: share of the steps.
     step_fractions: shares of the steps.
     step_factor: of the rate at each of them.
+    begin: updates before the schedule begins: it is drawn over those that are
+      left then, as of a run of its own.
     clip: the greatest global norm of the gradient before decay; 0 is no limit.
     frozen: parameters to True where they stay as they are; None: none does.
 
@@ -184,14 +187,15 @@ def make(
   Raises:
     ValueError: the schedule is unknown, or a field does not fit it.
   """
-  rate = make_schedule(
+  course = make_schedule(
     schedule,
-    steps=steps,
+    steps=max(min(steps, 1), steps - begin),
     learning_rate=learning_rate,
     warmup=warmup,
     step_fractions=step_fractions,
     step_factor=step_factor,
   )
+  rate = course if not begin else lambda count: course(count - begin)
   mask = None if decay_norm_and_bias else decay_mask
   optimizer = optax.chain(
     optax.clip_by_global_norm(clip) if clip else optax.identity(),

@@ -14,13 +14,16 @@ CONFIG = 'config.json'
 LOCK = 'lock'
 
 
-def claim_workdir(workdir: pathlib.Path, config: Any, stage: str) -> None:
+def claim_workdir(
+  workdir: pathlib.Path, config: Any, stage: str, epochs: float | None = None
+) -> None:
   """Makes sure that `workdir` can be this config's own.
 
   Args:
     workdir: made if it is missing.
     config: of the run.
     stage: that it trains.
+    epochs: on record, of a run that is extended (see `extended`).
 
   Raises:
     UserError: it holds a run of another config, or cannot be written.
@@ -29,9 +32,11 @@ def claim_workdir(workdir: pathlib.Path, config: Any, stage: str) -> None:
   # Without a checkpoint nothing of the other config's is there yet: it was
   # refused, or stopped at once.
   if path.exists() and checkpoint.has_checkpoint(workdir):
-    changed = record_lib.differences(
-      record_lib.load(path), _of_stage(config, stage)
-    )
+    recorded, asked = record_lib.load(path), _of_stage(config, stage)
+    if epochs is not None:
+      asked[stage].epochs = epochs
+      asked[stage].optim.begin = recorded[stage].optim.begin
+    changed = record_lib.differences(recorded, asked)
     if changed:
       raise UserError(
         f'--workdir={workdir} holds a run of another config'
@@ -55,6 +60,45 @@ def as_begun(workdir: pathlib.Path, config: Any) -> Any:
   if begun and config.data.shuffle == 'auto':
     config.data.shuffle = record_lib.load(path).data.shuffle
   return config
+
+
+def extended(
+  workdir: pathlib.Path, config: Any, stage: str, extend: bool
+) -> tuple[Any, float | None]:
+  """The config of a run that may have been, or is to be, extended.
+
+  An extended run has a larger `epochs`, and its schedule begins where the run
+  had ended (optim.begin, which a later start takes over from the record).
+
+  Args:
+    workdir: of the run.
+    config: as asked for; stays as it is.
+    stage: that it trains.
+    extend: whether a larger `epochs` may go on from a finished run.
+
+  Returns:
+    The config, and the epochs that were on record where it is extended now,
+    else None.
+
+  Raises:
+    UserError: there is nothing to extend.
+  """
+  path = workdir / CONFIG
+  newest = checkpoint.newest_step(workdir)
+  if newest is None or not path.exists():
+    if extend:
+      raise UserError(f'--extend: {workdir} holds no run to go on with')
+    return config, None
+  config = config.copy_and_resolve_references()
+  recorded = record_lib.load(path)
+  if stage not in recorded:
+    return config, None
+  asked, before = config[stage], recorded[stage]
+  asked.optim.begin = before.optim.begin
+  if not extend or asked.epochs <= before.epochs:
+    return config, None
+  asked.optim.begin = newest
+  return config, before.epochs
 
 
 def record_config(workdir: pathlib.Path, config: Any, stage: str) -> None:
