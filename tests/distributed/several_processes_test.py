@@ -24,6 +24,9 @@ pytestmark = pytest.mark.slow
 
 FLAGS = (
   '--config=configs/recipe.py',
+  # Under seed 0 a flat region of the second batch has equal maxima in the
+  # max-pool, which the last bits, other on other devices, decide between.
+  '--config.seed=1',
   '--config.data.phantom.count=60',
   '--config.data.store_size=64',
   '--config.data.image_size=48',
