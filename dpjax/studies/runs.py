@@ -257,15 +257,15 @@ def pretraining_key(config: Any) -> str:
 def _without_news(config):
   """The config without the fields that do as runs did before there were any.
 
-  Nor those that are left to a run ('auto'). But those of model: the first
-  studies had them.
+  Nor those that are left to a run ('auto'). But two of model: the first studies
+  had them.
   """
   table = fields_lib.table()
   return fields_lib.typed(
     {
       name: value
       for name, value in fields_lib.flatten(config).items()
-      if name.startswith('model.')
+      if name in ('model.network', 'model.stem')
       or table[name].before is fields_lib.ALWAYS
       or value not in (table[name].before, 'auto')
     }
