@@ -325,13 +325,13 @@ c.retrain.optim = _optimizer().but(learning_rate=0.03, clip=2.0)
 # the classifier without spoiling the features (Kang et al. 2020; Cao et al.
 # 2019). The paper has no such stage.
 c.finetune = Section(before=DEFAULT)
-c.finetune.epochs = number(0, 0, before=0.0)  # 0: there is no such stage
+c.finetune.epochs = number(4, 0, before=0.0)  # 0: there is no such stage
 # A fresh classifier learns alone: the backbone, its BatchNorm statistics and
 # the attention stay as stage II left them. False: all goes on learning from
 # there, the classifier too, beside the terms of MGACR.
 c.finetune.freeze = flag(True)
 c.finetune.optim = _optimizer().but(learning_rate=0.03, clip=2.0)
-c.finetune.loss = _loss().but(classification='cb_ce')
+c.finetune.loss = _loss().but(classification='cb_ce', beta=0.999)
 
 # Where stage II starts.
 c.init = Section()
@@ -340,8 +340,9 @@ c.init = Section()
 # For stage=finetune, a stage II workdir.
 c.init.backbone = path('auto')
 
-# The classification loss of stage II.
-c.loss = _loss()
+# The classification loss of stage II. Class weights come with fine-tuning: from
+# the first step on, as the paper has them, they cost accuracy and AUROC.
+c.loss = _loss().but(classification='ce')
 # The share of stage II after which the class weights (or the logit adjustment)
 # hold; before it all classes weigh the same (Cao et al. 2019).
 c.loss.begin = number(0, 0, 1, before=0.0)
@@ -434,7 +435,7 @@ c.ablate.rows = rows(
       'init.backbone=None',
       'mgacr.attention=False',
       'mgacr.features=False',
-      'loss.classification=ce',
+      'finetune.epochs=0',
     ),
   ),
   (
@@ -442,14 +443,11 @@ c.ablate.rows = rows(
     (
       'mgacr.attention=False',
       'mgacr.features=False',
-      'loss.classification=ce',
+      'finetune.epochs=0',
     ),
   ),
-  (
-    '+ mask-guided attention',
-    ('mgacr.features=False', 'loss.classification=ce'),
-  ),
-  ('+ contrastive regulation', ('loss.classification=ce',)),
+  ('+ mask-guided attention', ('mgacr.features=False', 'finetune.epochs=0')),
+  ('+ contrastive regulation', ('finetune.epochs=0',)),
   ('+ class-balanced focal loss', ()),
 )
 # Which seeds, not how many; each stands in for `seed`: of the weights, the

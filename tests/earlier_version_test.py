@@ -40,6 +40,9 @@ FLAGS = (
   '--config.train.keep=50',
   '--config.train.log_every=4',
   '--config.evaluate.resamples=100',
+  # Its defaults, which are others now.
+  '--config.loss.classification=cb_focal',
+  '--config.finetune.epochs=0',
 )
 RECORDED_BY = '0.10.2'  # JAX, on a CPU
 # Other machines and versions of JAX round otherwise.

@@ -134,6 +134,9 @@ def make_config(**changes):
       'pretrain.hidden': 16,
       'pretrain.projection': 8,
       'retrain.batch_size': 16,
+      # Class weights in stage II itself, so that it has every term.
+      'loss.classification': 'cb_focal',
+      'finetune.epochs': 0.0,
       'train.progress': False,
       'parallel.devices': 1,
       **{name.replace('__', '.'): value for name, value in changes.items()},

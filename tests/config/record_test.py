@@ -197,7 +197,7 @@ def test_a_field_that_came_later_is_what_was_done_before(tmp_path):
 
 
 def test_how_a_run_is_fine_tuned_may_change_until_it_is():
-  old, new = given.resolve(), given.resolve(finetune__epochs=4)
+  old, new = given.resolve(finetune__epochs=0), given.resolve()
   for stage in 'pretrain', 'retrain':
     old.stage = new.stage = stage
     assert record_lib.differences(old, new) == []

@@ -60,7 +60,10 @@ from tests.config import given
       {'retrain__freeze': True, 'init__backbone': 'None'},
       ['retrain.freeze', 'init.backbone is None'],
     ),
-    ({'loss__smoothing': 0.1}, ['loss.smoothing', 'cb_ce']),
+    (
+      {'loss__smoothing': 0.1, 'loss__classification': 'cb_focal'},
+      ['loss.smoothing', 'cb_ce'],
+    ),
     (
       {'finetune__loss__smoothing': 0.1, 'finetune__loss__kind': 'sigmoid'},
       ['finetune.loss.smoothing', 'softmax'],
@@ -71,7 +74,10 @@ from tests.config import given
     ),
     ({'evaluate__prevalence': '0.5,0.4'}, ['evaluate.prevalence', 'balanced']),
     ({'evaluate__prevalence': 'even'}, ['evaluate.prevalence', 'balanced']),
-    ({'stage': 'finetune', 'init__backbone': 'r'}, ['finetune.epochs', '0']),
+    (
+      {'stage': 'finetune', 'init__backbone': 'r', 'finetune__epochs': 0.0},
+      ['finetune.epochs', '0'],
+    ),
     (
       {'stage': 'finetune', 'finetune__epochs': 2.0},
       ['init.backbone', 'auto', 'stage II'],

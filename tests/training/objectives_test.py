@@ -246,7 +246,8 @@ def test_vgg16_fits_both_stages(stage):
 def test_fine_tuning_is_weighted_logistic_regression_on_the_features():
   """The gradient of cb_ce over the classifier, written out."""
   store = fakes.make_uneven_store()
-  built = build_lib.build(fakes.make_config(), 'finetune', store)
+  config = fakes.make_config(finetune__loss__beta=0.99)
+  built = build_lib.build(config, 'finetune', store)
   (total, (metrics, stats)), grads = loss_and_gradient(built)
   variables = jax.jit(built.objective.init)(jax.random.key(0))
   batch = first_batch(built)
@@ -259,7 +260,7 @@ def test_fine_tuning_is_weighted_logistic_regression_on_the_features():
   logits = pooled @ fc['kernel'] + fc['bias']
   p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
   counts = np.array([32, 12, 4])
-  w = (1 - 0.9999) / (1 - 0.9999**counts)
+  w = (1 - 0.99) / (1 - 0.99**counts)
   w *= counts.sum() / (w * counts).sum()
   w, label = w[batch['label']], batch['label']
   rows = np.arange(len(label))
