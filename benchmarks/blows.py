@@ -254,7 +254,7 @@ def _strike(process, number):
 def judge(
   number: signal.Signals, phase: str, status: int, text: str, later: float
 ) -> str:
-  """Why a process did not end as README says after a signal; '' if it did.
+  """Why a process did not end as it should after a signal; '' if it did.
 
   Args:
     number: the signal.
