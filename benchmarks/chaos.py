@@ -16,7 +16,8 @@ What is there then is compared with an undisturbed run, to the bit:
 
 A stop must end with a status and a line that docs/running.md has. A signal that
 does not keep a run from going on to its end is swallowed, which is a fault too.
-The exit status is 1 if a run failed; --keep then keeps its folder, with all outputs.
+The exit status is 1 if a run failed; --keep then keeps its folder, with all
+outputs.
 
 Each run compiles anew, unless JAX_COMPILATION_CACHE_DIR is set; it takes about
 a minute on two cores. Only processes that it has started itself are ended.
