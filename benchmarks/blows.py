@@ -35,6 +35,7 @@ FLAGS = (
   '--config.pretrain.projection=8',
   *(f'--config.{stage}.batch_size=8' for stage in STAGES),
   *(f'--config.{stage}.epochs={_EPOCHS}' for stage in STAGES),
+  '--config.finetune.epochs=0',
   '--config.train.save_every=3',
   '--config.train.log_every=4',
   '--config.train.progress=False',

@@ -37,6 +37,7 @@ FLAGS = (
   '--config.pretrain.epochs=1',
   '--config.retrain.batch_size=8',
   '--config.retrain.epochs=2',
+  '--config.finetune.epochs=0',
   '--config.train.save_every=3',
   '--config.train.log_every=1',
 )

@@ -181,7 +181,7 @@ def test_a_signal_ends_all_processes_and_only_ours(
   # Both wait until they are told to end; one of them sends us the signal.
   waits = f"""
     trap 'say stopped; exit 143' TERM
-    touch $folder/ready
+    echo $$ > $folder/ready
     case $only in seed1/*)
       n=0
       while [ $(ls $ROOT/*/*/ready | wc -l) -lt 2 ]; do
@@ -201,8 +201,11 @@ def test_a_signal_ends_all_processes_and_only_ours(
   assert sorted(what for what, *_ in events(tmp_path)) == [
     'begin', 'begin', 'stopped', 'stopped',
   ]  # fmt: skip
-  with pytest.raises(ChildProcessError):
-    os.waitpid(-1, os.WNOHANG)
+  ours = [int(file.read_text()) for file in tmp_path.glob('*/*/ready')]
+  assert len(ours) == 2
+  for process in ours:
+    with pytest.raises(ProcessLookupError):
+      os.kill(process, 0)
 
 
 def test_a_process_gets_no_interrupt_of_the_terminal(study, tmp_path):

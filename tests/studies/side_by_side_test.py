@@ -22,6 +22,7 @@ def get_config():
     'data.phantom.count': 60, 'data.store_size': 48, 'data.image_size': 32,
     'model.stage_sizes': (1,), 'model.width': 4, 'mgacr.stages': ('stage1',),
     'retrain.batch_size': 8, 'retrain.epochs': 1.0, 'init.backbone': 'None',
+    'finetune.epochs': 0.0,
     'evaluate.resamples': 50, 'ablate.seeds': (0,),
     'ablate.rows': (
       ('plain', ('mgacr.attention=False', 'mgacr.features=False')),
