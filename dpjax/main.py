@@ -444,7 +444,6 @@ def _evaluate(resolve, workdir):
 
 def _predict(resolve, workdir):
   from dpjax import machine
-  from dpjax.config import resolve as resolve_lib
   from dpjax.serving import model, predict
 
   del resolve
@@ -456,10 +455,9 @@ def _predict(resolve, workdir):
   if overlays is None and not _OVERLAYS.value.isdecimal():
     raise UserError(f'--overlays={_OVERLAYS.value}; wanted a number, or all')
   config = resolve_lib.checked(_CONFIG.value)
-  changed = config_flags.get_override_values(flags.FLAGS['config'])
   loaded = model.load(
     *filter(None, map(str.strip, str(workdir).split(','))),
-    checkpoint=changed.get('evaluate.checkpoint'),
+    checkpoint=_asked_checkpoint(),
     batch_size=config.evaluate.batch_size,
     config=config,
   )
@@ -486,6 +484,17 @@ def _predict(resolve, workdir):
   return 0
 
 
+def _asked_checkpoint():
+  """What evaluate.checkpoint was given, for what answers; None: nothing."""
+  changed = config_flags.get_override_values(flags.FLAGS['config'])
+  if changed.get('evaluate.prevalence', 'none') != 'none':
+    raise UserError(
+      'config.evaluate.prevalence is for evaluate alone; predict and export'
+      ' answer for the shares of the classes in training'
+    )
+  return changed.get('evaluate.checkpoint')
+
+
 def _export(resolve, workdir):
   from dpjax.serving import export, model
 
@@ -494,10 +503,9 @@ def _export(resolve, workdir):
     raise UserError('--output is missing: the folder to write')
   config = resolve_lib.checked(_CONFIG.value)
   config.model.dtype = 'float32'  # An export answers alike everywhere.
-  changed = config_flags.get_override_values(flags.FLAGS['config'])
   loaded = model.load(
     *filter(None, map(str.strip, str(workdir).split(','))),
-    checkpoint=changed.get('evaluate.checkpoint'),
+    checkpoint=_asked_checkpoint(),
     config=config,
   )
   output = os.path.expanduser(_OUTPUT.value)
