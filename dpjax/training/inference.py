@@ -19,7 +19,9 @@ def infer(
 
   Args:
     run: of the step.
-    eval_step: compiled, as by programs.compile_evaluation.
+    eval_step: as by programs.compile_evaluation. Where it is not compiled yet, a
+      signal ends the wait for the compiler; a compiled one is not left, since a
+      training that is stopped at a validation saves first.
     state: a steps.TrainState.
     split: of the prepared set.
     batch_size: rounded up to a multiple of the devices.
@@ -36,7 +38,7 @@ def infer(
     arguments = state, batches.place(run, batch), images
     outputs = (
       eval_step(*arguments)
-      if start
+      if start or isinstance(eval_step, jax.stages.Compiled)
       else programs.first_call(eval_step, *arguments)
     )
     if pending is not None:
