@@ -19,9 +19,9 @@ def infer(
 
   Args:
     run: of the step.
-    eval_step: as by programs.compile_evaluation. Where it is not compiled yet, a
-      signal ends the wait for the compiler; a compiled one is not left, since a
-      training that is stopped at a validation saves first.
+    eval_step: as by programs.compile_evaluation. Where it is not compiled yet,
+      a signal ends the wait for the compiler; a compiled one is not left, since
+      a training that is stopped at a validation saves first.
     state: a steps.TrainState.
     split: of the prepared set.
     batch_size: rounded up to a multiple of the devices.
