@@ -456,7 +456,7 @@ def _predict(resolve, workdir):
     raise UserError(f'--overlays={_OVERLAYS.value}; wanted a number, or all')
   config = resolve_lib.checked(_CONFIG.value)
   loaded = model.load(
-    *filter(None, map(str.strip, str(workdir).split(','))),
+    *_several(workdir),
     checkpoint=_asked_checkpoint(),
     batch_size=config.evaluate.batch_size,
     config=config,
@@ -504,7 +504,7 @@ def _export(resolve, workdir):
   config = resolve_lib.checked(_CONFIG.value)
   config.model.dtype = 'float32'  # An export answers alike everywhere.
   loaded = model.load(
-    *filter(None, map(str.strip, str(workdir).split(','))),
+    *_several(workdir),
     checkpoint=_asked_checkpoint(),
     config=config,
   )

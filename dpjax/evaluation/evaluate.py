@@ -251,9 +251,7 @@ def images_to_score(settings: Any, data: store.Store) -> Images:
     or (validation.labels < 0).any()
   ):
     validation = None
-  counts = np.bincount(
-    np.maximum(data.split('train').labels, 0), minlength=data.num_classes
-  )
+  counts = build_lib.class_counts(data.split('train'), data.num_classes)
   prevalence.target(settings.prevalence, counts)  # Refused before it is used.
   return Images(scored.path, split, validation, counts)
 

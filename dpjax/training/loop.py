@@ -375,9 +375,7 @@ def _classes(run):
   """What a classifier's answers are called, and how many of each it sees."""
   if run.stage == 'pretrain':
     return {}
-  counts = np.bincount(
-    run.records.column('labels'), minlength=run.data.num_classes
-  )
+  counts = build.class_counts(run.data.split('train'), run.data.num_classes)
   return {
     'class_names': [*run.data.class_names],
     'class_counts': counts.tolist(),
