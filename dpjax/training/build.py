@@ -336,8 +336,10 @@ def initial_state(
     source: where it comes from, for an error.
     attention: likewise of the attention.
   """
+  begin = functools.partial(_first_state, run, optimizer)
   if run.devices.topology:  # Of what is not there only shapes are known.
-    return run.devices.replicate(_shapes(run, optimizer))
+    variables = jax.eval_shape(run.objective.init, jax.random.key(0))
+    return run.devices.replicate(jax.eval_shape(begin, variables))
   variables = programs.first_call(
     jax.jit(run.objective.init), jax.random.key(run.config.seed)
   )
@@ -345,26 +347,18 @@ def initial_state(
     variables = checkpoint.merge_backbone(variables, backbone, source)
   if attention is not None:
     variables = checkpoint.merge_attention(variables, attention, source)
-  variables = jax.tree.map(jnp.asarray, variables)
+  return run.devices.replicate(begin(jax.tree.map(jnp.asarray, variables)))
+
+
+def _first_state(run, optimizer, variables):
+  """The state before the first step."""
   state = steps.TrainState(
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],
     batch_stats=variables['batch_stats'],
     opt_state=optimizer.init(variables['params']),
   )
-  if run.average:
-    state = steps.with_average(state)
-  return run.devices.replicate(state)
-
-
-def _shapes(run, optimizer):
-  variables = jax.eval_shape(run.objective.init, jax.random.key(0))
-  return steps.TrainState(
-    step=jax.ShapeDtypeStruct((), jnp.int32),
-    params=variables['params'],
-    batch_stats=variables['batch_stats'],
-    opt_state=jax.eval_shape(optimizer.init, variables['params']),
-  )
+  return steps.with_average(state) if run.average else state
 
 
 def read_backbone(source: str, run: Run) -> Any:

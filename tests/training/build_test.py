@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from dpjax.distributed import parallel
 from dpjax.errors import UserError
 from dpjax.training import build as build_lib
 from tests import fakes
@@ -50,6 +51,23 @@ def test_a_file_of_weights_is_named_once_in_an_error(tmp_path):
     with pytest.raises(UserError, match=r'^config\.init\.backbone: ') as error:
       build_lib.read_backbone(str(tmp_path / name), run)
     assert str(error.value).count(name) == 1 and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('average', [0.0, 0.99])
+def test_a_state_for_devices_that_are_not_there_has_the_same_arrays(average):
+  config = fakes.make_config(
+    model__stage_sizes=(1,), model__width=4, mgacr__stages=('stage1',),
+    retrain__average=average,
+  )  # fmt: skip
+  absent = parallel.Topology(tuple(jax.devices()[:1]), free_bytes=10**9)
+
+  def arrays(topology):
+    run = build_lib.build(config, 'retrain', fakes.make_store(), topology)
+    optimizer, _ = build_lib.make_optimizer(run, 10)
+    state = build_lib.initial_state(run, optimizer)
+    return jax.tree.map(lambda x: (x.shape, x.dtype), state)
+
+  assert arrays(absent) == arrays(None)
 
 
 COUNTS = np.array([700, 200, 90, 9, 1])
