@@ -317,7 +317,8 @@ c.retrain.augment = _augmentation().but(
   noise=0.0,
   keep_lesions=True,
 )
-# An image of the rarest class can weigh a hundred times the average one.
+# Under class weights from the first step an image of the rarest class can weigh
+# a hundred times the average one.
 c.retrain.optim = _optimizer().but(learning_rate=0.03, clip=2.0)
 
 # Fine-tuning: a stage after stage II, with a loss of its own, on the batches of
@@ -427,6 +428,12 @@ c.evaluate.cam_stage = text('last')  # or stage1, stage2, ...
 # The ablate command: each row changes the config by its overrides and is run
 # with each seed.
 c.ablate = Section(resume=True)
+# Without class weights there are none in stage II either, as :paper has them.
+_NO_CLASS_WEIGHTS = (
+  'loss.classification=ce',
+  'loss.begin=0',
+  'finetune.epochs=0',
+)
 # By default the paper's Table I, where each adds one technique.
 c.ablate.rows = rows(
   (
@@ -435,19 +442,16 @@ c.ablate.rows = rows(
       'init.backbone=None',
       'mgacr.attention=False',
       'mgacr.features=False',
-      'finetune.epochs=0',
+      *_NO_CLASS_WEIGHTS,
     ),
   ),
   (
     '+ contrastive pre-training',
-    (
-      'mgacr.attention=False',
-      'mgacr.features=False',
-      'finetune.epochs=0',
-    ),
+    ('mgacr.attention=False', 'mgacr.features=False', *_NO_CLASS_WEIGHTS),
   ),
-  ('+ mask-guided attention', ('mgacr.features=False', 'finetune.epochs=0')),
-  ('+ contrastive regulation', ('finetune.epochs=0',)),
+  ('+ mask-guided attention', ('mgacr.features=False', *_NO_CLASS_WEIGHTS)),
+  ('+ contrastive regulation', _NO_CLASS_WEIGHTS),
+  # The paper's is a focal one; the default's weights come with `finetune`.
   ('+ class-balanced focal loss', ()),
 )
 # Which seeds, not how many; each stands in for `seed`: of the weights, the
