@@ -150,7 +150,8 @@ class Images:
   def __init__(self, resamples: int, seed: int):
     self._resamples = resamples
     self._seed = seed
-    self._ids = self._labels = None
+    self._ids = self._labels = self._patients = None
+    self._read: dict[tuple, np.ndarray] = {}  # probabilities
     self._drawn: dict[tuple, dict[str, np.ndarray]] = {}
 
   def interval(
@@ -178,6 +179,8 @@ class Images:
     self, a: Sequence[runs.Run], b: Sequence[runs.Run] = ()
   ) -> dict[str, np.ndarray]:
     """{score: (R,)} of what `interval` is the interval of; NaN: undefined."""
+    for run in (*a, *b):  # First, so that all know the patients.
+      self._probabilities(run)
     drawn_a, drawn_b = ([self._resampled(run) for run in of] for of in (a, b))
     found = {}
     for name in score_table.SUMMARY:
@@ -188,33 +191,43 @@ class Images:
         )
     return found
 
-  def _resampled(self, run):
+  def _probabilities(self, run):
+    """Of the run's images (N, C), which must be those of the runs before."""
     file = run.workdir / files.PREDICTIONS
+    key = file, file.stat().st_mtime_ns
+    if key not in self._read:
+      ids, labels, found, patients = predictions.read_predictions(file)
+      if self._ids is None:
+        self._ids, self._labels = ids, labels
+      if ids != self._ids or not np.array_equal(labels, self._labels):
+        raise UserError(
+          f'{file} has other images or labels than the runs before it; a study'
+          ' needs the same ones'
+        )
+      # A run that was evaluated before there was the column knows no patients.
+      if self._patients is None and patients is not None:
+        self._patients, self._drawn = patients, {}
+      self._read[key] = found
+    return key, self._read[key]
+
+  def _resampled(self, run):
+    read, probabilities = self._probabilities(run)
     chosen = {
       name: run.result.get(name) for name in ('threshold', 'temperature')
     }
-    key = file, file.stat().st_mtime_ns, *chosen.values()
-    if key in self._drawn:
-      return self._drawn[key]
-    ids, labels, probabilities, patients = predictions.read_predictions(file)
-    if self._ids is None:
-      self._ids, self._labels = ids, labels
-    if ids != self._ids or not np.array_equal(labels, self._labels):
-      raise UserError(
-        f'{file} has other images or labels than the runs before it; a study'
-        ' needs the same ones'
+    key = *read, *chosen.values()
+    if key not in self._drawn:
+      score = scores_lib.scorer(
+        self._labels,
+        probabilities,
+        None,
+        **vocabulary.meaning(run.result['class_names']),
+        **chosen,
       )
-    score = scores_lib.scorer(
-      labels,
-      probabilities,
-      None,
-      **vocabulary.meaning(run.result['class_names']),
-      **chosen,
-    )
-    (self._drawn[key],) = resampling.resampled(
-      [score], labels, self._resamples, self._seed, stratified=True,
-      patients=patients,
-    )  # fmt: skip
+      (self._drawn[key],) = resampling.resampled(
+        [score], self._labels, self._resamples, self._seed, stratified=True,
+        patients=self._patients,
+      )  # fmt: skip
     return self._drawn[key]
 
 

@@ -267,6 +267,26 @@ def test_patients_of_a_study_are_drawn_with_all_their_images(tmp_path):
   assert found[1] == by_patient['accuracy'] != found[0]
 
 
+def test_a_run_that_knows_no_patients_is_drawn_by_those_of_the_other(tmp_path):
+  split = fakes.make_split(60, 16, seed=3)
+  pair, read = [], []
+  for i, owners in enumerate((None, np.arange(60) // 4)):
+    folder = tmp_path / str(i)
+    folder.mkdir()
+    whose = dataclasses.replace(split, owners=owners)
+    fake_runs.write_evaluation(folder, whose, np.random.default_rng(i))
+    pair.append(runs.Run(0, folder, {'class_names': ['0', '1', '2']}))
+    read.append(predictions.read_predictions(folder / 'predictions.csv'))
+  before, after = read
+  assert before.patients is None and after.patients is not None
+  want = resampling.paired_bootstrap(
+    before.labels, before.probabilities, after.probabilities, '012',
+    resamples=50, seed=1, patients=after.patients, any_lesion=True,
+  )['accuracy']['interval']  # fmt: skip
+  found = tables.Images(50, 1).interval(pair[:1], pair[1:])['accuracy']
+  np.testing.assert_allclose(found, want)
+
+
 def test_a_difference_has_one_interval_of_seeds_and_images(models):
   images = tables.Images(120, 2)
   a, b = models[1], models[0]
