@@ -287,6 +287,7 @@ def open_run(config: Any, workdir: pathlib.Path) -> RestoredRun:
   data = prepare.open_prepared(own)
   run = build_lib.build(own, own.stage, data)
   images = images_to_score(own.evaluate, data)
+  prior_shift.warn_of_balanced(own)
   leakage.check_unseen(
     workdir,
     images.split,

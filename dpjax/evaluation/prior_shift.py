@@ -1,5 +1,6 @@
 """Scores of the answers under other shares of the classes, beside the plain."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,26 @@ from dpjax.metrics import prevalence, resampling, scores
 # Those that a shift is judged by, of those of score_table.SUMMARY.
 SHOWN = ('accuracy', 'balanced_accuracy', 'balanced_accuracy_0_2', 'macro_f1',
          'auroc_any_lesion', 'quadratic_kappa')  # fmt: skip
+
+
+def warn_of_balanced(config: Any) -> None:
+  """Says on stderr that answers which a run has learnt to shift are shifted.
+
+  Args:
+    config: of the run, with its stage.
+  """
+  loss = (config.finetune if config.stage == 'finetune' else config).loss
+  if config.evaluate.prevalence == 'none' or loss.classification in (
+    'ce', 'focal'
+  ):  # fmt: skip
+    return
+  print(
+    f'warning: config.evaluate.prevalence: the run was trained under'
+    f' {loss.classification}, which moves its answers already; shifted again'
+    ' they go too far. It is for runs under ce',
+    file=sys.stderr,
+    flush=True,
+  )
 
 
 def scored(

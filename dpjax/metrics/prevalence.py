@@ -43,7 +43,8 @@ def target(text: str, counts: Sequence[int]) -> np.ndarray | None:
     were trained on.
 
   Raises:
-    UserError: one line: shares of another number of classes.
+    UserError: one line: shares of another number of classes, or none of those
+      that were trained on.
   """
   if text == NONE:
     return None
@@ -55,6 +56,11 @@ def target(text: str, counts: Sequence[int]) -> np.ndarray | None:
     raise UserError(
       f'config.evaluate.prevalence has {len(shares)} shares; the run tells'
       f' {len(counts)} classes apart'
+    )
+  if not shares[np.asarray(counts) > 0].any():
+    raise UserError(
+      'config.evaluate.prevalence gives nothing to the classes that the run was'
+      ' trained on'
     )
   return shares / shares.sum()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dpjax.errors import UserError
-from dpjax.evaluation import evaluate, text
+from dpjax.evaluation import evaluate, prior_shift, text
 from dpjax.metrics import predictions, prevalence, scores
 from tests import fakes
 
@@ -29,6 +29,31 @@ def score(tmp_path, asked):
     }  # fmt: skip
 
   return evaluate.score_classifier(tmp_path, config, NAMES, images, predict)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'warned'),
+  [
+    ({'loss__classification': 'ce'}, False),
+    ({'loss__classification': 'cb_focal'}, True),
+    (
+      {
+        'stage': 'finetune',
+        'finetune__epochs': 1.0,
+        'init__backbone': 'r',
+        'loss__classification': 'ce',
+      },
+      True,
+    ),
+    ({'loss__classification': 'cb_ce', 'evaluate__prevalence': 'none'}, False),
+  ],
+)
+def test_answers_that_were_learnt_shifted_are_not_shifted_without_a_word(
+  changes, warned, capsys
+):
+  asked = {'stage': 'retrain', 'evaluate__prevalence': 'balanced'}
+  prior_shift.warn_of_balanced(fakes.make_config(**asked | changes))
+  assert ('shifted again' in capsys.readouterr().err) == warned
 
 
 def test_the_shifted_answers_are_scored_beside_the_plain(tmp_path):

@@ -86,3 +86,9 @@ def test_what_is_no_prevalence(text):
 def test_shares_of_another_number_of_classes_are_refused():
   with pytest.raises(UserError, match='2 shares; the run tells 3 classes'):
     prevalence.target('0.5,0.5', COUNTS)
+
+
+def test_shares_that_leave_nothing_to_the_trained_classes_are_refused():
+  with pytest.raises(UserError, match='gives nothing to the classes'):
+    prevalence.target('0,0,1', [10, 5, 0])
+  prevalence.target('0.1,0,0.9', [10, 5, 0])
