@@ -23,9 +23,10 @@ _GAIN = 26  # columns of a difference with its interval
 _GAINS = ('balanced_accuracy', 'auroc_any_lesion')  # the differences shown
 
 # Without what the recipe adds.
-_PLAIN = ('init.backbone=None', 'loss.classification=ce',
-          'retrain.freeze=False', 'mgacr.attention=False',
-          'mgacr.features=False', 'finetune.epochs=0.0')  # fmt: skip
+_PLAIN = ('init.backbone=None', 'loss.classification=ce', 'loss.begin=0.0',
+          'loss.smoothing=0.0', 'retrain.average=0.0', 'retrain.freeze=False',
+          'mgacr.attention=False', 'mgacr.features=False',
+          'finetune.epochs=0.0')  # fmt: skip
 # The networks: overrides of the config. resnet18 keeps the config's own sizes,
 # which for ResNet18 are the default.
 _NETWORKS = {
@@ -239,11 +240,6 @@ def _columns(table):
   return {k: title for k, title in shown.items() if not k.startswith('cam/')}
 
 
-def _interval(entry):
-  """That over images of one run, that over seeds of several."""
-  return entry['interval'] or entry.get('image_interval')
-
-
 def _gains(table):
   """Columns, and [(method, [recipe minus method, as text, a column])]."""
   shown = _columns(table)
@@ -310,7 +306,7 @@ def format_text(table: dict[str, Any]) -> str:
         [tables.number(e and e['mean']) for e in entries],
       )
     )
-    spans = [e and _interval(e) for e in entries]
+    spans = [e and tables.whole_interval(e) for e in entries]
     cells = [
       '-'.join(tables.number(v) for v in span) if span else '' for span in spans
     ]
@@ -338,7 +334,7 @@ def format_markdown(table: dict[str, Any]) -> str:
       for column in columns:
         entry = row['scores'].get(column)
         text = tables.number(entry and entry['mean'])
-        if entry and (interval := _interval(entry)):
+        if entry and (interval := tables.whole_interval(entry)):
           text += f' ({tables.span(interval)})'
         cells.append(text)
     rows.append([row['name'], *cells])
@@ -390,7 +386,7 @@ def draw(table: dict[str, Any]) -> matplotlib.figure.Figure | None:
       if not entry or entry['mean'] is None:
         continue
       colour, marker = _KINDS[row['kind']]
-      if interval := _interval(entry):
+      if interval := tables.whole_interval(entry):
         axes.plot(interval, [place, place], color=colour, linewidth=1.3)
       (handles[row['kind']],) = axes.plot(
         entry['mean'], place, marker, color=colour, linestyle='none',

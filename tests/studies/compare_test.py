@@ -7,7 +7,7 @@ import pytest
 
 from dpjax.config import fields
 from dpjax.errors import NonFinite, UserError
-from dpjax.studies import classical, compare
+from dpjax.studies import classical, compare, tables
 from tests import fakes
 from tests.studies import fake_runs
 
@@ -225,7 +225,7 @@ def test_several_seeds_have_intervals_over_them(tmp_path):
   for row in table['rows']:
     entry = row['scores']['accuracy']
     assert entry['num_runs'] == 2 and entry['interval'] is not None
-    assert compare._interval(entry) == entry['interval']
+    assert tables.whole_interval(entry) == entry['interval']
   assert len(set(Features.made)) == 2  # a stage I a seed
 
 
