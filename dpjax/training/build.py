@@ -95,7 +95,10 @@ def _retraining(config, data, axis_name):
   early, begin = None, 0
   if config.loss.begin:
     early = unweighted_loss(config.loss, counts)
-    total = total_steps(config.retrain, len(data.split('train')))
+    # Of a run that is extended it stays where it was.
+    total = config.retrain.optim.begin or total_steps(
+      config.retrain, len(data.split('train'))
+    )
     begin = round(config.loss.begin * total)
   return objectives.Retraining(
     backbone=make_backbone(
