@@ -125,10 +125,8 @@ def fit(
   found = np.sort(distances(validation[0], known.features))
   rank = min(len(found), int(np.ceil((1 - ALARMS) * (len(found) + 1))))
   known = dataclasses.replace(known, distance=float(found[rank - 1]))
-  middle = np.ones(len(found))  # An aspect that no set has flags nothing.
-  flagged = known.reasons(
-    *validation, np.where(np.isnan(known.aspects[0]), middle, known.aspects[0])
-  )
+  # Aspects of validation are not known; one of training flags nothing.
+  flagged = known.reasons(*validation, np.full(len(found), known.aspects[0]))
   return dataclasses.replace(
     known, alarms=(sum(map(bool, flagged)) + 1) / (len(flagged) + 1)
   )

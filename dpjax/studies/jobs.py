@@ -154,13 +154,13 @@ def run_all(
         if unit.needs in lost:
           _say(f'{unit}: left out, without its {unit.needs.name}')
           jobs.failed.append(unit.name)
+        elif not free:
+          break
         elif not unit.shared and runs.report_done(unit.task):
           save()  # Its stage I has diverged.
-        elif free:
+        else:
           row, place = free.popleft()
           running[row] = _start(unit, place, jobs, row)
-        else:
-          break
         waiting.remove(unit)
       time.sleep(_LOOK)
   return save()

@@ -361,9 +361,8 @@ def look(task: Task) -> Run:
   if task.pretraining and (error := failure(task.pretraining)) is not None:
     error = f'stage I, {task.pretraining.name}: {error}'
     return dataclasses.replace(run, error=error)
-  if task.retraining and look(task.retraining).error is not None:
-    error = f'stage II: {look(task.retraining).error}'
-    return dataclasses.replace(run, error=error)
+  if task.retraining and (error := look(task.retraining).error) is not None:
+    return dataclasses.replace(run, error=f'stage II: {error}')
   if not (task.workdir / 'config.json').is_file() or _changed(task):
     return run
   if (error := failure(task.workdir)) is not None:
@@ -504,13 +503,13 @@ def _train_recorded(task):
     raise
 
 
-def lines(workdir: pathlib.Path, split: str) -> list[dict[str, Any]]:
-  """The lines of a metrics.jsonl that are about `split`, in order."""
+def lines(workdir: pathlib.Path, *splits: str) -> list[dict[str, Any]]:
+  """The lines of a metrics.jsonl that are about one of `splits`, in order."""
   try:
     found = metrics_log.read(pathlib.Path(workdir) / 'metrics.jsonl')
   except (FileNotFoundError, NotADirectoryError):
     return []
-  return [entry for entry in found if entry.get('split') == split]
+  return [entry for entry in found if entry.get('split') in splits]
 
 
 def last_epoch(workdir: pathlib.Path) -> float:
@@ -529,7 +528,7 @@ def last_epoch(workdir: pathlib.Path) -> float:
 
 def trained(workdir: str | pathlib.Path) -> float:
   """Seconds of training until the last line of a network's log."""
-  entries = lines(workdir, 'train') + lines(workdir, 'validation')
+  entries = lines(workdir, 'train', 'validation')
   return max((e['seconds_training'] for e in entries), default=0.0)
 
 
