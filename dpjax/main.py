@@ -1,7 +1,7 @@
 """The one door of dpjax: flags, command, config. No logic.
 
 python -m dpjax.main
-    [train|prepare|evaluate|report|ablate|compare|benchmark]
+    [train|prepare|ablate|compare|benchmark]
     --config=configs/NAME.py [--workdir=DIR] [--config.section.field=value ...]
 python -m dpjax.main [evaluate|report] --workdir=RUN    by the run's own config
 python -m dpjax.main predict --workdir=RUN[,RUN2,...] --input=PATH --output=DIR

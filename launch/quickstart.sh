@@ -24,20 +24,19 @@ workdir=runs/quickstart
 plain=$workdir/plain
 "$VENV/bin/python" -m dpjax.main --config=configs/retrain.py:quick \
   --workdir="$plain" "$@" --config.init.backbone=None \
-  --config.loss.classification=ce --config.mgacr.attention=False \
-  --config.mgacr.features=False
-"$VENV/bin/python" -m dpjax.main evaluate --config=configs/retrain.py:quick \
-  --workdir="$plain" >/dev/null
+  --config.loss.classification=ce --config.loss.begin=0 \
+  --config.mgacr.attention=False --config.mgacr.features=False
+"$VENV/bin/python" -m dpjax.main evaluate --workdir="$plain" >/dev/null
 echo
 echo "The recipe (a) against a plain network of the same size (b):"
-"$VENV/bin/python" -m dpjax.main evaluate --config=configs/recipe.py:quick \
+"$VENV/bin/python" -m dpjax.main evaluate \
   --workdir="$workdir" --against="$plain" | sed -n '/^a: /,/^written: /p'
 
 results=$workdir/retrain
 if [[ -d $workdir/finetune ]]; then
   results=$workdir/finetune
 fi
-"$VENV/bin/python" -m dpjax.main report --config=configs/recipe.py:quick \
+"$VENV/bin/python" -m dpjax.main report \
   --workdir="$results,$plain" >/dev/null
 [[ -f $results/evaluation.json ]] ||
   die "the recipe ended without $results/evaluation.json"
