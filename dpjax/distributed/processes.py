@@ -36,6 +36,7 @@ _HEARTBEAT = 30
 # So long others wait for what process 0 does (prepares), seconds.
 _PATIENCE = 24 * 3600
 _TOLD = 20  # and so long process 0 for the others to hear of an error
+_TO_END = 1  # and to end with its line
 _DONE = 'done'
 # What JAX's transports say when another process does not answer.
 _LOST = re.compile(
@@ -189,15 +190,21 @@ def on_process_0(name: str, function: Callable[[], Any]) -> Any:
     with signals.fatal():
       said = client.blocking_key_value_get(key, _PATIENCE * 1000)
     if said != _DONE:
-      client.wait_at_barrier(f'{key}/told', _TOLD * 1000)
+      # Process 0 may end before its answer to this comes.
+      with contextlib.suppress(jax.errors.JaxRuntimeError):
+        client.key_value_set(f'{key}/told/{jax.process_index()}', _DONE)
       raise UserError(said)
     return None
   try:
     result = function()
   except (UserError, OSError) as error:
     client.key_value_set(key, one_line(error))
-    # Its end is the coordinator's too, so not before the others know.
-    client.wait_at_barrier(f'{key}/told', _TOLD * 1000)
+    # Its end is the coordinator's too, and JAX then aborts whoever is left: so
+    # not before the others know, and have had the time to end by themselves.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # One is gone.
+      for other in range(1, jax.process_count()):
+        client.blocking_key_value_get(f'{key}/told/{other}', _TOLD * 1000)
+    time.sleep(_TO_END)
     raise
   client.key_value_set(key, _DONE)
   return result

@@ -55,7 +55,7 @@ def seen(page_file):
       page.on('pageerror', lambda error, to=said: to.append(str(error)))
       page.on('request', lambda request, to=asked: to.append(request.url))
       page.goto(page_file.as_uri())
-      page.wait_for_function('[...document.images].every(i => i.complete)')
+      page.evaluate('Promise.all([...document.images].map(i => i.decode()))')
       found[width, scheme] = page.evaluate(
         """() => ({
           scroll: document.documentElement.scrollWidth,

@@ -116,8 +116,7 @@ def test_a_name_opens_its_picture_and_is_no_html(tab):
   assert column(tab, 'file') == [EVIL]
   tab.click('#body button')
   image = tab.locator('#body img')
-  tab.wait_for_function('[...document.images].every(i => i.complete)')
-  assert image.evaluate('i => i.naturalWidth') == 400
+  assert image.evaluate('i => i.decode().then(() => i.naturalWidth)') == 400
   assert EVIL in image.get_attribute('alt')
 
 

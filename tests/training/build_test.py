@@ -70,6 +70,15 @@ def test_a_state_for_devices_that_are_not_there_has_the_same_arrays(average):
   assert arrays(absent) == arrays(None)
 
 
+def test_late_class_weights_begin_where_they_began_when_a_run_is_extended():
+  late = {'loss__begin': 0.5, 'loss__classification': 'cb_ce'}
+  once = build(retrain__epochs=4.0, **late)
+  steps = once.total_steps
+  assert once.objective.begin == steps // 2 > 0
+  again = build(retrain__epochs=8.0, retrain__optim__begin=steps, **late)
+  assert again.objective.begin == once.objective.begin
+
+
 COUNTS = np.array([700, 200, 90, 9, 1])
 
 
