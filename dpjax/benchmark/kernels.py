@@ -212,6 +212,8 @@ def _read_of(module, computation, name, whole):
   total = 0
   for user, index in computation.users[name]:
     if user.opcode in _PASSING:
+      if user.root:
+        return whole
       total += _read_of(module, computation, user.name, whole)
     elif user.opcode not in ('tuple', 'get-tuple-element'):
       total += _elements(module, computation, user, index, whole)

@@ -42,6 +42,12 @@ def test_a_set_of_images_is_charged_what_a_batch_takes_of_it(scanned):
   assert scanned['loop_pad_fusion'].bytes == taken + numbers + turn + rendered
 
 
+def test_what_only_passes_its_operand_on_reads_all_of_it(scanned):
+  weights = 4 * 72  # float32, between their own layout and that of a library
+  assert scanned['wrapped_transpose'].bytes == 2 * weights
+  assert scanned['loop_transpose_fusion'].bytes == 2 * weights
+
+
 def test_a_scatter_moves_what_it_adds_and_not_the_whole(scanned):
   cells, values = 4 * 16 * 16 * 8, 4 * 8 * 8 * 8
   # The features, four numbers for each value, and each place read and written.
