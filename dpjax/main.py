@@ -471,7 +471,8 @@ def _predict(resolve, workdir):
     progress=config.train.progress,
   )
   for network in loaded.networks:
-    print(f'predict: {network.workdir}, step {network.step}', flush=True)
+    at = '' if network.step is None else f', step {network.step}'
+    print(f'predict: {network.workdir}{at}', flush=True)
   try:
     record = predict.predict(
       loaded, os.path.expanduser(_INPUT.value), output, settings

@@ -82,7 +82,6 @@ class Exported:
   program: Program
   validation = None
   known = None
-  step = None
   dtype = 'float32'
 
   @property
@@ -96,6 +95,22 @@ class Exported:
   @property
   def fit(self) -> str:
     return self.record['input']['fit']
+
+  @property
+  def step(self) -> int | None:
+    """Of the checkpoint; None of several runs at different steps."""
+    steps = {run['step'] for run in self.record['runs']}
+    return steps.pop() if len(steps) == 1 else None
+
+  @property
+  def width(self) -> int:
+    """K of the pooled features, of all its runs."""
+    return self.record['outputs']['embeddings'][1]
+
+  @property
+  def has_maps(self) -> bool:
+    """Whether `explain` answers."""
+    return self.record['maps'] is not None
 
   @property
   def threshold(self) -> float | None:
@@ -124,7 +139,7 @@ class Exported:
     Raises:
       UserError: it was exported without maps.
     """
-    if self.record['maps'] is None:
+    if not self.has_maps:
       raise UserError(f'{self.workdir} was exported without --maps')
     return {
       name.replace('map_pos_', 'att_pos/'): value

@@ -48,6 +48,7 @@ class Network:
   known: unlike.Known | None
   notes: tuple[str, ...]
   threshold = None  # An export has one on record; a run's is chosen anew.
+  has_maps = True
 
   @property
   def size(self) -> int:
@@ -63,6 +64,11 @@ class Network:
   def dtype(self) -> str:
     """That it computes in."""
     return self.config.model.dtype
+
+  @property
+  def width(self) -> int:
+    """K of its pooled features."""
+    return self.state.params['backbone']['fc']['kernel'].shape[0]
 
   @functools.cached_property
   def _answer(self):

@@ -79,10 +79,7 @@ def _row(row, drawn):
 
 def _said(record):
   """What stands above the table, as HTML."""
-  runs = ', '.join(
-    f'{"/".join(pathlib.Path(run["workdir"]).parts[-2:])} (step {run["step"]})'
-    for run in record['runs']
-  )
+  runs = ', '.join(map(_run, record['runs']))
   lines = [f'{record["images"]:,} radiographs of {record["input"]}, by {runs}.']
   if record['threshold'] is not None:
     lines.append(
@@ -103,6 +100,11 @@ def _said(record):
     lines.append(f'{record["faults"]:,} files cannot be read: faults.csv.')
   lines += record['notes']
   return ''.join(f'<p class="data">{html.escape(line)}</p>' for line in lines)
+
+
+def _run(run):
+  name = '/'.join(pathlib.Path(run['workdir']).parts[-2:])
+  return name if run['step'] is None else f'{name} (step {run["step"]})'
 
 
 def _filled(template: str, parts: Mapping[str, str]) -> str:

@@ -65,11 +65,17 @@ def predict(
     settings: what to do.
 
   Raises:
-    UserError: one line: nothing to read, a file at fault, or another call's
-      part in the way.
+    UserError: one line: nothing to read, a file at fault, another call's part
+      in the way, or overlays of an export without maps.
     OSError: the folder cannot be written.
   """
   output = pathlib.Path(output)
+  first = model.networks[0]
+  if settings.overlays and not first.has_maps:
+    raise UserError(
+      f'--overlays: {first.workdir} was exported without --maps; export it with'
+      ' them, or leave --overlays out'
+    )
   found, remarks = inputs.find(given)
   record = _record(model, given, settings, remarks)
   output.mkdir(parents=True, exist_ok=True)
@@ -218,10 +224,7 @@ class _Rows:
     self._part = output / f'{table.PREDICTIONS}.part'
     self._raw = output / f'{EMBEDDINGS}.part' if embeddings else None
     self.count = count
-    self._width = sum(
-      n.state.params['backbone']['fc']['kernel'].shape[0]
-      for n in model.networks
-    )
+    self._width = sum(network.width for network in model.networks)
 
   def __enter__(self):
     self._stack = contextlib.ExitStack()

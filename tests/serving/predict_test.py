@@ -15,7 +15,7 @@ import pytest
 import dpjax
 from dpjax import signals
 from dpjax.errors import Stopped, UserError
-from dpjax.serving import decode, predict, table
+from dpjax.serving import decode, export, predict, table
 
 QUIET = predict.Settings(progress=False)
 
@@ -44,6 +44,14 @@ def run(model, given, output, **changes):
   return predict.predict(
     model, given, output, dataclasses.replace(QUIET, **changes)
   )
+
+
+@pytest.fixture(scope='module')
+def opened(model, tmp_path_factory):
+  """An export of the model, without maps."""
+  folder = tmp_path_factory.mktemp('export') / 'model'
+  export.export(model, folder, ['stablehlo'])
+  return dpjax.load(folder, batch_size=4)
 
 
 def test_every_file_at_any_depth_has_a_row_with_what_the_library_says(
@@ -162,6 +170,32 @@ def test_embeddings_are_the_librarys_and_name_their_files(
   np.testing.assert_allclose(
     found['features'], model.embed([folder / n for n in names]), atol=1e-5
   )
+
+
+def test_an_export_answers_as_its_run(model, opened, folder, tmp_path):
+  for one, name in ((model, 'run'), (opened, 'export')):
+    run(one, folder, tmp_path / name, embeddings=True)
+  found, wanted = rows(tmp_path / 'export'), rows(tmp_path / 'run')
+  for one, other in zip(found, wanted, strict=True):
+    for column in ('file', 'prediction', 'positive'):
+      assert one[column] == other[column]
+    assert table.probabilities(one) == pytest.approx(
+      table.probabilities(other), abs=1e-5
+    )
+  found, wanted = (
+    np.load(tmp_path / name / 'embeddings.npz') for name in ('export', 'run')
+  )
+  np.testing.assert_allclose(found['features'], wanted['features'], rtol=1e-4)
+  record = json.loads((tmp_path / 'export' / 'predict.json').read_text())
+  assert record['runs'][0]['step'] == model.networks[0].step
+
+
+def test_pictures_of_an_export_without_maps_are_refused_before_anything(
+  opened, folder, tmp_path
+):
+  with pytest.raises(UserError, match='exported without --maps'):
+    run(opened, folder, tmp_path / 'out', overlays=1)
+  assert not (tmp_path / 'out').exists()
 
 
 def test_the_most_suspicious_are_drawn_and_an_earlier_calls_pictures_go(
