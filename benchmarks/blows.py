@@ -17,7 +17,8 @@ from collections.abc import Collection, Mapping
 from signal import SIGINT, SIGKILL, SIGTERM
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-WORKDIR, STAGES = 'run', ('pretrain', 'retrain')
+WORKDIR = 'run'
+STAGES = {'pretrain': 'I', 'retrain': 'II', 'finetune': 'III'}  # in order
 _EPOCHS = 4
 # Paths are relative to the run's folder, so that equal runs leave equal files.
 # Saved every 3 and logged every 4 of 20 steps: saves fall between log lines.
@@ -33,9 +34,9 @@ FLAGS = (
   "--config.mgacr.stages=('stage1',)",
   '--config.pretrain.hidden=16',
   '--config.pretrain.projection=8',
-  *(f'--config.{stage}.batch_size=8' for stage in STAGES),
+  '--config.pretrain.batch_size=8',
+  '--config.retrain.batch_size=8',  # of fine-tuning too
   *(f'--config.{stage}.epochs={_EPOCHS}' for stage in STAGES),
-  '--config.finetune.epochs=0',
   '--config.train.save_every=3',
   '--config.train.log_every=4',
   '--config.train.progress=False',
@@ -43,7 +44,8 @@ FLAGS = (
 )
 PHASES = (
   'starting', 'preparing', 'compiling I', 'stage I', 'saving I', 'opening II',
-  'compiling II', 'stage II', 'saving II', 'evaluating',
+  'compiling II', 'stage II', 'saving II', 'opening III', 'compiling III',
+  'stage III', 'saving III', 'evaluating',
 )  # fmt: skip
 _LIMIT = 400  # seconds for one start
 _PATIENCE = 120  # and for the rest of a job, once one of its processes is gone
@@ -102,12 +104,11 @@ class Progress:
     text = self._output.read_text(errors='replace')
     if '\nrecipe: ' in text:
       return 'ending'
-    for stage, name, after in (
-      ('retrain', 'II', 'evaluating'),
-      ('pretrain', 'I', 'opening II'),
-    ):
+    after = 'evaluating'
+    for stage, name in reversed(STAGES.items()):
       opened = re.search(rf'^{stage}: .*, to step .*\n', text, re.MULTILINE)
       if not opened:
+        after = f'opening {name}'
         continue
       folder = self._workdir / stage
       # What an earlier start left half saved is gone when a stage is open.

@@ -2,13 +2,13 @@
 
 python -m benchmarks.chaos RUNS [--seed=0] [--processes=1] [--keep]
 
-Each run is the real command (both stages of a tiny network on 60 phantoms, then
-the evaluation) in a folder of its own. One to four times it gets SIGKILL,
+Each run is the real command (the three stages of a tiny network on 60 phantoms,
+then the evaluation) in a folder of its own. One to four times it gets SIGKILL,
 SIGTERM or SIGINT (Ctrl-C, to its whole process group) in a phase drawn at
 random, and each time the same command is given again, until it ends by itself.
 What is there then is compared with an undisturbed run, to the bit:
 
-  weights  the whole final state of both stages, optimizer included
+  weights  the whole final state of each stage, optimizer included
   scores   evaluation.json but for its times, and its csv files
   log      metrics.jsonl but for its times
   files    every other file of the workdir and the prepared set; none missing,
@@ -78,7 +78,9 @@ def draw(seed: int, index: int, processes: int = 1) -> list[blows.Blow]:
     name, process = blows.PHASES[phase], rng.randrange(processes)
     drawn.append(blows.Blow(number, name, rng.random(), process))
     # A stage that was disturbed is opened and compiled again.
-    again = ('starting', 'compiling I', 'opening II', 'evaluating')
+    again = (
+      'starting', 'compiling I', 'opening II', 'opening III', 'evaluating'
+    )  # fmt: skip
     begun = max(k for k in map(blows.PHASES.index, again) if k <= phase)
     first = max(first, begun)
   return drawn

@@ -16,11 +16,14 @@ GO_ON = 'stopped by SIGTERM and saved at step 7 of 20; the same command goes on'
 
 @pytest.fixture(scope='module')
 def campaign(tmp_path_factory):
-  """(folder, runs): killed in a save of stage II; stopped in stage I."""
+  """(folder, runs): killed in saves of II and III; stopped in stage I."""
   folder = tmp_path_factory.mktemp('chaos')
   # As soon as the phase is there: later it may be over on a faster machine.
   plans = (
-    [blows.Blow(SIGKILL, 'saving II', 0.0)],
+    [
+      blows.Blow(SIGKILL, 'saving II', 0.0),
+      blows.Blow(SIGKILL, 'saving III', 0.0),
+    ],
     [blows.Blow(SIGTERM, 'stage I', 0.0)],
   )
   return folder, chaos.campaign(folder, plans)
@@ -30,15 +33,20 @@ def campaign(tmp_path_factory):
 def test_a_killed_and_a_stopped_run_end_as_the_undisturbed_one(campaign):
   _, runs = campaign
   killed, stopped = runs
-  assert [start.statuses for start in killed.starts] == [(-SIGKILL,), (0,)]
+  assert [start.statuses for start in killed.starts] == [
+    (-SIGKILL,),
+    (-SIGKILL,),
+    (0,),
+  ]
   assert [start.statuses for start in stopped.starts] == [(143,), (0,)]
-  assert killed.starts[0].moment.startswith('saving II')
+  assert killed.starts[0].moment.startswith('saving II,')
+  assert killed.starts[1].moment.startswith('saving III,')
   for run in runs:
     assert not any(start.fault for start in run.starts)
     assert run.differs == dict.fromkeys(chaos.COLUMNS, '')
   table = chaos.format_table(runs).splitlines()
-  assert len(table) == 5
-  assert table[2].split() == ['0', 'equal', 'equal', 'equal', 'equal']
+  assert len(table) == 6
+  assert table[3].split() == ['0', 'equal', 'equal', 'equal', 'equal']
 
 
 @pytest.mark.slow
@@ -56,7 +64,7 @@ def test_whatever_differs_is_found_in_its_own_column(campaign, tmp_path):
   same = dict.fromkeys(chaos.COLUMNS, '')
   assert chaos.compare(other, reference) == same
 
-  retrain = other / 'run/retrain'
+  retrain, finetune = other / 'run/retrain', other / 'run/finetune'
   (other / 'data/.phantom.lock').touch()
   assert chaos.compare(other, reference) == {
     **same,
@@ -89,13 +97,13 @@ def test_whatever_differs_is_found_in_its_own_column(campaign, tmp_path):
 
   # An earlier state in the place of the last one.
   newest, before = '20', '18'
-  shutil.rmtree(retrain / 'checkpoints' / newest)
-  (retrain / 'checkpoints' / before).rename(retrain / 'checkpoints' / newest)
-  evaluation = json.loads((retrain / 'evaluation.json').read_text())
+  shutil.rmtree(finetune / 'checkpoints' / newest)
+  (finetune / 'checkpoints' / before).rename(finetune / 'checkpoints' / newest)
+  evaluation = json.loads((finetune / 'evaluation.json').read_text())
   evaluation['threshold'] = 0.123
-  (retrain / 'evaluation.json').write_text(json.dumps(evaluation))
+  (finetune / 'evaluation.json').write_text(json.dumps(evaluation))
   found = chaos.compare(other, reference)
-  assert found['weights'].startswith('retrain: ')
+  assert found['weights'].startswith('finetune: ')
   assert 'threshold 0.123' in found['scores']
 
 
@@ -172,7 +180,8 @@ def test_its_output_and_files_tell_what_a_run_is_at(tmp_path):
   half.rmdir()
   assert after('pretrain epoch 4.00, validation: loss 2') == 'opening II'
   done = 'retrain: run, resumed at step 20, to step 20 (4 epochs)'
-  assert after(done) == 'evaluating'
+  assert after(done) == 'opening III'
+  assert after(done.replace('retrain', 'finetune')) == 'evaluating'
   assert after('recipe: 20 s') == 'ending'
 
 
