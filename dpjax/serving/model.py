@@ -141,10 +141,11 @@ class Model:
 
     Raises:
       SourceFault: one is no radiograph that can be read: its name, the reason.
+      UserError: an answer is not finite.
       ValueError: an array of another form.
     """
     parts = [
-      self.answer(part)
+      self.answer([image for _, image in part], [name for name, _ in part])
       for part in _batches(self._decoded(images, workers), self.batch_size)
     ]
     if not parts:
@@ -159,7 +160,7 @@ class Model:
 
   def explain(self, image: Image) -> Explanation:
     """Where the model looks in an image; as `predict`."""
-    (found,) = self._decoded(image, 1)
+    ((_, found),) = self._decoded(image, 1)
     (maps,) = self.maps(found.square[None])
     return Explanation(found.square, maps)
 
@@ -171,8 +172,18 @@ class Model:
       for i in range(len(squares))
     ]
 
-  def answer(self, images: Sequence[decode.Decoded]) -> Predictions:
-    """What the model says of images that are decoded already."""
+  def answer(
+    self, images: Sequence[decode.Decoded], names: Sequence[str]
+  ) -> Predictions:
+    """What the model says of images that are decoded already.
+
+    Args:
+      images: a batch of them.
+      names: what an error calls them.
+
+    Raises:
+      UserError: one line: an answer is not finite.
+    """
     squares = _padded(np.stack([image.square for image in images]))
     sent = [network.answer(squares) for network in self.networks]
     count = len(images)
@@ -180,6 +191,8 @@ class Model:
       {name: value[:count] for name, value in jax.device_get(one).items()}
       for one in sent
     ]
+    for network, one in zip(self.networks, found, strict=True):
+      _check_finite(network, one, names)
     each = np.stack([predictions.softmax(one['logits']) for one in found])
     probabilities = self._calibrated(each.mean(axis=0))
     lesion = spread = positive = unlike = None
@@ -204,7 +217,8 @@ class Model:
       np.concatenate([one['pooled'] for one in found], axis=1),
     )  # fmt: skip
 
-  def _decoded(self, images, workers) -> Iterator[decode.Decoded]:
+  def _decoded(self, images, workers) -> Iterator[tuple[str, decode.Decoded]]:
+    """Each image, and what an error calls it."""
     if isinstance(images, str | os.PathLike | np.ndarray):
       images = [images]
     images = list(images)
@@ -216,15 +230,15 @@ class Model:
       for path, one in zip(paths, found, strict=True):
         if isinstance(one, SourceFault):
           raise SourceFault(f'{path}: {one}')
-        yield one
+        yield path, one
       return
-    for image in images:
+    for i, image in enumerate(images):
       if image.ndim != 2 or image.dtype != np.uint8:
         raise ValueError(
           'an image must be (H, W) uint8, 0 black, not of shape'
           f' {image.shape} and {image.dtype}'
         )
-      yield decode.from_pixels(image, self.size, self.fit)
+      yield f'array {i}', decode.from_pixels(image, self.size, self.fit)
 
   def _calibrated(self, probabilities):
     if self.temperature is None:
@@ -287,6 +301,17 @@ def _restore(run, checkpoint, config):
       raise UserError(f'{run} is an export, and has one checkpoint only')
     return exported.restore(folder)
   return network_lib.restore(run, checkpoint=checkpoint, config=config)
+
+
+def _check_finite(network, found, names):
+  """Refuses an answer that is none: argmax would call it the first class."""
+  bad = ~np.isfinite(found['logits']).all(axis=1)
+  if bad.any():
+    at = '' if network.step is None else f', step {network.step}'
+    raise UserError(
+      f'{names[int(bad.argmax())]}: the answer of {network.workdir}{at} is not'
+      ' finite; has the run diverged?'
+    )
 
 
 def _batches(images, size):

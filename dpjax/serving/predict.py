@@ -204,11 +204,11 @@ def _answers(
       names.append(one.name)
       batch.append(answer)
       if len(batch) == model.batch_size:
-        yield names, model.answer(batch)
+        yield names, model.answer(batch, names)
         names, batch = [], []
         signals.check()
     if batch:
-      yield names, model.answer(batch)
+      yield names, model.answer(batch, names)
 
 
 class _Rows:

@@ -195,6 +195,24 @@ def test_a_file_that_cannot_be_read_is_named(model, content, tmp_path):
   assert str(error.value).count('x.png') == 1
 
 
+@pytest.mark.parametrize('broken', [np.nan, np.inf])
+def test_an_answer_that_is_not_finite_is_none(broken, served, model, paths):
+  (network,) = model.networks
+  params = {**network.state.params}
+  head = params['backbone']['fc']
+  params['backbone'] = {
+    **params['backbone'],
+    'fc': {**head, 'bias': head['bias'].at[1].set(broken)},
+  }
+  diverged = dataclasses.replace(
+    network, state=network.state.replace(params=params)
+  )
+  with pytest.raises(UserError, match='step 3 is not finite') as error:
+    model_lib.Model([network, diverged]).predict(paths[:2])
+  assert str(paths[0]) in str(error.value)
+  assert str(served.workdir) in str(error.value)
+
+
 def test_what_is_no_image_and_no_run_is_refused(model, tmp_path):
   with pytest.raises(ValueError, match=r'\(H, W\) uint8'):
     model.predict(np.zeros((8, 8, 3), np.uint8))
