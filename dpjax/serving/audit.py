@@ -18,10 +18,11 @@ from dpjax import atomic, csv_cells, leakage
 from dpjax.data import store
 from dpjax.data.decode import image_file
 from dpjax.data.prepare import duplicates, shards
-from dpjax.errors import SourceFault, UserError, printable
+from dpjax.errors import SourceFault, UserError
 from dpjax.serving import decode, inputs
 
 COLUMNS = ('set_a', 'id_a', 'set_b', 'id_b', 'what', 'bits')
+_NEAR = 16  # bits in which near copies may differ: config.split.near
 _SIZE = 256  # of the squares whose hashes are compared, pixels
 
 
@@ -50,7 +51,6 @@ def audit(
   paths: Sequence[str],
   output: str | pathlib.Path,
   *,
-  near: int = 16,
   workers: int = 1,
   progress: bool = True,
 ) -> list[str]:
@@ -59,8 +59,8 @@ def audit(
   Args:
     paths: of two sets or more.
     output: the csv to write, COLUMNS; `what` is 'exact' (the same grey levels),
-      'near' (`bits` of 256 differ) or 'patient' (a DICOM PatientID in both).
-    near: bits that may differ (config.split.near).
+      'near' (up to 16 `bits` of 256 differ) or 'patient' (a DICOM PatientID in
+      both).
     workers: processes that decode files.
     progress: a bar on stderr.
 
@@ -90,7 +90,7 @@ def audit(
     notes += remarks
   rows, lines = [], []
   for one, other in itertools.combinations(sets, 2):
-    found = _shared(one, other, near)
+    found = _shared(one, other)
     rows += [(one.path, a, other.path, b, *what) for a, b, *what in found]
     lines.append(_line(one, other, found))
   with (
@@ -173,20 +173,17 @@ def _files(path, fit, workers, progress):
 
 def _look(path, fit):
   """Digest, hash and patient of a file."""
-  try:
+  with decode.unnamed(path):
     pixels = image_file.read(path)
     patient = image_file.header(path).get('patient', '')
-  except SourceFault as fault:
-    named = printable(f'{path}: ')
-    raise SourceFault(str(fault).removeprefix(named)) from fault
   square, _ = shards.square(pixels, np.zeros((0, 4)), _SIZE, fit)
   return shards.digest(pixels), duplicates.fingerprint(square), patient
 
 
-def _shared(one, other, near):
+def _shared(one, other):
   """(id, id, what, bits) of what both have."""
   copies = duplicates.between(
-    one.digests, one.hashes, other.digests, other.hashes, near
+    one.digests, one.hashes, other.digests, other.hashes, _NEAR
   )
   found = [
     (

@@ -5,11 +5,8 @@ squares for each worker are in memory at a time.
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import functools
-import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,7 +15,7 @@ import numpy as np
 from dpjax import signals
 from dpjax.data.decode import image_file
 from dpjax.data.prepare import guards, runners, shards
-from dpjax.errors import SourceFault, UserError, printable
+from dpjax.errors import SourceFault, printable
 
 CHUNK = 8  # files that go to a worker at once
 _FEW = 32  # files that are not worth a worker's start
@@ -51,12 +48,22 @@ def decode(path: str, size: int, fit: str) -> Decoded:
     SourceFault: it is no radiograph that can be read: the reason.
     UserError: what it takes to read it is not installed.
   """
-  try:
+  with unnamed(path):
     return from_pixels(image_file.read(path), size, fit)
+
+
+@contextlib.contextmanager
+def unnamed(path: str) -> Iterator[None]:
+  """Takes the file's name off a fault: who asked for it has named it.
+
+  Raises:
+    SourceFault: of the block, without the name.
+  """
+  try:
+    yield
   except SourceFault as fault:
-    raise SourceFault(
-      str(fault).removeprefix(printable(f'{path}: '))
-    ) from fault
+    reason = str(fault).removeprefix(printable(f'{path}: '))
+    raise SourceFault(reason) from fault
 
 
 def from_pixels(pixels: np.ndarray, size: int, fit: str) -> Decoded:
@@ -108,25 +115,19 @@ def ordered(
       yield from _attempt(function, [path])
     return
   chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
-  with concurrent.futures.ProcessPoolExecutor(
-    min(workers, len(chunks)),
-    mp_context=multiprocessing.get_context('spawn'),
-    initializer=runners.start_worker,
-    initargs=(os.getpid(),),
-  ) as pool:
-    pending = collections.deque()
-    try:
-      with _whole_pool(pending):
-        for chunk in chunks:
-          if len(pending) >= _AHEAD * workers:
-            yield from _result(pending)
-          # The first ones start the processes.
-          with signals.no_interrupt_for_children():
-            pending.append((chunk, pool.submit(_attempt, function, chunk)))
-        while pending:
-          yield from _result(pending)
-    finally:
-      pool.shutdown(cancel_futures=True)
+  pending = collections.deque()  # (its first file, what a worker will say)
+
+  def at():
+    first = printable(pending[0][0])
+    return f'{first} or one of the {len(pending) * CHUNK} files from there on'
+
+  with runners.pool(min(workers, len(chunks)), at) as submit:
+    for chunk in chunks:
+      pending.append((chunk[0], submit(_attempt, function, chunk)))
+      if len(pending) > _AHEAD * workers:
+        yield from _first(pending)
+    while pending:
+      yield from _first(pending)
 
 
 def _attempt(function, paths):
@@ -139,27 +140,8 @@ def _attempt(function, paths):
   return found
 
 
-def _result(pending):
-  """The chunk whose turn it is; looks at the signals while it waits."""
-  _, future = pending[0]
-  while True:
-    signals.check()
-    with contextlib.suppress(TimeoutError):
-      found = future.result(timeout=0.2)
-      break
-  pending.popleft()
+def _first(pending):
+  """What is said of the chunk whose turn it is; it goes."""
+  found = signals.wait(pending[0][1])
+  pending.popleft()  # Not before: it is named if its worker dies.
   return found
-
-
-@contextlib.contextmanager
-def _whole_pool(pending):
-  try:
-    yield
-  except concurrent.futures.process.BrokenProcessPool as error:
-    signals.check()  # A scheduler's SIGTERM goes to all processes.
-    chunk, _ = pending[0] if pending else ([''], None)
-    raise UserError(
-      'a worker process died: out of memory, killed, or an image that its'
-      f' decoder does not survive; it was at {chunk[0]} or one of the'
-      f' {len(pending) * CHUNK} files after it'
-    ) from error

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import pathlib
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tqdm
@@ -67,35 +67,60 @@ def run(
 
 
 def _run_pool(work, tasks, workers, bar):
+  with pool(min(workers, len(tasks)), lambda: _who_works(tasks)) as submit:
+    futures = {submit(work, *task): len(task[0]) for task in tasks}
+    left = {*futures}
+    while left:
+      signals.check()
+      done, left = concurrent.futures.wait(
+        left, _GLANCE, return_when=concurrent.futures.FIRST_COMPLETED
+      )
+      for future in done:
+        future.result()
+        bar.update(futures[future])
+
+
+@contextlib.contextmanager
+def pool(
+  workers: int, at: Callable[[], str]
+) -> Iterator[Callable[..., concurrent.futures.Future]]:
+  """Processes that decode; what ends the block drops what they have not begun.
+
+  Args:
+    workers: how many.
+    at: what they are at, for the error.
+
+  Yields:
+    What hands them work, as Executor.submit.
+
+  Raises:
+    UserError: one line: one of them died.
+  """
   # Forked children would inherit JAX's threads without their locks' owners.
-  with concurrent.futures.ProcessPoolExecutor(
-    min(workers, len(tasks)),
+  executor = concurrent.futures.ProcessPoolExecutor(
+    workers,
     mp_context=multiprocessing.get_context('spawn'),
-    initializer=start_worker,
+    initializer=_start_worker,
     initargs=(os.getpid(),),
-  ) as pool:
-    # The first ones start the processes.
-    with signals.no_interrupt_for_children():
-      futures = {pool.submit(work, *task): len(task[0]) for task in tasks}
-    try:
-      left = {*futures}
-      while left:
-        signals.check()
-        done, left = concurrent.futures.wait(
-          left, _GLANCE, return_when=concurrent.futures.FIRST_COMPLETED
-        )
-        for future in done:
-          future.result()
-          bar.update(futures[future])
-    except concurrent.futures.process.BrokenProcessPool as error:
-      signals.check()  # A scheduler's SIGTERM goes to all processes.
-      raise UserError(_who_died(tasks)) from error
-    except BaseException:
-      pool.shutdown(cancel_futures=True)
-      raise
+  )
+
+  def submit(*work):
+    with signals.no_interrupt_for_children():  # The first starts a process.
+      return executor.submit(*work)
+
+  try:
+    yield submit
+  except concurrent.futures.process.BrokenProcessPool as error:
+    signals.check()  # A scheduler's SIGTERM goes to all processes.
+    raise UserError(
+      'a worker process died: out of memory, killed, or an image that its'
+      f' decoder does not survive; it was at {at()}'
+    ) from error
+  finally:
+    executor.shutdown(cancel_futures=True)
 
 
-def start_worker(parent: int) -> None:
+def _start_worker(parent: int) -> None:
   """Begins a process of a pool that decodes; it ends with the one above it.
 
   Args:
@@ -120,14 +145,11 @@ def start_worker(parent: int) -> None:
     mallopt(-3, 1 << 25)
 
 
-def _who_died(tasks):
-  """What the workers were at when one of them was killed."""
+def _who_works(tasks):
+  """What the workers are at."""
   at = [_mark(task).read_text(errors='replace') for task in tasks
         if _mark(task).is_file()]  # fmt: skip
-  return (
-    'a worker process died: out of memory, killed, or an image that its'
-    f' decoder does not survive; it was at {" or ".join(at) or "its start"}'
-  )
+  return ' or '.join(at) or 'its start'
 
 
 def _mark(task):
