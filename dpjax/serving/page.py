@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpjax import atomic
+from dpjax.data import vocabulary
 from dpjax.serving import table
 
 NAME = 'index.html'
@@ -35,7 +36,7 @@ def write(
   about = {
     'classes': record['class_names'],
     'threshold': record['threshold'],
-    'lesion': any(r['p_any_lesion'] for r in _first(output)),
+    'lesion': vocabulary.is_normal(record['class_names'][0]),
     'spread': len(record['runs']) > 1,
     'unlike': record['unlike_training'] is not None,
   }
@@ -59,11 +60,6 @@ def write(
     file.write(_filled(after, parts))
 
 
-def _first(output):
-  rows = table.read(output / table.PREDICTIONS)
-  return [row for row, _ in zip(rows, range(1), strict=False)]
-
-
 def _row(row, drawn):
   """As predict.js reads it; null stands for what is empty."""
   numbers = [float(p) for p in table.probabilities(row).values()]
@@ -80,10 +76,11 @@ def _row(row, drawn):
 def _said(record):
   """What stands above the table, as HTML."""
   runs = ', '.join(map(_run, record['runs']))
-  lines = [f'{record["images"]:,} radiographs of {record["input"]}, by {runs}.']
+  images = table.counted(record['images'], 'radiograph')
+  lines = [f'{images} of {record["input"]}, by {runs}.']
   if record['threshold'] is not None:
     lines.append(
-      f'{record["positive"]:,} are positive: p of any lesion is at least'
+      f'{_are(record["positive"])} positive: p of any lesion is at least'
       f' {record["threshold"]:.3f}, the threshold chosen on validation.'
     )
   if record['unlike_training'] is not None:
@@ -94,12 +91,17 @@ def _said(record):
       else ''
     )
     lines.append(
-      f'{record["unlike"]:,} are unlike what it was trained on{rate}.'
+      f'{_are(record["unlike"])} unlike what it was trained on{rate}.'
     )
   if record['faults']:
-    lines.append(f'{record["faults"]:,} files cannot be read: faults.csv.')
+    faults = table.counted(record['faults'], 'file')
+    lines.append(f'{faults} cannot be read: faults.csv.')
   lines += record['notes']
   return ''.join(f'<p class="data">{html.escape(line)}</p>' for line in lines)
+
+
+def _are(count):
+  return f'{count:,} {"is" if count == 1 else "are"}'
 
 
 def _run(run):

@@ -315,7 +315,7 @@ def _naming(path):
 def text(record: dict[str, Any], output: str | pathlib.Path) -> str:
   """What predict.json says, for people."""
   lines = [f'note: {note}' for note in record['notes']]
-  images = f'{record["images"]:,} radiographs'
+  images = table.counted(record['images'], 'radiograph')
   if record['threshold'] is None:
     lines.append(f'{images}; no threshold, so no decisions')
   else:
@@ -332,6 +332,7 @@ def text(record: dict[str, Any], output: str | pathlib.Path) -> str:
     )
     lines.append(f'{record["unlike"]:,} unlike what it was trained on{said}')
   if record['faults']:
-    lines.append(f'{record["faults"]:,} files cannot be read: see {FAULTS}')
+    faults = table.counted(record['faults'], 'file')
+    lines.append(f'{faults} cannot be read: see {FAULTS}')
   lines.append(f'written: {output}/{table.PREDICTIONS}, {page.NAME}')
   return '\n'.join(map(printable, lines))

@@ -55,5 +55,10 @@ def probabilities(row: dict[str, str]) -> dict[str, float]:
   return {name.removeprefix('p_'): float(row[name]) for name in columns}
 
 
+def counted(count: int, noun: str) -> str:
+  """'1 file', '1,200 files'."""
+  return f'{count:,} {noun}{"s" * (count != 1)}'
+
+
 def _number(values, i):
   return '' if values is None else f'{values[i]:.9g}'

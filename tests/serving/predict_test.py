@@ -80,6 +80,8 @@ def test_an_image_and_a_table_of_files_are_inputs_too(model, folder, tmp_path):
   image = next(folder.glob('*.png'))
   run(model, image, tmp_path / 'one')
   assert [row['file'] for row in rows(tmp_path / 'one')] == [image.name]
+  page = (tmp_path / 'one' / 'index.html').read_text()
+  assert '>1 radiograph of ' in page and '>1 are ' not in page
   with open(tmp_path / 'list.csv', 'w', newline='') as file:
     listed = csv.writer(file)
     listed.writerow(['age', 'where'])
@@ -227,6 +229,15 @@ def test_worker_processes_give_the_same_in_the_same_order(
     for name in ('one', 'two')
   )
   assert one == two
+
+
+def test_a_worker_that_dies_is_one_line_that_says_where(monkeypatch):
+  monkeypatch.setattr(decode, '_FEW', 0)
+  ends = ['1', 'import os; os._exit(1)', *['1'] * 30]
+  with pytest.raises(UserError, match='worker process died') as error:
+    [*decode.ordered(exec, ends, workers=2)]
+  assert 'it was at 1 or one of the' in str(error.value)
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(
