@@ -1,13 +1,14 @@
 """The model card: what a run knows of itself, in Markdown.
 
-A section is a function of a run and its prepared sets that returns its lines;
-without lines it is left out, and what guidelines ask of it is open.
+A section is a function of a _Subject that returns its lines; without lines it
+is left out, and what guidelines ask of it is open.
 
 Source: Mitchell et al. (2019), "Model Cards for Model Reporting".
 """
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,6 @@ from dpjax.evaluation import localisation
 from dpjax.metrics import score_table, subgroups
 from dpjax.report import card_items, headline, sections_run, words
 from dpjax.report.report_data import ReportData
-from dpjax.report.run_files import Run
 
 FILE = 'MODEL_CARD.md'
 # From here on a number counts as a weakness.
@@ -34,12 +34,12 @@ class _Subject(NamedTuple):
   """What a section is written from.
 
   Attributes:
-    runs: of one model; several are an ensemble.
-    data: of the whole report.
+    data: of a run, or of several that are one model.
+    model: what model.json says of it; None if it is not exported.
   """
 
-  runs: Sequence[Run]
   data: ReportData
+  model: Mapping[str, Any] | None
 
 
 def render(
@@ -49,22 +49,24 @@ def render(
 
   Args:
     report_data: of these runs.
-    model: what model.json says, for the card of an export.
+    model: what model.json says, for the card of an export; several runs are
+      one by that only.
 
   Returns:
     Markdown.
   """
-  subject = _Subject(report_data.runs, report_data)
-  name = ', '.join(run.name for run in subject.runs)
+  report_data, warnings = _of_its_checkpoints(report_data, model)
+  name = ', '.join(run.name for run in report_data.runs)
   parts = [
     f'# Model card: {name}\n\n'
     'Research code, not a medical device. Written by a program from what the'
     ' run has on record; what is open needs a person.\n'
   ]
-  parts += [f'> Warning: {line}\n' for line in headline.warnings(report_data)]
+  warnings += headline.warnings(report_data)
+  parts += [f'> Warning: {line}\n' for line in warnings]
   answered = set()
   for title, make in _SECTIONS.items():
-    lines = make(subject, model) if make is _model else make(subject)
+    lines = make(_Subject(report_data, model))
     if lines:
       answered.add(title)
       parts.append(f'## {title}\n\n' + '\n'.join(lines) + '\n')
@@ -72,8 +74,25 @@ def render(
   return '\n'.join(parts)
 
 
+def _of_its_checkpoints(report_data, model):
+  """The data without what was found of other checkpoints, and lines on it."""
+  if model is None:
+    return report_data, []
+  runs, lines = [], []
+  for run, told in zip(report_data.runs, model['runs'], strict=True):
+    step = (run.evaluation or {}).get('step')
+    if run.evaluation and step != told['step']:
+      lines.append(
+        f'{run.name} was evaluated at step {step}, and this is step'
+        f' {told["step"]}: nothing of that evaluation stands here.'
+      )
+      run = dataclasses.replace(run, evaluation=None)
+    runs.append(run)
+  return dataclasses.replace(report_data, runs=runs), lines
+
+
 def _use(subject):
-  names = subject.runs[0].config and _classes(subject.runs[0])
+  names = subject.data.runs[0].config and _classes(subject.data.runs[0])
   told = f' as {", ".join(names)}' if names else ''
   return [
     f'Meant for research: sorting chest radiographs{told}, of the kind that it'
@@ -91,9 +110,9 @@ def _use(subject):
   ]
 
 
-def _model(subject, model=None):
-  lines = []
-  for run in subject.runs:
+def _model(subject):
+  lines, model = [], subject.model
+  for run in subject.data.runs:
     if run.config is None:
       continue
     c, facts = run.config, sections_run.facts(run)
@@ -104,12 +123,16 @@ def _model(subject, model=None):
     ]
   if not lines:
     return []
-  if len(subject.runs) > 1:
-    lines.append('- An ensemble: the mean of their calibrated probabilities.')
-  lines.append(
-    '- Prediction: the softmax of the logits, by the temperature under'
-    ' Calibration where there is one; the most probable class.'
-  )
+  if len(subject.data.runs) > 1:
+    lines.append(
+      '- An ensemble: the mean of the softmax of their logits, then as a whole'
+      f' {_scaled(model)}; the most probable class.'
+    )
+  else:
+    lines.append(
+      '- Prediction: the softmax of the logits, by the temperature under'
+      ' Calibration where there is one; the most probable class.'
+    )
   if model:
     versions = ', '.join(f'{n} {v}' for n, v in model['versions'].items())
     files = ', '.join(f'`{name}`' for name in model['files'])
@@ -129,6 +152,14 @@ def _model(subject, model=None):
         f' `{run["hashes"]["weights"]}`.'
       )
   return lines
+
+
+def _scaled(model):
+  """How the mean of an ensemble is calibrated."""
+  temperature = model['temperature']
+  if temperature is None:
+    return 'not calibrated'
+  return f'calibrated by temperature {temperature:.3f}'
 
 
 def _fit(config):
@@ -166,7 +197,7 @@ def _data(subject):
   )
   if info.get('patients', 0) is None:
     lines += ['', 'Patients are not named: each image counts as one.']
-  run = subject.runs[0]
+  run = subject.data.runs[0]
   if run.config is not None and 'split' in run.config:
     split = run.config.split
     lines += [
@@ -226,11 +257,11 @@ def _columns(data):
 
 def _training(subject):
   lines = []
-  for run in subject.runs:
+  for run in subject.data.runs:
     if run.config is None:
       continue
     facts, c = sections_run.facts(run), run.config
-    lines += [f'{run.name}:', ''] if len(subject.runs) > 1 else []
+    lines += [f'{run.name}:', ''] if len(subject.data.runs) > 1 else []
     lines += [
       f'- {name}: {value}'
       for name, value in facts.items()
@@ -252,7 +283,7 @@ def _training(subject):
 
 def _scores(subject):
   lines = []
-  for run in subject.runs:
+  for run in subject.data.runs:
     result = run.evaluation
     if not result:
       continue
@@ -283,7 +314,7 @@ def _scores(subject):
       ),
       '',
     ]
-  if lines and len(subject.runs) > 1:
+  if lines and len(subject.data.runs) > 1:
     lines += [
       'These are of each run alone; of the ensemble this card knows no score.',
       '',
@@ -293,7 +324,7 @@ def _scores(subject):
 
 def _subgroups(subject):
   lines = []
-  for run in subject.runs:
+  for run in subject.data.runs:
     for column, groups in (
       (run.evaluation or {}).get('subgroups') or {}
     ).items():
@@ -323,7 +354,12 @@ def _subgroups(subject):
 
 def _calibration(subject):
   lines = []
-  for run in subject.runs:
+  if len(subject.data.runs) > 1:
+    lines.append(
+      f'- The ensemble: {_scaled(subject.model)}. What each run alone has'
+      ' chosen is not used.'
+    )
+  for run in subject.data.runs:
     result = run.evaluation or {}
     if result.get('temperature') is None:
       continue
@@ -346,7 +382,7 @@ def _calibration(subject):
 
 def _localisation(subject):
   lines = []
-  for run in subject.runs:
+  for run in subject.data.runs:
     found = (run.evaluation or {}).get('localisation') or {}
     if not found:
       continue
@@ -371,7 +407,7 @@ def _weaknesses(subject):
   """What the numbers themselves say against the model."""
   lines = [
     *headline.warnings(subject.data),
-    *(line for run in subject.runs for line in _weaknesses_of(run)),
+    *(line for run in subject.data.runs for line in _weaknesses_of(run)),
   ]
   lines.append(
     'Scored on one source only: nothing here says how it does elsewhere.'
@@ -382,7 +418,10 @@ def _weaknesses(subject):
 def _weaknesses_of(run) -> Iterable[str]:
   result, name = run.evaluation, run.name
   if not result:
-    yield f'{name} was not evaluated: nothing is known of its scores.'
+    yield (
+      f'{name}: this checkpoint was not evaluated, so nothing is known of its'
+      ' scores.'
+    )
     return
   yield from _weak_scores(name, result)
   for column, groups in (result.get('subgroups') or {}).items():

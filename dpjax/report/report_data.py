@@ -82,7 +82,7 @@ def load_runs(workdirs: Sequence[str | pathlib.Path]) -> list[run_files.Run]:
       raise UserError(f'--workdir: {path} is given twice')
   return [
     run_files.read(path, name)
-    for path, name in zip(paths, _names(paths), strict=True)
+    for path, name in zip(paths, names(paths), strict=True)
   ]
 
 
@@ -96,14 +96,19 @@ def _stage_two(path):
   return path
 
 
-def _names(paths):
-  """The fewest last parts of the paths that tell them apart."""
-  parts = [path.resolve().parts for path in paths]
-  # Every recipe has these.
+def names(workdirs: Sequence[pathlib.Path]) -> list[str]:
+  """The fewest last parts of the paths of some runs that tell them apart.
+
+  Without the folder of the stage, which every recipe has, unless they are the
+  stages of one.
+  """
+  whole = [path.resolve().parts for path in workdirs]
   stages = ('retrain', 'finetune')
-  parts = [p[:-1] if p[-1] in stages and len(p) > 2 else p for p in parts]
-  for count in range(1, max(map(len, parts)) + 1):
-    names = ['/'.join(p[-count:]) for p in parts]
-    if len(set(names)) == len(names):
-      return names
-  return [str(path) for path in paths]  # R/retrain and R/finetune
+  parts = [p[:-1] if p[-1] in stages and len(p) > 2 else p for p in whole]
+  if len(set(parts)) < len(parts):  # R/retrain and R/finetune
+    parts = whole
+  for count in range(1, max(map(len, parts))):
+    found = ['/'.join(p[-count:]) for p in parts]
+    if len(set(found)) == len(found):
+      break
+  return found

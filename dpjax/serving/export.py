@@ -26,7 +26,7 @@ from dpjax.data.sources import phantom
 from dpjax.errors import UserError
 from dpjax.metrics import calibration, predictions
 from dpjax.models import resnet
-from dpjax.report import card, report
+from dpjax.report import card, report, report_data
 from dpjax.serving import decode, exported
 from dpjax.serving import formats as formats_lib
 from dpjax.serving.model import Model
@@ -260,6 +260,7 @@ def _record(model, maps, files, expected):
   """model.json."""
   first = model.networks[0]
   pixels = first.objective.pixels
+  names = report_data.names([network.workdir for network in model.networks])
   return {
     'format': exported.VERSION,
     'class_names': [*model.class_names],
@@ -296,45 +297,41 @@ def _record(model, maps, files, expected):
     ),
     'temperature': model.temperature,
     'maps': {'target': first.cam[0], 'stage': first.cam[1]} if maps else None,
-    'runs': [_describe(network) for network in model.networks],
-    'notes': _notes(model),
+    'runs': [
+      _describe(network, name)
+      for network, name in zip(model.networks, names, strict=True)
+    ],
+    'notes': _notes(model, names),
     'files': files,
     'test_vectors': {'file': VECTORS, 'tolerance': TOLERANCE},
     'versions': _versions(),
   }
 
 
-def _notes(model):
+def _notes(model, names):
   """Without the paths of this machine."""
   notes = [*model.notes]
-  for network in model.networks:
-    name = _name(network)
+  for network, name in zip(model.networks, names, strict=True):
     notes = [note.replace(str(network.workdir), name) for note in notes]
   return notes
 
 
-def _name(network):
-  parts = [part for part in network.workdir.parts[-2:] if part != 'retrain']
-  return '/'.join(parts) or 'retrain'
-
-
-def _describe(network):
+def _describe(network, name):
   """What model.json says of a run; no path, which is the machine's."""
   config = network.config
   file = network.workdir / 'config.json'
-  recorded = record_lib.load(file) if file.is_file() else config
   return {
-    'name': _name(network),
+    'name': name,
     'step': network.step,
     'network': config.model.network,
     'stage_sizes': [*config.model.stage_sizes],
     'block': config.model.block,
     'width': config.model.width,
     'seed': config.seed,
-    'trained_in': recorded.model.dtype,
+    'trained_in': record_lib.load(file).model.dtype,
     'data': pathlib.Path(str(config.data.path)).name,
     'hashes': {
-      'config': exported.digest(file) if file.is_file() else None,
+      'config': exported.digest(file),
       'weights': _weights_digest(network),
       'training_manifest': leakage.digest(network.workdir),
     },

@@ -37,7 +37,9 @@ def made(tmp_path_factory):
 def render(made, tmp_path, monkeypatch):
   """render(change, data) is the card after change(evaluation.json)."""
 
-  def made_of(change=lambda result: None, data=STORE, names=('mine',)):
+  def made_of(
+    change=lambda result: None, data=STORE, names=('mine',), model=None
+  ):
     monkeypatch.setattr(report, '_open', lambda path: data)
     for name in names:
       shutil.copytree(made / name, tmp_path / name)
@@ -48,7 +50,7 @@ def render(made, tmp_path, monkeypatch):
       else:
         file.unlink()
     found = report.gather([tmp_path / name for name in names], CONFIG)
-    return card.render(found), result
+    return card.render(found, model), result
 
   return made_of
 
@@ -153,10 +155,48 @@ def test_a_run_without_an_evaluation_leaves_its_items_open(render):
   assert 'was not evaluated' in section(text, 'Known weaknesses')
 
 
+def make_model(*steps, temperature=None):
+  """What model.json says of runs at these steps."""
+  runs = [
+    {'name': f'run{i}', 'step': step, 'hashes': {'weights': 'abc'}}
+    for i, step in enumerate(steps)
+  ]
+  return {
+    'runs': runs, 'temperature': temperature, 'threshold': None, 'files': {},
+    'versions': {}, 'test_vectors': {'file': 'test_vectors.npz'},
+  }  # fmt: skip
+
+
+def of_step(step):
+  return lambda result: result.update(step=step)
+
+
 def test_of_an_ensemble_no_score_is_claimed(render):
-  text, _ = render(names=('mine', 'other'))
+  text, _ = render(of_step(5), names=('mine', 'other'), model=make_model(5, 5))
   assert 'of the ensemble this card knows no score' in text
   assert 'mine: 60 radiographs' in text and 'other: 60 radiographs' in text
+
+
+@pytest.mark.parametrize(
+  ('temperature', 'words'),
+  [(0.6214, 'calibrated by temperature 0.621'), (None, 'not calibrated')],
+)
+def test_an_ensemble_is_the_mean_calibrated_as_a_whole(
+  render, temperature, words
+):
+  model = make_model(5, 5, temperature=temperature)
+  text, _ = render(of_step(5), names=('mine', 'other'), model=model)
+  assert 'mean of the softmax of their logits' in section(text, 'Model')
+  assert f'then as a whole {words}' in section(text, 'Model')
+  assert f'The ensemble: {words}' in section(text, 'Calibration')
+
+
+def test_scores_of_another_checkpoint_are_not_the_exports(render):
+  text, _ = render(of_step(9), model=make_model(5))
+  assert '> Warning: mine was evaluated at step 9, and this is step 5' in text
+  for title in ('Scores', 'Subgroups', 'Calibration', 'Localisation'):
+    assert f'## {title}' not in text
+  assert 'this checkpoint was not evaluated' in text
 
 
 def test_the_report_writes_it_and_links_it(made, tmp_path, monkeypatch):
