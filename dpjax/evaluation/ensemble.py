@@ -40,14 +40,13 @@ def evaluate_ensemble(
 
   Raises:
     UserError: one line: a run is not evaluated, or on another set or split, has
-      other classes, or is named twice; `output` holds a run.
+      other classes, or is named twice; `output` holds something else.
 
   Source: Lakshminarayanan et al. (2017), arXiv 1612.01474, section 2.4.
   """
   members = [files.workdir_of(workdir) for workdir in workdirs]
   output = pathlib.Path(output)
-  if (output / 'config.json').exists():
-    raise UserError(f'--output={output} holds a run; name another folder')
+  files.check_output(output, files.EVALUATION)
   for i, member in enumerate(members):
     if any(_same(member, other) for other in members[:i]):
       raise UserError(f'--workdir: {member} is named twice')

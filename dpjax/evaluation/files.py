@@ -1,4 +1,4 @@
-"""The files that an evaluation leaves in a workdir, and where that is.
+"""The files that an evaluation leaves in a workdir, and what a folder holds.
 
 Without JAX, for those who only read them.
 """
@@ -17,15 +17,49 @@ MAPS = 'maps.npz'
 LOCALISATION = 'localisation.csv'
 AGAINST = 'against.json'
 FEATURES = 'features.npz'
+# That of what serving writes which says what its folder is.
+EXPORT = 'model.json'
+ANSWERS = 'predict.json'
+
+_RUN = 'config.json'
+# What a folder holds in which there is such a file.
+_HOLDS = {
+  _RUN: 'a run',
+  EXPORT: 'an export',
+  ANSWERS: 'what predict has written',
+  EVALUATION: 'an evaluation',
+  'summary.json': 'a prepared set',
+}
 
 
 def workdir_of(workdir: str | pathlib.Path) -> pathlib.Path:
   """Where the classifier is: `workdir`, or the last stage in a recipe's."""
   workdir = pathlib.Path(workdir)
   for stage in ('finetune', 'retrain'):
-    if (workdir / stage / 'config.json').is_file():
+    if (workdir / stage / _RUN).is_file():
       return workdir / stage
   return workdir
+
+
+def check_output(output: str | pathlib.Path, own: str) -> None:
+  """Refuses a folder that holds another kind of thing than is to be written.
+
+  Args:
+    output: of the flag --output; there or not.
+    own: the file of _HOLDS that is to be written, and may be replaced.
+
+  Raises:
+    UserError: one line.
+  """
+  output = pathlib.Path(output)
+  holds = [_HOLDS[n] for n in _HOLDS if n != own and (output / n).exists()]
+  stages = ('pretrain', 'retrain', 'finetune')
+  if any((output / stage / _RUN).exists() for stage in stages):
+    holds.append('a run')
+  if holds:
+    raise UserError(
+      f'--output={output} holds {holds[0]}; name a folder of its own'
+    )
 
 
 _NUMBER = int | float

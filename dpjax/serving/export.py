@@ -7,7 +7,6 @@ appear.
 """
 
 import contextlib
-import hashlib
 import importlib
 import importlib.metadata
 import os
@@ -20,10 +19,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from dpjax import atomic, leakage, signals
+from dpjax import atomic, file_lock, leakage, signals
 from dpjax.config import record as record_lib
 from dpjax.data.sources import phantom
 from dpjax.errors import UserError
+from dpjax.evaluation import files as files_lib
 from dpjax.metrics import calibration, predictions
 from dpjax.models import resnet
 from dpjax.report import card, report, report_data
@@ -70,8 +70,7 @@ def export(
   """
   formats = _possible(model, formats, maps)
   output = pathlib.Path(output).absolute()
-  if (output / 'config.json').exists():
-    raise UserError(f'--output={output} holds a run; name a folder of its own')
+  files_lib.check_output(output, exported.MODEL)
   squares = vector_squares(model)
   expected = checkpoint_answers(model, squares, maps)
   if not all(np.isfinite(value).all() for value in expected.values()):
@@ -158,26 +157,37 @@ def _appearing(output: pathlib.Path) -> Iterator[pathlib.Path]:
   """
   made = not output.exists()
   output.mkdir(parents=True, exist_ok=True)
-  # Inside of it: a folder beside it may be on another file system.
-  folder = output / f'.{os.getpid()}.tmp'
-  folder.mkdir()
   try:
-    yield folder
-    last = exported.MODEL
-    if (output / last).is_file():
-      earlier = {}
-      with contextlib.suppress(UserError):  # A damaged one names nothing.
-        earlier = atomic.read_json(output / last).get('files', {})
-      (output / last).unlink()
-      for name in earlier:
-        (output / pathlib.Path(name).name).unlink(missing_ok=True)
-    for file in sorted(folder.iterdir(), key=lambda file: file.name == last):
-      os.replace(file, output / file.name)
-    made = False
+    with file_lock.locked(output / '.export.lock', file_lock.Work(
+      f'--output={output}', 'exports', 'wait for it, or name another folder'
+    )):  # fmt: skip
+      # Inside of it: a folder beside it may be on another file system.
+      folder = output / '.export.tmp'
+      shutil.rmtree(folder, ignore_errors=True)  # One that was killed left it.
+      folder.mkdir()
+      try:
+        yield folder
+        _put(folder, output)
+      finally:
+        shutil.rmtree(folder, ignore_errors=True)
   finally:
-    shutil.rmtree(folder, ignore_errors=True)
     if made:
-      output.rmdir()
+      with contextlib.suppress(OSError):  # It is filled.
+        output.rmdir()
+
+
+def _put(folder, output):
+  """Moves the files into `output`, in place of an earlier export's."""
+  last = exported.MODEL
+  if (output / last).is_file():
+    earlier = {}
+    with contextlib.suppress(UserError):  # A damaged one names nothing.
+      earlier = atomic.read_json(output / last).get('files', {})
+    (output / last).unlink()
+    for name in earlier:
+      (output / pathlib.Path(name).name).unlink(missing_ok=True)
+  for file in sorted(folder.iterdir(), key=lambda file: file.name == last):
+    os.replace(file, output / file.name)
 
 
 def vector_squares(model: Model) -> np.ndarray:
@@ -332,20 +342,10 @@ def _describe(network, name):
     'data': pathlib.Path(str(config.data.path)).name,
     'hashes': {
       'config': exported.digest(file),
-      'weights': _weights_digest(network),
+      'weights': network.sha256,
       'training_manifest': leakage.digest(network.workdir),
     },
   }
-
-
-def _weights_digest(network):
-  """sha256 of all parameters and statistics, in the order of their names."""
-  total = hashlib.sha256()
-  state = {'params': network.state.params, 'stats': network.state.batch_stats}
-  for path, leaf in jax.tree.leaves_with_path(state):
-    total.update(jax.tree_util.keystr(path).encode())
-    total.update(np.ascontiguousarray(leaf, np.float32).tobytes())
-  return total.hexdigest()
 
 
 def _versions():

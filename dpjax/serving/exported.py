@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 
 from dpjax import atomic
 from dpjax.errors import UserError
+from dpjax.evaluation import files
 
-MODEL = 'model.json'
+MODEL = files.EXPORT
 ONNX, STABLEHLO = 'model.onnx', 'model.stablehlo'
 VERSION = 1  # of model.json
 
@@ -101,6 +103,12 @@ class Exported:
     """Of the checkpoint; None of several runs at different steps."""
     steps = {run['step'] for run in self.record['runs']}
     return steps.pop() if len(steps) == 1 else None
+
+  @property
+  def sha256(self) -> str:
+    """Of what model.json holds, the hashes of the other files among it."""
+    text = json.dumps(self.record, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
   @property
   def width(self) -> int:

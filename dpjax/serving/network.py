@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 from typing import Any
@@ -69,6 +70,16 @@ class Network:
   def width(self) -> int:
     """K of its pooled features."""
     return self.state.params['backbone']['fc']['kernel'].shape[0]
+
+  @functools.cached_property
+  def sha256(self) -> str:
+    """Of all parameters and statistics, in the order of their names."""
+    total = hashlib.sha256()
+    state = {'params': self.state.params, 'stats': self.state.batch_stats}
+    for path, leaf in jax.tree.leaves_with_path(state):
+      total.update(jax.tree_util.keystr(path).encode())
+      total.update(np.ascontiguousarray(leaf, np.float32).tobytes())
+    return total.hexdigest()
 
   @functools.cached_property
   def _answer(self):

@@ -113,6 +113,7 @@ def test_several_runs_are_one_model(root, tmp_path):
   np.testing.assert_allclose(
     found.probabilities, wanted.probabilities, atol=1e-5
   )
+  assert [run['name'] for run in record['runs']] == ['run0', 'run1']
   names = sorted(record['files'])
   assert names == ['model.onnx', 'model.stablehlo', 'weights-1.safetensors',
                    'weights-2.safetensors']  # fmt: skip
@@ -198,10 +199,37 @@ def test_an_earlier_export_is_replaced_as_a_whole_and_survives_a_failure(
     dpjax.load(out)
 
 
-def test_a_run_is_not_written_over(model, tmp_path):
-  (tmp_path / 'config.json').write_text('{}')
-  with pytest.raises(UserError, match='holds a run'):
+def test_what_a_killed_export_left_is_removed_by_the_next(
+  model, tmp_path, monkeypatch
+):
+  out = tmp_path / 'out'
+  with monkeypatch.context() as patch:
+    patch.setattr(export.shutil, 'rmtree', lambda *_, **__: None)
+    patch.setattr(export.atomic, 'write_json', None)
+    with pytest.raises(TypeError):
+      export.export(model, out, ['torch'])
+  assert [*out.iterdir()]
+  export.export(model, out, ['torch'])  # Of the same process id.
+  assert {file.name for file in out.iterdir()} == {
+    'weights.safetensors', 'model.json', 'test_vectors.npz', 'MODEL_CARD.md',
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('holds', 'file'),
+  [
+    ('a run', 'config.json'),
+    ('a run', 'retrain/config.json'),
+    ('what predict has written', 'predict.json'),
+    ('an evaluation', 'evaluation.json'),
+  ],
+)
+def test_something_else_is_not_written_over(model, tmp_path, holds, file):
+  (tmp_path / file).parent.mkdir(exist_ok=True)
+  (tmp_path / file).write_text('{}')
+  with pytest.raises(UserError, match=f'holds {holds}'):
     export.export(model, tmp_path, ['onnx'])
+  assert [f.name for f in tmp_path.iterdir()] == [file.split('/')[0]]
 
 
 def test_a_damaged_export_is_refused_in_a_line(model, whole, tmp_path):
