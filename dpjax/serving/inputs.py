@@ -5,10 +5,12 @@ import pathlib
 from typing import NamedTuple
 
 from dpjax.data.decode import formats
-from dpjax.data.sources import files as files_lib
+from dpjax.data.sources import files as source_files
 from dpjax.data.sources import tables
-from dpjax.errors import UserError
+from dpjax.errors import UserError, printable
+from dpjax.evaluation import files as files_lib
 
+OVERLAYS = 'overlays'  # where predict draws
 _TABLES = ('.csv', '.gz')
 
 
@@ -16,7 +18,9 @@ class Input(NamedTuple):
   """One file to look at.
 
   Attributes:
-    name: as the answers call it: its path from the folder, or the cell.
+    name: as the answers call it: its path from the folder, or the cell, on one
+      line: what is not printable stands as Python writes it ('\\n', '\\udcff'),
+      and a backslash twice.
     path: where it is.
   """
 
@@ -30,7 +34,8 @@ def find(
   """The files that a path means, and what should be known of them.
 
   A folder is looked through at any depth, for images by their suffix or else
-  their content; hidden files are none. Of a table the column counts that names
+  their content; hidden files are none, nor are pictures that predict has drawn.
+  Of a table the column counts that names
   files in its first row: absolute, or from the table's folder.
 
   Args:
@@ -45,12 +50,13 @@ def find(
   """
   path = pathlib.Path(given)
   if path.is_dir():
-    files = files_lib.Files(path)
+    files = source_files.Files(path)
     faults = tables.Faults('skip')
     files.remark_unread(faults)
     found = [
-      Input(file.relative_to(files.root).as_posix(), str(file))
+      Input(_printable(file.relative_to(files.root).as_posix()), str(file))
       for file in files.found
+      if not _is_drawn(file)
     ]
     if not found:
       more = f'; {faults.remarks[0]}' if faults.remarks else ''
@@ -60,7 +66,7 @@ def find(
     raise UserError(f'{flag}{given}: no such file or folder')
   is_table = path.suffix.lower() in _TABLES and formats.kind(path) is None
   return _of_table(path, flag) if is_table else [
-    Input(path.name, str(path))
+    Input(_printable(path.name), str(path))
   ], []
 
 
@@ -76,7 +82,20 @@ def _of_table(table, flag):
       f' wanted a path, absolute or from {table.parent}'
     )
   cells = dict.fromkeys(row[column] for row in rows)
-  return [Input(cell, str(table.parent / cell)) for cell in cells]
+  return [Input(_printable(cell), str(table.parent / cell)) for cell in cells]
+
+
+def _printable(name):
+  """A name that no reader of lines cuts, from which the file can be found."""
+  return printable(name.replace('\\', '\\\\'))
+
+
+def _is_drawn(file):
+  """Whether predict has drawn it, in an --output inside of the --input."""
+  folder = file.parent
+  return (
+    folder.name == OVERLAYS and (folder.parent / files_lib.ANSWERS).exists()
+  )
 
 
 def _is_file(table, cell):

@@ -252,6 +252,16 @@ class Model:
       self.temperature = self.networks[0].temperature
       self.threshold = self.networks[0].threshold
     if any(one is None for one in seen):
+      if len(seen) > 1:
+        without = ', '.join(
+          str(network.workdir)
+          for network, one in zip(self.networks, seen, strict=True)
+          if one is None
+        )
+        self.notes += (
+          'the mean of the runs is not calibrated, and there is no threshold:'
+          f' {without} has no validation split to choose them on',
+        )
       return
     first, *others = seen
     if any(other.ids != first.ids for other in others):

@@ -17,17 +17,16 @@ from dpjax import atomic, signals
 from dpjax.errors import SourceFault
 from dpjax.report import overlay, words
 from dpjax.serving import decode, table
-from dpjax.serving.inputs import Input
+from dpjax.serving.inputs import OVERLAYS, Input
 from dpjax.serving.model import Model
 
-FOLDER = 'overlays'
 ALL = -1
 _BATCH = 16
 
 
 def clear(output: pathlib.Path) -> None:
   """Removes the pictures of an earlier call, and nothing else."""
-  for file in (output / FOLDER).glob('[0-9]*.png'):
+  for file in (output / OVERLAYS).glob('[0-9]*.png'):
     file.unlink()
 
 
@@ -49,9 +48,9 @@ def draw(
     return {}
   rows = _chosen(output / table.PREDICTIONS, settings.overlays)
   place = {one.name: i for i, one in enumerate(found) if one.name in rows}
-  files = {name: f'{FOLDER}/{i + 1:06d}.png' for name, i in place.items()}
+  files = {name: f'{OVERLAYS}/{i + 1:06d}.png' for name, i in place.items()}
   left = [name for name in place if not (output / files[name]).is_file()]
-  (output / FOLDER).mkdir(exist_ok=True)
+  (output / OVERLAYS).mkdir(exist_ok=True)
   stream = decode.stream(
     [found[place[name]].path for name in left],
     model.size, model.fit, settings.workers,

@@ -12,6 +12,7 @@ from typing import Any
 
 from dpjax import atomic
 from dpjax.data import vocabulary
+from dpjax.errors import printable
 from dpjax.serving import table
 
 NAME = 'index.html'
@@ -97,7 +98,9 @@ def _said(record):
     faults = table.counted(record['faults'], 'file')
     lines.append(f'{faults} cannot be read: faults.csv.')
   lines += record['notes']
-  return ''.join(f'<p class="data">{html.escape(line)}</p>' for line in lines)
+  return ''.join(
+    f'<p class="data">{html.escape(line)}</p>' for line in map(printable, lines)
+  )
 
 
 def _are(count):

@@ -6,7 +6,9 @@ when it is whole; so do faults.csv, embeddings.npz and index.html. With
 """
 
 import contextlib
+import csv
 import dataclasses
+import hashlib
 import os
 import pathlib
 import shutil
@@ -17,14 +19,21 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from dpjax import atomic, csv_cells, signals
+from dpjax import atomic, csv_cells, file_lock, signals
 from dpjax.errors import SourceFault, UserError, printable
+from dpjax.evaluation import files
 from dpjax.serving import decode, inputs, overlays, page, table
 from dpjax.serving.model import Model, Predictions
 
 FAULTS = 'faults.csv'
 EMBEDDINGS = 'embeddings.npz'
-RECORD = 'predict.json'
+RECORD = files.ANSWERS
+# What --resume must find as it was, and what a user calls it.
+_KEPT = {
+  'input': 'input', 'files': 'list of files', 'runs': 'set of runs',
+  'class_names': 'list of classes', 'temperature': 'temperature',
+  'threshold': 'threshold', 'embeddings': 'value of --embeddings',
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +74,12 @@ def predict(
     settings: what to do.
 
   Raises:
-    UserError: one line: nothing to read, a file at fault, another call's part
-      in the way, or overlays of an export without maps.
+    UserError: one line: nothing to read, a file at fault, something else or
+      another call's part in the way, or overlays of an export without maps.
     OSError: the folder cannot be written.
   """
   output = pathlib.Path(output)
+  _check_output(output)
   first = model.networks[0]
   if settings.overlays and not first.has_maps:
     raise UserError(
@@ -77,17 +87,31 @@ def predict(
       ' them, or leave --overlays out'
     )
   found, remarks = inputs.find(given)
-  record = _record(model, given, settings, remarks)
+  record = _record(model, given, found, settings, remarks)
   output.mkdir(parents=True, exist_ok=True)
-  _begin(output, record, settings)
-  if not (output / table.PREDICTIONS).exists():
-    _answer_all(model, found, output, settings, given)
-  with _naming(output):
-    drawn = overlays.draw(model, output, found, settings)
-    record = {**record, **_counts(output)}
-    page.write(output, record, drawn)
-    atomic.write_json(output / RECORD, record)
+  with file_lock.locked(output / '.predict.lock', file_lock.Work(
+    f'--output={output}', 'predicts', 'wait for it, or name another folder'
+  )):  # fmt: skip
+    _begin(output, record, settings)
+    if not (output / table.PREDICTIONS).exists():
+      _answer_all(model, found, output, settings, given)
+    with _naming(output):
+      drawn = overlays.draw(model, output, found, settings)
+      record = {**record, **_counts(output)}
+      page.write(output, record, drawn)
+      atomic.write_json(output / RECORD, record)
   return record
+
+
+def _check_output(output):
+  """Refuses what is not predict's own, before anything is computed."""
+  files.check_output(output, RECORD)
+  rows = output / table.PREDICTIONS
+  if rows.exists() and not (output / RECORD).exists():
+    raise UserError(
+      f'--output={output} holds a {rows.name} that predict has not written;'
+      ' name a folder of its own'
+    )
 
 
 def _answer_all(model, found, output, settings, given):
@@ -112,15 +136,22 @@ def _answer_all(model, found, output, settings, given):
   rows.finish()
 
 
-def _record(model, given, settings, remarks):
+def _record(model, given, found, settings, remarks):
   """predict.json as it stands before anything is done."""
   return {
     'input': os.path.abspath(given),
+    'files': {
+      'count': len(found),
+      'sha256': hashlib.sha256(
+        '\n'.join(one.name for one in found).encode()
+      ).hexdigest(),
+    },
     'runs': [
       {
         'workdir': str(network.workdir.resolve()),
         'step': network.step,
         'dtype': network.dtype,
+        'sha256': network.sha256,
       }
       for network in model.networks
     ],
@@ -143,10 +174,10 @@ def _begin(output, record, settings):
   """Removes what earlier calls have left, or makes sure that it fits."""
   if settings.resume and (output / RECORD).is_file():
     before = atomic.read_json(output / RECORD)
-    for name in ('input', 'runs', 'class_names', 'threshold', 'embeddings'):
+    for name, called in _KEPT.items():
       if before.get(name) != record[name]:
         raise UserError(
-          f'--resume: {output} was begun with another {name}:'
+          f'--resume: {output} was begun with another {called}:'
           f' {str(before.get(name))[:80]}; leave --resume out to begin anew'
         )
     return
@@ -161,13 +192,15 @@ def _names_done(part):
   """The names in a part; cuts off a row that is not whole."""
   if not part.exists():
     return set()
-  content = part.read_bytes()
-  whole = content[: content.rfind(b'\n') + 1]
-  if whole != content:
-    os.truncate(part, len(whole))
-  rows = csv_cells.read(whole.decode('utf-8').splitlines(keepends=True))
-  next(rows, None)
-  return {row[0] for row in rows}
+  with open(part, 'rb') as file:  # No name has a line end (inputs.Input).
+    whole = sum(len(line) for line in file if line.endswith(b'\n'))
+  os.truncate(part, whole)
+  try:
+    return {row['file'] for row in table.read(part)}
+  except (csv.Error, ValueError) as error:  # A crash left zeros.
+    raise UserError(
+      f'{part} is damaged ({error}); leave --resume out to begin anew'
+    ) from error
 
 
 def _answers(
@@ -177,7 +210,8 @@ def _answers(
   """(names, answers) of batches of files; what cannot be read goes to faults.
 
   Raises:
-    UserError: settings.on_error is 'fail' and one cannot be read.
+    UserError: settings.on_error is 'fail' and one cannot be read; or as
+      Model.answer.
   """
   stream = decode.stream(
     [one.path for one in left], model.size, model.fit, settings.workers

@@ -131,6 +131,15 @@ def test_an_ensemble_says_what_evaluate_says_of_it_and_how_far_its_runs_differ(
   )
 
 
+def test_a_mean_that_nothing_calibrates_says_so(served, second):
+  runs = [dpjax.load(run).networks[0] for run in (served.workdir, second)]
+  lacking = dataclasses.replace(runs[1], validation=None)
+  both = model_lib.Model([runs[0], lacking])
+  assert (both.temperature, both.threshold) == (None, None)
+  (note,) = both.notes
+  assert 'not calibrated' in note and str(second) in note
+
+
 def test_runs_that_do_not_go_together_are_refused_in_a_line(
   served, second, tmp_path
 ):

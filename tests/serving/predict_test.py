@@ -4,16 +4,18 @@ import csv
 import dataclasses
 import errno
 import json
+import os
 import pathlib
 import shutil
 import subprocess
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
 import dpjax
-from dpjax import signals
+from dpjax import file_lock, signals
 from dpjax.errors import Stopped, UserError
 from dpjax.serving import decode, export, predict, table
 
@@ -158,8 +160,149 @@ def test_another_calls_part_is_not_gone_on_with(
   model, second, folder, tmp_path
 ):
   run(model, folder, tmp_path / 'out')
-  with pytest.raises(UserError, match='begun with another runs'):
+  with pytest.raises(UserError, match='begun with another set of runs'):
     run(dpjax.load(second), folder, tmp_path / 'out', resume=True)
+
+
+def test_other_files_are_not_gone_on_with(model, folder, tmp_path):
+  run(model, folder, tmp_path / 'out')
+  # Pictures are named by the place of a file: this one would shift them all.
+  first = min(folder.glob('*.png'))
+  shutil.copy(first, folder / '0-first.png')
+  with pytest.raises(UserError, match='another list of files') as error:
+    run(model, folder, tmp_path / 'out', resume=True, overlays=-1)
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'out' / 'overlays').exists()
+
+
+def changed_temperature(model):
+  model.temperature *= 2
+
+
+def changed_weights(model):
+  (network,) = model.networks
+  params = jax.tree.map(lambda leaf: leaf * 1.5, network.state.params)
+  model.networks = (
+    dataclasses.replace(network, state=network.state.replace(params=params)),
+  )
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [(changed_temperature, 'temperature'), (changed_weights, 'set of runs')],
+)
+def test_a_run_that_answers_otherwise_now_is_not_gone_on_with(
+  change, words, served, model, folder, tmp_path
+):
+  run(model, folder, tmp_path / 'out')
+  other = dpjax.load(served.workdir, batch_size=4)
+  change(other)
+  with pytest.raises(UserError, match=f'begun with another {words}'):
+    run(other, folder, tmp_path / 'out', resume=True)
+
+
+def test_an_export_in_another_ones_place_is_not_gone_on_with(
+  model, folder, tmp_path
+):
+  export.export(model, tmp_path / 'model', ['stablehlo'])
+  run(dpjax.load(tmp_path / 'model'), folder, tmp_path / 'out')
+  record = json.loads((tmp_path / 'model' / 'model.json').read_text())
+  record['runs'][0]['hashes']['weights'] = 'another'
+  (tmp_path / 'model' / 'model.json').write_text(json.dumps(record))
+  with pytest.raises(UserError, match='begun with another set of runs'):
+    run(dpjax.load(tmp_path / 'model'), folder, tmp_path / 'out', resume=True)
+
+
+@pytest.mark.parametrize(
+  ('holds', 'file'),
+  [
+    ('a run', 'config.json'),
+    ('a run', 'finetune/config.json'),
+    ('an export', 'model.json'),
+    ('an evaluation', 'evaluation.json'),
+    ('a prepared set', 'summary.json'),
+    ('a predictions.csv that predict has not', 'predictions.csv'),
+  ],
+)
+def test_a_folder_of_something_else_is_left_as_it_is(
+  holds, file, model, folder, tmp_path, monkeypatch
+):
+  out = tmp_path / 'out'
+  for name in (file, 'predictions.csv'):
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    (out / name).write_text('theirs')
+  monkeypatch.setattr(type(model), 'answer', None)  # Nothing is computed.
+  with pytest.raises(UserError, match=f'--output=.* holds {holds}'):
+    run(model, folder, out)
+  assert (out / 'predictions.csv').read_text() == 'theirs'
+  assert len([*out.rglob('*.*')]) == len({file, 'predictions.csv'})
+
+
+def test_names_that_are_no_lines_of_text_are_found_again(
+  model, folder, tmp_path, monkeypatch
+):
+  odd = tmp_path / os.fsdecode(b'in\xff')
+  odd.mkdir()
+  names = ['a\x85b.png', 'c\u2028d.png', 'e\nf.png', 'g\rh.png', 'i\\n.png',
+           '=k.png', 'ü.png', os.fsdecode(b'l\xe9.png')]  # fmt: skip
+  files = sorted(folder.glob('*.png'))
+  for name, file in zip(names, files, strict=False):
+    shutil.copy(file, odd / name)
+
+  def back(name):
+    return name.encode('latin-1', 'backslashreplace').decode('unicode_escape')
+
+  run(model, odd, tmp_path / 'whole', overlays=-1, embeddings=True)
+  found = [row['file'] for row in rows(tmp_path / 'whole')]
+  assert {back(name) for name in found} == {*names}
+  content = (tmp_path / 'whole' / 'predictions.csv').read_text()
+  assert len(content.splitlines()) == 1 + len(names)
+  answer = type(model).answer
+
+  def once(self, images, names):
+    monkeypatch.setattr(type(model), 'answer', stopped)
+    return answer(self, images, names)
+
+  def stopped(self, images, names):
+    raise Stopped('SIGTERM')
+
+  monkeypatch.setattr(type(model), 'answer', once)
+  with pytest.raises(Stopped):
+    run(model, odd, tmp_path / 'out', embeddings=True)
+  monkeypatch.setattr(type(model), 'answer', answer)
+  run(model, odd, tmp_path / 'out', embeddings=True, resume=True, overlays=-1)
+  assert (tmp_path / 'out' / 'predictions.csv').read_text() == content
+  assert len([*(tmp_path / 'out' / 'overlays').iterdir()]) == len(names)
+
+
+def test_a_damaged_part_is_one_line(model, folder, tmp_path):
+  run(model, folder, tmp_path / 'out')
+  part = (tmp_path / 'out' / 'predictions.csv').rename(
+    tmp_path / 'out' / 'predictions.csv.part'
+  )
+  part.write_bytes(part.read_bytes()[:-40] + bytes(39) + b'\n')
+  with pytest.raises(UserError, match=r'\.part is damaged') as error:
+    run(model, folder, tmp_path / 'out', resume=True)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('where', ['.', 'out'])
+def test_pictures_in_the_input_are_no_input(where, model, folder, tmp_path):
+  for _ in range(2):
+    record = run(model, folder, folder / where, overlays=2)
+    assert record['images'] == 12
+  record = run(model, folder, tmp_path / 'elsewhere')
+  assert record['images'] == 12
+
+
+def test_only_one_predict_writes_into_a_folder(model, folder, tmp_path):
+  work = file_lock.Work('x', 'predicts', 'wait')
+  (tmp_path / 'out').mkdir()
+  with (
+    file_lock.locked(tmp_path / 'out' / '.predict.lock', work),
+    pytest.raises(UserError, match=r'--output=.*predicts; wait for it'),
+  ):
+    run(model, folder, tmp_path / 'out')
 
 
 def test_embeddings_are_the_librarys_and_name_their_files(
