@@ -15,7 +15,8 @@ from dpjax.distributed import parallel
 from dpjax.errors import UserError
 
 GPUS_A_MACHINE = 8
-# InfiniBand NDR, one port a GPU, bytes a second (NVIDIA DGX H100 datasheet).
+# InfiniBand NDR, 400 Gb/s, one port a GPU; bytes a second (NVIDIA, DGX H100
+# datasheet, 2023).
 NETWORK = 50e9
 # What JAX takes of a GPU's memory by itself (XLA_PYTHON_CLIENT_MEM_FRACTION).
 _MEMORY_SHARE = 0.75
@@ -91,7 +92,10 @@ _ADA = {'capability': '8.9', 'lanes': 128, 'threads': 1536,
         'shared': 100 << 10}  # fmt: skip
 
 # A TPU's clock is its peak over what its matrix units do in a cycle: of v4 and
-# v5, 128 x 128 products each; of v6e and TPU7x, taken for 2 x 256 x 256.
+# v5, four of 128 x 128 products in each core. Of v6e and TPU7x the maker names
+# two of 256 x 256 a core, which would need 3.5 and 4.4 GHz: twice the products
+# are taken for a cycle's, and times from their cycles are the least sure.
+# Links are half of what the maker gives for both directions together.
 # The figures for the compiler (Cuda, memory, bandwidth) of A100, H100, H200,
 # B200 and RTX PRO 6000 are those of openxla/xla,
 # xla/backends/gpu/target_config/specs; of the others they are NVIDIA's, as the
@@ -99,70 +103,75 @@ _ADA = {'capability': '8.9', 'lanes': 128, 'threads': 1536,
 DEVICES = {
   'a100': Device(
     'NVIDIA A100-SXM4-80GB', 85_100_068_864, 312e12, 2.039e12, 300e9,
-    'NVIDIA A100 datasheet (2021)', Cuda(**_AMPERE),
+    'NVIDIA, A100 Tensor Core GPU datasheet (2021), SXM4', Cuda(**_AMPERE),
   ),
   'a100-40gb': Device(
     'NVIDIA A100-SXM4-40GB', 42_331_013_120, 312e12, 1.555e12, 300e9,
-    'NVIDIA A100 datasheet (2021)', Cuda(**_AMPERE),
+    'NVIDIA, A100 Tensor Core GPU datasheet (2021), SXM4', Cuda(**_AMPERE),
   ),
   'b200': Device(
     'NVIDIA B200', 191_514_411_008, 2250e12, 7.672e12, 900e9,
-    'NVIDIA Blackwell architecture technical brief (2024)',
+    'NVIDIA, Blackwell Architecture Technical Brief (2024), HGX B200',
     Cuda('10.0a', 148, clock=1.965, cache=132_644_864, **_BLACKWELL),
   ),
   'h100': Device(
     'NVIDIA H100 80GB HBM3', 84_942_979_072, 989.4e12, 3.352e12, 450e9,
-    'NVIDIA H100 architecture white paper (2022), SXM5',
+    'NVIDIA, H100 Tensor Core GPU Architecture white paper (2022), SXM5',
     Cuda('9.0a', **_HOPPER),
   ),
   'h200': Device(
     'NVIDIA H200', 151_397_597_184, 989.4e12, 4.8e12, 450e9,
-    'NVIDIA H200 datasheet (2024), SXM', Cuda('9.0a', **_HOPPER),
+    'NVIDIA, H200 Tensor Core GPU datasheet (2024), SXM',
+    Cuda('9.0a', **_HOPPER),
   ),
   'l4': Device(
     'NVIDIA L4', 24_152_899_584, 121e12, 0.300e12, 32e9,
-    'NVIDIA L4 datasheet (2023)',
+    'NVIDIA, L4 Tensor Core GPU datasheet (2023); link: PCIe 4.0 x16',
     Cuda(cores=58, clock=2.04, cache=48 << 20, **_ADA),
   ),
   'l40s': Device(
     'NVIDIA L40S', 48_305_799_168, 362e12, 0.864e12, 32e9,
-    'NVIDIA L40S datasheet (2023)',
+    'NVIDIA, L40S datasheet (2023); link: PCIe 4.0 x16',
     Cuda(cores=142, clock=2.52, cache=96 << 20, **_ADA),
   ),
   'rtx4090': Device(
     'NVIDIA GeForce RTX 4090', 25_757_220_864, 165.2e12, 1.008e12, 32e9,
-    'NVIDIA Ada GPU architecture white paper (2022)',
+    'NVIDIA, Ada GPU Architecture white paper (2022); link: PCIe 4.0 x16',
     Cuda(cores=128, clock=2.52, cache=72 << 20, **_ADA),
   ),
   'rtx5090': Device(
     'NVIDIA GeForce RTX 5090', 34_190_917_632, 209.5e12, 1.792e12, 64e9,
-    'NVIDIA RTX Blackwell GPU architecture white paper (2025)',
+    'NVIDIA, RTX Blackwell GPU Architecture white paper (2025); link:'
+    ' PCIe 5.0 x16',
     Cuda('12.0', 170, 128, 2.407, 96 << 20, 1536, 100 << 10),
   ),
   'rtx6000pro': Device(
     'NVIDIA RTX PRO 6000 Blackwell', 103_079_215_104, 503.8e12, 1.792e12, 64e9,
-    'NVIDIA RTX PRO Blackwell GPU architecture white paper (2025)',
+    'NVIDIA, RTX PRO Blackwell GPU Architecture white paper (2025); link:'
+    ' PCIe 5.0 x16',
     Cuda('12.0', 188, 128, 2.6, 128 << 20, 1536, 100 << 10),
   ),
   'v4': Device(
     'TPU v4', 17_200_000_000, 137.5e12, 0.614e12, 150e9,
-    'Google Cloud, TPU v4; half a chip', clock=1.05e9, cores_a_chip=2,
+    'Google Cloud, Cloud TPU documentation, TPU v4 (2025); half a chip',
+    clock=1.05e9, cores_a_chip=2,
   ),
   'v5e': Device(
     'TPU v5 lite', 17_200_000_000, 197e12, 0.819e12, 200e9,
-    'Google Cloud, TPU v5e', clock=1.5e9,
+    'Google Cloud, Cloud TPU documentation, TPU v5e (2025)', clock=1.5e9,
   ),
   'v5p': Device(
     'TPU v5', 103_000_000_000, 459e12, 2.765e12, 600e9,
-    'Google Cloud, TPU v5p', clock=1.75e9,
+    'Google Cloud, Cloud TPU documentation, TPU v5p (2025)', clock=1.75e9,
   ),
   'v6e': Device(
     'TPU v6 lite', 34_400_000_000, 918e12, 1.638e12, 400e9,
-    'Google Cloud, TPU v6e', clock=1.75e9,
+    'Google Cloud, Cloud TPU documentation, TPU v6e (2025)', clock=1.75e9,
   ),
   'tpu7x': Device(
     'TPU7x', 103_000_000_000, 1153e12, 3.69e12, 300e9,
-    'Google Cloud, TPU7x; half a chip', clock=2.2e9, cores_a_chip=2,
+    'Google Cloud, Cloud TPU documentation, TPU7x (2025); half a chip',
+    clock=2.2e9, cores_a_chip=2,
   ),
 }  # fmt: skip
 
