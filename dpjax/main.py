@@ -409,8 +409,8 @@ def _evaluate(resolve, workdir):
 
   config = resolve(_CONFIG.value)
   other = os.path.expanduser(_AGAINST.value or '')
-  if other:
-    against.read_evaluation(other)  # Before anything is computed.
+  if other:  # Before anything is computed.
+    theirs = against.read_evaluation(other, beside.NEEDED)
   members = _several(workdir)
   if bool(_OUTPUT.value) != (len(members) > 1):
     raise UserError(
@@ -429,12 +429,9 @@ def _evaluate(resolve, workdir):
   if other:
     found = against.compare_runs(
       written, other, resamples=config.evaluate.resamples,
-      seed=config.evaluate.seed,
+      seed=config.evaluate.seed, results=(result, theirs),
     )  # fmt: skip
     print(text.format_comparison(found))
-    theirs = files_lib.read_evaluation(
-      files_lib.workdir_of(other), beside.NEEDED
-    )
     print(f'\n{beside.format_beside({"a": result, "b": theirs})}')
     files.append(against.write(found).name)
   paths = ', '.join(str(written / file) for file in files)

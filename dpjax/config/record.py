@@ -149,6 +149,18 @@ def _any_auto(name, *configs):
   )
 
 
+def set_path(recorded: Any, here: Any) -> str:
+  """Where the prepared set of a run is: as recorded, unless it was moved.
+
+  Args:
+    recorded: config of the run.
+    here: config whose data.path counts where the recorded one is gone.
+  """
+  own, other = str(recorded.data.path), here.data.path
+  moved = other and not pathlib.Path(own).exists()
+  return str(other) if moved and pathlib.Path(other).exists() else own
+
+
 def on_this_machine(recorded: Any, here: Any) -> ml_collections.ConfigDict:
   """The recorded config of a run, to be opened on this machine.
 

@@ -1,6 +1,7 @@
 """Two evaluated runs on the same images: what differs, and how surely."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ def compare_runs(
   *,
   resamples: int,
   seed: int,
+  results: Sequence[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
   """Compares two runs by what `evaluate` wrote.
 
@@ -26,6 +28,7 @@ def compare_runs(
     workdir_b: of another, on the same images.
     resamples: of the bootstrap.
     seed: of the bootstrap.
+    results: evaluation.json of both, where they have been read.
 
   Returns:
     {'a', 'b': workdirs, 'num_images', 'num_patients' (as many where they are
@@ -37,7 +40,7 @@ def compare_runs(
     UserError: one line: a run is not evaluated, or on other images or classes.
   """
   a, b = map(files.workdir_of, (workdir_a, workdir_b))
-  result_a, result_b = read_evaluation(a), read_evaluation(b)
+  result_a, result_b = results or map(read_evaluation, (a, b))
   names = result_a['class_names']
   if names != result_b['class_names']:
     raise UserError(
@@ -97,14 +100,7 @@ def write(found: dict[str, Any]) -> pathlib.Path:
 
 def _sorted(workdir, num_classes):
   """predictions.csv in the order of the ids: equal draws for equal images."""
-  file = workdir / files.PREDICTIONS
-  found = predictions.read_predictions(file)
-  if found.probabilities.shape[1] != num_classes:
-    raise UserError(
-      f'{file}: {found.probabilities.shape[1]} classes, where'
-      f' {files.EVALUATION} beside it names {num_classes}; run evaluate there'
-      ' again'
-    )
+  found = read_predictions(workdir / files.PREDICTIONS, num_classes)
   order = np.argsort(found.ids)
   return predictions.Predictions(
     [found.ids[i] for i in order],
@@ -124,8 +120,36 @@ def _of(boxed, ids, patients):
   return patients[[place[image] for image in boxed]]
 
 
-def read_evaluation(workdir: str | pathlib.Path) -> dict[str, Any]:
+def read_predictions(
+  file: pathlib.Path, num_classes: int
+) -> predictions.Predictions:
+  """What an evaluated run said of each image.
+
+  Args:
+    file: of its workdir.
+    num_classes: of its evaluation.json.
+
+  Raises:
+    UserError: one line: the file cannot be read, or has other classes.
+  """
+  found = predictions.read_predictions(file)
+  if found.probabilities.shape[1] != num_classes:
+    raise UserError(
+      f'{file}: {found.probabilities.shape[1]} classes, where'
+      f' {files.EVALUATION} beside it names {num_classes}; run evaluate there'
+      ' again'
+    )
+  return found
+
+
+def read_evaluation(
+  workdir: str | pathlib.Path, needed: Sequence[str] = ()
+) -> dict[str, Any]:
   """evaluation.json of an evaluated run, or of a recipe's second stage.
+
+  Args:
+    workdir: of either.
+    needed: what it must hold, besides what `compare_runs` needs.
 
   Raises:
     UserError: one line: there is none, or not a whole one.
@@ -133,7 +157,7 @@ def read_evaluation(workdir: str | pathlib.Path) -> dict[str, Any]:
   workdir = files.workdir_of(workdir)
   try:
     return files.read_evaluation(
-      workdir, ('class_names', 'threshold', 'temperature')
+      workdir, ('class_names', 'threshold', 'temperature', *needed)
     )
   except OSError as error:
     raise UserError(

@@ -5,8 +5,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from dpjax import prepare
 from dpjax.config import record as record_lib
 from dpjax.errors import UserError
@@ -21,11 +19,9 @@ def evaluate_ensemble(
 ) -> dict[str, Any]:
   """Scores the mean of what evaluated runs say, such as those of several seeds.
 
-      p(c | image) = 1/M sum_m p_m(c | image)
-
-  Nothing is computed by a network: the probabilities are those that `evaluate`
-  left in each workdir. Threshold and temperature are the ensemble's own, chosen
-  on the mean over the validation split.
+  Nothing is computed by a network: the probabilities (predictions.mean) are
+  those that `evaluate` left in each workdir. Threshold and temperature are the
+  ensemble's own, chosen on the mean over the validation split.
 
   Writes evaluation.json, predictions.csv and predictions_validation.csv.
 
@@ -42,7 +38,6 @@ def evaluate_ensemble(
     UserError: one line: a run is not evaluated, or on another set or split, has
       other classes, or is named twice; `output` holds something else.
 
-  Source: Lakshminarayanan et al. (2017), arXiv 1612.01474, section 2.4.
   """
   members = [files.workdir_of(workdir) for workdir in workdirs]
   output = pathlib.Path(output)
@@ -62,15 +57,14 @@ def evaluate_ensemble(
       )
 
   def predict(split):
-    file = files.VALIDATION
-    if split is images.split:
-      file = files.PREDICTIONS
-    rows = [
-      _probabilities(member / file, split, len(names)) for member in members
-    ]
+    name = files.PREDICTIONS if split is images.split else files.VALIDATION
+    said = {
+      str(member / name): against.read_predictions(member / name, len(names))
+      for member in members
+    }
     seconds = sum(result['seconds']['inference'] for result in results)
     rates = [result['images_per_second'] for result in results]
-    return np.mean(rows, axis=0), {
+    return predictions.mean(said, split.ids, split.labels), {
       'inference': seconds,
       'images_per_second': (
         None if None in rates else 1 / sum(1 / rate for rate in rates)
@@ -95,19 +89,15 @@ def _images(config, member):
   if not (member / 'config.json').is_file():
     raise UserError(f'--workdir={member} holds no config.json of a run')
   own = record_lib.load(member / 'config.json', whole=True)
-  here = pathlib.Path(config.data.path)
-  if here.exists() and not pathlib.Path(own.data.path).exists():
-    own.data.path = str(here)  # It was moved.
+  own.data.path = record_lib.set_path(own, config)
   data = prepare.open_prepared(prepare.as_made(own))
   return evaluate.images_to_score(config.evaluate, data)
 
 
 def _result(member, settings, images):
   """Its evaluation.json, of the same images."""
-  against.read_evaluation(member)  # Says what to do where there is none.
-  result = files.read_evaluation(
-    member,
-    ('class_names', 'split', 'data', 'device', 'seconds', 'images_per_second'),
+  result = against.read_evaluation(
+    member, ('split', 'data', 'device', 'seconds', 'images_per_second')
   )
   if result['split'] != settings.split or not _same(
     result['data'], images.path
@@ -118,23 +108,6 @@ def _result(member, settings, images):
       ' flags'
     )
   return result
-
-
-def _probabilities(file, split, num_classes):
-  """(N, C) of a member's file, in the order of the split."""
-  found = predictions.read_predictions(file)
-  place = {image: i for i, image in enumerate(found.ids)}
-  ids = [str(image) for image in split.ids]
-  if place.keys() != set(ids) or found.probabilities.shape[1] != num_classes:
-    raise UserError(
-      f'{file}: not of the images and classes of this set; run evaluate there'
-      ' again'
-    )
-  rows = [place[image] for image in ids]
-  if (found.labels[rows] != split.labels).any():
-    first = ids[int(np.argmax(found.labels[rows] != split.labels))]
-    raise UserError(f'{file}: {first} has another label in the set')
-  return found.probabilities[rows]
 
 
 def _same(a, b):

@@ -279,9 +279,7 @@ def open_run(config: Any, workdir: pathlib.Path) -> RestoredRun:
     )
   own = record_lib.on_this_machine(own, config)
   own.evaluate = config.evaluate
-  here = pathlib.Path(config.data.path)
-  if here.exists() and not pathlib.Path(own.data.path).exists():
-    own.data.path = str(here)  # It was moved.
+  own.data.path = record_lib.set_path(own, config)
   explain.cam_stage(own)  # Checked before anything is computed.
   own = prepare.as_made(own)
   data = prepare.open_prepared(own)

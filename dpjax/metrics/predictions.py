@@ -7,7 +7,7 @@ is its most probable class, the lowest one on a tie.
 
 import csv
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -246,6 +246,41 @@ def read_predictions(path: str | Path) -> Predictions:
       )
   whose = np.array(patients) if named else None
   return Predictions(ids, labels, probabilities, whose)
+
+
+def mean(
+  members: Mapping[str, Predictions], ids: Sequence[str], labels: np.ndarray
+) -> np.ndarray:
+  r"""What several classifiers say together.
+
+  .. math:: p(c | x) = \frac{1}{M} \sum_m p_m(c | x)
+
+  Args:
+    members: by what an error calls them, each in an order of its own.
+    ids: of the N images, in the order wanted.
+    labels: (N,) of these.
+
+  Returns:
+    (N, C).
+
+  Raises:
+    UserError: one line: a member is of other images, labels or classes.
+
+  Source: Lakshminarayanan et al. (2017), arXiv 1612.01474, section 2.4.
+  """
+  ids = [str(image) for image in ids]
+  total, count = 0, None
+  for place, found in members.items():
+    at = {image: i for i, image in enumerate(found.ids)}
+    count = count or found.probabilities.shape[1]
+    if at.keys() != set(ids) or found.probabilities.shape[1] != count:
+      raise UserError(f'{place}: not of the images and classes of this set')
+    rows = [at[image] for image in ids]
+    if (wrong := found.labels[rows] != labels).any():
+      first = ids[int(wrong.argmax())]
+      raise UserError(f'{place}: {first} has another label in the set')
+    total = total + found.probabilities[rows]
+  return total / len(members)
 
 
 def _first_repeated(items: list[str]) -> int | None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpjax import atomic, signals
+from dpjax.config import record as record_lib
 from dpjax.data import store
 from dpjax.errors import UserError, one_line
 from dpjax.report import (
@@ -136,16 +137,11 @@ def _sets(run, config):
   named = str(run.evaluation['data']) if run.evaluation else None
   found, reason = {}, 'neither config.json nor evaluation.json names a set'
   for path in dict.fromkeys(filter(None, (own, named))):
-    places = [path]
-    # As evaluate does: it was moved.
-    if path == own and config.data.path and not pathlib.Path(path).exists():
-      places.append(str(config.data.path))
-    for place in places:
-      try:
-        found[path] = _open(place)
-        break
-      except (UserError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    place = record_lib.set_path(run.config, config) if path == own else path
+    try:
+      found[path] = _open(place)
+    except (UserError, OSError) as error:
+      reason = str(error).splitlines()[0]
   trained = found.get(own) or found.get(named)
   return trained, found.get(named) or trained, reason
 

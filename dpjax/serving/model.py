@@ -263,19 +263,24 @@ class Model:
           f' {without} has no validation split to choose them on',
         )
       return
-    first, *others = seen
-    if any(other.ids != first.ids for other in others):
+    ids, labels = seen[0].ids, seen[0].labels
+    members = {
+      str(network.workdir): one
+      for network, one in zip(self.networks, seen, strict=True)
+    }
+    try:
+      mean = predictions.mean(members, ids, labels)
+    except UserError as error:
       self.notes += (
-        'the runs have other validation splits: probabilities are not'
-        ' calibrated, and there is no threshold',
+        'the runs have other validation splits, so the mean is not calibrated,'
+        f' and there is no threshold ({error})',
       )
       return
-    mean = np.mean([one.probabilities for one in seen], axis=0)
-    if others:
-      self.temperature = calibration.fit_temperature(first.labels, mean)
+    if len(seen) > 1:
+      self.temperature = calibration.fit_temperature(labels, mean)
     if self.any_lesion:
       self.threshold = calibration.choose_threshold(
-        first.labels, self._calibrated(mean)
+        labels, self._calibrated(mean)
       )
 
 

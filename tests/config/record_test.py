@@ -269,3 +269,20 @@ def test_a_record_that_lacks_a_field_is_not_whole(tmp_path):
   record_lib.load(path)
   with pytest.raises(UserError, match=r'config\.train\.keep is missing'):
     record_lib.load(path, whole=True)
+
+
+@pytest.mark.parametrize(
+  ('there', 'wanted'),
+  [(('old', 'new'), 'old'), (('new',), 'new'), (('old',), 'old'), ((), 'old')],
+)
+def test_a_set_is_elsewhere_only_where_it_is_gone_and_there_is_one(
+  there, wanted, tmp_path
+):
+  for name in there:
+    (tmp_path / name).mkdir()
+  own, here = (
+    given.resolve(data__path=str(tmp_path / name)) for name in ('old', 'new')
+  )
+  assert record_lib.set_path(own, here) == str(tmp_path / wanted)
+  here.data.path = None
+  assert record_lib.set_path(own, here) == str(tmp_path / 'old')

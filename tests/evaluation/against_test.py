@@ -140,6 +140,19 @@ def test_a_run_that_is_not_evaluated_is_refused(content, told, tmp_path):
   assert line.startswith(str(file)) and told in line and '\n' not in line
 
 
+def test_an_evaluation_is_read_once_with_all_that_is_needed_of_it(tmp_path):
+  runs = [write_run(tmp_path / n, i)[0] for i, n in enumerate('ab')]
+  with pytest.raises(UserError, match='it has no intervals'):
+    against.read_evaluation(runs[1], ('intervals',))
+  wanted = compare(*runs)
+  results = [against.read_evaluation(run) for run in runs]
+  for run in runs:
+    (run / files.EVALUATION).unlink()
+  assert wanted == against.compare_runs(
+    *runs, resamples=200, seed=0, results=results
+  )
+
+
 def test_predictions_of_another_evaluation_are_refused(tmp_path):
   a, _ = write_run(tmp_path / 'a', 1)
   b, _ = write_run(tmp_path / 'b', 0)

@@ -241,3 +241,37 @@ def test_whose_an_image_is_stands_in_the_last_column(tmp_path):
   predictions.write_predictions(path, *three, names, [7, 3, 5])
   assert 'patient' not in path.read_text()
   assert predictions.read_predictions(path).patients is None
+
+
+def mean_of(*members):
+  """The mean of [(ids, labels, probabilities), ...] for the images a and b."""
+  named = {
+    str(i): predictions.Predictions(ids, np.array(labels), np.array(p), None)
+    for i, (ids, labels, p) in enumerate(members)
+  }
+  return predictions.mean(named, ['a', 'b'], np.array([0, 1]))
+
+
+def test_the_mean_goes_by_the_ids_and_not_by_the_order_of_rows():
+  found = mean_of(
+    (['a', 'b'], [0, 1], [[0.9, 0.1], [0.4, 0.6]]),
+    (['b', 'a'], [1, 0], [[0.2, 0.8], [0.7, 0.3]]),
+  )
+  np.testing.assert_allclose(found, [[0.8, 0.2], [0.3, 0.7]])
+
+
+@pytest.mark.parametrize(
+  ('ids', 'labels', 'rows', 'words'),
+  [
+    (['a', 'c'], [0, 1], [[1, 0]] * 2, '1: not of the images and classes'),
+    (['a'], [0], [[1, 0]], '1: not of the images and classes'),
+    (['a', 'b'], [0, 1], [[1, 0, 0]] * 2, '1: not of the images and classes'),
+    (['a', 'b'], [0, 0], [[1, 0]] * 2, '1: b has another label'),
+  ],
+)
+def test_a_mean_of_other_images_labels_or_classes_is_refused(
+  ids, labels, rows, words
+):
+  first = (['a', 'b'], [0, 1], [[1, 0]] * 2)
+  with pytest.raises(UserError, match=words):
+    mean_of(first, (ids, labels, rows))
