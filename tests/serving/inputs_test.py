@@ -1,0 +1,43 @@
+"""What predict reads: which files, and what the answers call them."""
+
+import os
+
+import pytest
+
+from dpjax.serving import inputs
+
+PNG = b'\x89PNG\r\n\x1a\n'
+
+
+def names(folder):
+  return [one.name for one in inputs.find(folder)[0]]
+
+
+@pytest.mark.parametrize(
+  ('name', 'shown'),
+  [
+    ('plain ü.png', 'plain ü.png'),
+    ('a\nb.png', r'a\nb.png'),
+    (r'a\nb.png', r'a\\nb.png'),
+    ('c\x85d\u2028.png', r'c\x85d\u2028.png'),
+    (os.fsdecode(b'e\xff.png'), r'e\udcff.png'),
+  ],
+)
+def test_a_name_is_one_line_from_which_the_file_is_found(name, shown, tmp_path):
+  (tmp_path / name).write_bytes(PNG)
+  assert names(tmp_path) == [shown] == names(tmp_path / name)
+  # As docs/serving.md says.
+  back = shown.encode('latin-1', 'backslashreplace').decode('unicode_escape')
+  assert back == name
+
+
+def test_pictures_that_predict_has_drawn_are_no_input(tmp_path):
+  for folder in ('.', 'out', 'out/overlays', 'theirs/overlays'):
+    (tmp_path / folder).mkdir(exist_ok=True, parents=True)
+    (tmp_path / folder / '000001.png').write_bytes(PNG)
+  everything = ['000001.png', 'out/000001.png', 'out/overlays/000001.png',
+                'theirs/overlays/000001.png']  # fmt: skip
+  assert names(tmp_path) == everything
+  (tmp_path / 'out' / 'predict.json').write_text('{}')
+  everything.remove('out/overlays/000001.png')
+  assert names(tmp_path) == everything
