@@ -23,7 +23,7 @@ from dpjax.data.prepare import shards
 from dpjax.data.sources import phantom
 from dpjax.evaluation import evaluate, explain, localisation
 from dpjax.models import sides
-from dpjax.training import inference
+from dpjax.training import inference, programs
 
 
 def without_opacities(split, rows, info):
@@ -67,7 +67,6 @@ def describe(workdir):
   opened = evaluate.open_run(config, workdir)
   run, state, split = opened.run, opened.state, opened.images.split
   model = run.objective.backbone
-  variables = {part: tree['backbone'] for part, tree in state.network.items()}
   lesions = explain.Rows(split, np.flatnonzero(split.num_boxes))
   info = run.data.info['provenance']
   bare = Replaced(
@@ -78,16 +77,11 @@ def describe(workdir):
     return jax.nn.logsumexp(logits[:, 1:], axis=1) - logits[:, 0]
 
   def collect(step, part):
-    jitted = jax.jit(lambda variables, batch, _: step(variables, batch))
-    return inference.collect(
-      run, jitted, variables, part, config.evaluate.batch_size
-    )
+    return inference.collect(run, step, state, part, config.evaluate.batch_size)
 
-  def answer(variables, batch):
-    images = run.objective.pixels.views(batch)[:, 0]
-    return {'odds': odds(model.apply(variables, images)[0])}
-
-  def cams(stage, variables, batch):
+  def cams(stage, state, batch, *, axis_name):
+    del axis_name
+    variables = {k: tree['backbone'] for k, tree in state.network.items()}
     images = run.objective.pixels.views(batch)[:, 0]
     features = model.apply(variables, images)[1][stage]
     slope = jax.grad(
@@ -108,8 +102,9 @@ def describe(workdir):
       maps, lesions.boxes, lesions.num_boxes, config.data.image_size, None
     )['energy_in_box'].mean()
 
+  embed = programs.compile_embedding(run)
   present, taken_out, normal = (
-    collect(answer, part)['odds']
+    np.asarray(odds(collect(embed, part)['logits']))
     for part in (
       lesions,
       bare,
@@ -124,7 +119,8 @@ def describe(workdir):
     f' {normal.mean():+.2f}'
   )
   for stage in sides.resnet(config.data.image_size, config.model.stage_sizes):
-    found = collect(functools.partial(cams, stage), lesions)
+    maps_of = functools.partial(cams, stage)
+    found = collect(programs.compile_step(run, maps_of, gather=True), lesions)
     shares = ', '.join(
       f'{name} {in_box(maps):.3f}' for name, maps in found.items()
     )

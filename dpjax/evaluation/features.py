@@ -5,46 +5,15 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from dpjax import signals
 from dpjax.data.prepare import guards
 from dpjax.evaluation import explain, files
 from dpjax.metrics import unlike
-from dpjax.training import inference, objectives, programs, steps
+from dpjax.training import inference, programs
 
 KEPT = 1024  # images of training, and of validation, at most
-
-
-def embed_step(
-  state: steps.TrainState,
-  batch: objectives.Batch,
-  *,
-  objective: objectives.Retraining,
-  axis_name: str | None = None,
-) -> dict[str, jax.Array]:
-  """The answers to one device's share of plain images, and their features.
-
-  Args:
-    state: of stage II.
-    batch: as steps.eval_step takes it; labels are not needed.
-    objective: the networks.
-    axis_name: unused; rows do not depend on each other.
-
-  Returns:
-    {'logits': (b, C), 'pooled': (b, K)} float32.
-  """
-  del axis_name
-  images = objective.pixels.views(batch)[:, 0]
-  seen = state.network
-  variables = {
-    'params': seen['params']['backbone'],
-    'batch_stats': seen['batch_stats']['backbone'],
-  }
-  logits, features = objective.backbone.apply(variables, images, train=False)
-  found = {'logits': logits, 'pooled': features['pooled']}
-  return {name: value.astype('float32') for name, value in found.items()}
 
 
 def write(restored: Any, workdir: pathlib.Path) -> None:
@@ -55,9 +24,7 @@ def write(restored: Any, workdir: pathlib.Path) -> None:
   """
   run, settings = restored.run, restored.run.config.evaluate
   rng = np.random.default_rng(settings.seed)
-  step = programs.compile_step(
-    run, functools.partial(embed_step, objective=run.objective), gather=True
-  )
+  step = programs.compile_embedding(run)
   infer = functools.partial(inference.collect, run, step, restored.state)
   known = _features(run.data.split('train'), rng, infer, settings.batch_size)
   validation = run.data.splits.get('validation', ())

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpjax import atomic
-from dpjax.evaluation import explain, features
+from dpjax.evaluation import explain
 from dpjax.metrics import calibration
 from dpjax.models import resnet
 from dpjax.serving import exported, onnx_graph
 from dpjax.serving.model import Model
+from dpjax.training import steps
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')  # of the StableHLO
 Answers = Mapping[str, np.ndarray]
@@ -67,7 +68,7 @@ def _write_stablehlo(model, maps, folder):
 def _answer(model, images, maps):
   """The answers of export.checkpoint_answers as one program."""
   found = [
-    features.embed_step(
+    steps.embed_step(
       network.state, {'images': images}, objective=network.objective
     )
     for network in model.networks

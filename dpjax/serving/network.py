@@ -14,7 +14,7 @@ import numpy as np
 from dpjax.config import resolve as resolve_lib
 from dpjax.data import store
 from dpjax.errors import UserError
-from dpjax.evaluation import explain, features, files, run_config
+from dpjax.evaluation import explain, files, run_config
 from dpjax.metrics import predictions, unlike
 from dpjax.models import heads
 from dpjax.training import build, checkpoint, objectives, steps
@@ -84,7 +84,7 @@ class Network:
   @functools.cached_property
   def _answer(self):
     return jax.jit(
-      functools.partial(features.embed_step, objective=self.objective)
+      functools.partial(steps.embed_step, objective=self.objective)
     )
 
   def answer(self, squares: np.ndarray) -> dict[str, jax.Array]:

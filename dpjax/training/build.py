@@ -252,13 +252,13 @@ def _focal(settings, counts):
 
 
 def _cb_cross_entropy(settings, counts):
-  if settings.smoothing:
-    return functools.partial(
-      losses.cb_cross_entropy,
-      weights=_class_weights(settings, counts),
-      smoothing=settings.smoothing,
-    )
-  return _class_balanced(settings, counts, gamma=0.0)
+  if settings.kind == 'sigmoid':  # The binary cross entropies of Cui's code.
+    return _class_balanced(settings, counts, gamma=0.0)
+  return functools.partial(
+    losses.cb_cross_entropy,
+    weights=_class_weights(settings, counts),
+    smoothing=settings.smoothing,
+  )
 
 
 def _cb_focal(settings, counts):

@@ -135,10 +135,12 @@ def _open(config, stage, workdir, extend, held):
 
 def _check_finished(run, workdir, epochs):
   """Refuses to extend a run before it has ended as it was begun."""
+  # What was damaged is set aside by now, so this may be an earlier step.
+  newest = checkpoint.newest_step(workdir)
   end = max(1, round(epochs * run.steps_per_epoch))
-  if run.settings.optim.begin < end:
+  if newest < end:
     raise UserError(
-      f'--extend: {workdir} is at step {run.settings.optim.begin} of {end};'
+      f'--extend: {workdir} is at step {newest} of {end};'
       f' finish it first, by the same command with epochs={epochs:g}'
     )
 
@@ -165,10 +167,13 @@ def _loop(
 ):
   """Makes the steps that are left; raises as `train`."""
   settings, total = run.config.train, run.total_steps
-  several, whole = jax.process_count() > 1, settings.steps_per_dispatch
-  sizes = [*dispatches(begin.done, total, whole)]
+  several = jax.process_count() > 1
+  sizes = [*dispatches(begin.done, total, settings.steps_per_dispatch)]
   validated = validation.validation_steps(
-    total, run.config.eval.every, run.steps_per_epoch, whole
+    total,
+    run.config.eval.every,
+    run.steps_per_epoch,
+    settings.steps_per_dispatch,
   )
   write = functools.partial(_write, run, log, clock)
   seen = {
@@ -176,7 +181,7 @@ def _loop(
     'manifest': begin.manifest,
     **_classes(run),
   }
-  state, step = packed.at_rest(run, begin.state), begin.done
+  state, step = begin.state, begin.done
   with (
     _progress_bar(run, step) as bar,
     contextlib.closing(programs.Programs()) as compiled,
@@ -211,9 +216,9 @@ def _loop(
         continue
       metrics.flush()
       clock.stop()
-      whole, scores = packed.as_modules_know(state), None
+      scores = None
       if step in validated and run.config.eval.every:
-        scores = validate(whole)
+        scores = validate(state)
         _check_scores(step, scores, saved)
         write(step, 'validation', scores)
         if processes.is_process_0():
@@ -221,7 +226,10 @@ def _loop(
       if run.config.data.placement != 'resident':  # Else all was read at first.
         run.records.check_unchanged()
       record = _record(run, clock, interval, seen)
-      saved.save(step, whole, data_state, record, scores)
+      # Unpacked for this call only: nothing of it stays on the devices.
+      saved.save(
+        step, packed.as_modules_know(state), data_state, record, scores
+      )
       if stop:
         break
       clock.start()
@@ -259,7 +267,8 @@ def _compile(compiled, run, optimizer, schedule, sizes, state, host, batch):
     batch: the same on the devices.
 
   Returns:
-    the training images on the devices or None, and f(state) -> scores.
+    the training images on the devices or None, and f(state) -> scores, of a
+    state as the steps have it.
   """
   images = batches.resident_images(run, run.records)
   for size in {*sizes}:
@@ -268,20 +277,26 @@ def _compile(compiled, run, optimizer, schedule, sizes, state, host, batch):
       own = batches.place_dispatch(run, host[:1] * size)
     step = programs.compile_training(run, optimizer, schedule, size)
     compiled.begin(size, step, state, own, images)
-  eval_step = held_out = None
-  probed = probe.make(run)
   split = run.data.splits.get('validation', ())
-  if run.config.eval.every and len(split):
-    held_out = batches.resident_images(run, split)
-    first = inference.first_batch(run, split, run.settings.batch_size, held_out)
-    eval_step = programs.compile_evaluation(run)
-    whole = packed.as_modules_know(state)
-    compiled.begin('validation', eval_step, whole, first, held_out)
-    eval_step = compiled['validation']
-  return images, lambda state: {
-    **validation.validate(run, eval_step, state, held_out),
-    **probed(state),
-  }
+  if not (run.config.eval.every and len(split)):
+    return images, lambda state: {}
+  held_out = batches.resident_images(run, split)
+  first = inference.first_batch(run, split, run.settings.batch_size, held_out)
+  known = packed.as_modules_know(state)
+  compiled.begin(
+    'validation', programs.compile_evaluation(run), known, first, held_out
+  )
+  probed = probe.make(run, compiled, known, images, held_out)
+  eval_step = compiled['validation']
+
+  def validate(state):
+    state = packed.as_modules_know(state)
+    scores = validation.validate(run, eval_step, state, held_out)
+    if math.isfinite(scores.get('loss', 0.0)):  # Else the loop stops.
+      scores |= probed(state)
+    return scores
+
+  return images, validate
 
 
 def _meet(run, compiled, sizes):

@@ -1,6 +1,7 @@
 """SGD as torch has it, learning-rate schedules, and what is decayed."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -131,6 +132,13 @@ def make_schedule(
   return rate
 
 
+def _joined(before, after, begin):
+  """One schedule up to `begin`, then another from its own start."""
+  return lambda count: jnp.where(
+    count < begin, before(count), after(count - begin)
+  )
+
+
 def decay_mask(params: optax.Params) -> optax.Params:
   """True for kernels; False for biases and BatchNorm's scale and bias.
 
@@ -177,7 +185,9 @@ def make(
     step_fractions: shares of the steps.
     step_factor: of the rate at each of them.
     begin: updates before the schedule begins: it is drawn over those that are
-      left then, as of a run of its own.
+      left then, as of a run of its own. The rate of those before is that of a
+      run of `begin` steps, which this one extends: a damaged checkpoint may
+      lead back there.
     clip: the greatest global norm of the gradient before decay; 0 is no limit.
     frozen: parameters to True where they stay as they are; None: none does.
 
@@ -187,15 +197,17 @@ def make(
   Raises:
     ValueError: the schedule is unknown, or a field does not fit it.
   """
-  course = make_schedule(
+  course = functools.partial(
+    make_schedule,
     schedule,
-    steps=max(min(steps, 1), steps - begin),
     learning_rate=learning_rate,
     warmup=warmup,
     step_fractions=step_fractions,
     step_factor=step_factor,
   )
-  rate = course if not begin else lambda count: course(count - begin)
+  rate = course(steps=max(min(steps, 1), steps - begin))
+  if begin:
+    rate = _joined(course(steps=begin), rate, begin)
   mask = None if decay_norm_and_bias else decay_mask
   optimizer = optax.chain(
     optax.clip_by_global_norm(clip) if clip else optax.identity(),

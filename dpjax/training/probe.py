@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from dpjax.data import vocabulary
+from dpjax.distributed import processes
 from dpjax.metrics import predictions, scores
 from dpjax.training import inference, programs
 from dpjax.training.run import Run
@@ -80,45 +80,72 @@ def linear(
   return predictions.softmax(q @ solution)
 
 
-def make(run: Run) -> Callable[[Any], dict[str, float]]:
+def make(
+  run: Run, compiled: programs.Programs, state: Any,
+  images: Any, held_out: Any,
+) -> Callable[[Any], dict[str, float]]:  # fmt: skip
   """f(state) -> {'knn/SCORE', 'linear/SCORE': on validation}.
 
+  It returns when its programs are compiled: a validation waits for none, which
+  a signal would end before what is there was saved.
+
   Args:
-    run: of stage I. With pretrain.probe off, or without labelled images in
-      training and validation, f says nothing.
+    run: of stage I, with a validation split. With pretrain.probe off f says
+      nothing; without labels neither, which is said in a line.
+    compiled: gets its programs.
+    state: on the devices, as the modules know it.
+    images: of run.records, if they are on the devices
+      (batches.resident_images).
+    held_out: likewise of the validation split.
   """
-  splits = run.data.splits
   if not (run.stage == 'pretrain' and run.config.pretrain.probe):
     return lambda state: {}
-  if not all(
-    len(splits.get(name, ())) and (splits[name].labels >= 0).all()
-    for name in ('train', 'validation')
-  ):
+  names = ('train', 'validation')
+  bare = [name for name in names if not _is_labelled(run.data, name)]
+  if bare:
+    if processes.is_process_0():
+      print(
+        f'pretrain.probe: not every image of {" and ".join(bare)} has a label,'
+        ' so it says nothing',
+        flush=True,
+      )
     return lambda state: {}
+  splits = {name: run.data.split(name) for name in names}
   plain = dataclasses.replace(run, stage='retrain')  # It is fed plain images.
+  size = run.settings.batch_size
+  # The training split comes first in run.records, so its rows are theirs.
+  squares = {'train': images, 'validation': held_out}
+  # Images that come with the batch fit one program, whatever the split.
+  program = {
+    name: 'probe' if own is None else f'probe, {name}'
+    for name, own in squares.items()
+  }
+  step = programs.compile_embedding(run)
+  for name in {title: name for name, title in program.items()}.values():
+    first = inference.first_batch(plain, splits[name], size, squares[name])
+    compiled.begin(program[name], step, state, first, squares[name])
+  ready = {name: compiled[title] for name, title in program.items()}
 
-  def step(state, batch, *, axis_name):
-    del axis_name
-    images = run.objective.pixels.views(batch)[:, 0]
-    network = {part: tree['backbone'] for part, tree in state.network.items()}
-    pooled, _ = run.objective.backbone.apply(network, images, train=False)
-    return {'pooled': pooled.astype(jnp.float32)}
-
-  compiled = programs.compile_step(run, step, gather=True)
+  def features(state, name):
+    return inference.collect(
+      plain, ready[name], state, splits[name], size, squares[name]
+    )['pooled']
 
   def probe(state):
-    (features, labels), (queries, wanted) = (
-      (
-        inference.collect(
-          plain, compiled, state, splits[name], run.settings.batch_size
-        )['pooled'],
-        splits[name].labels,
-      )
-      for name in ('train', 'validation')
+    return _scores(
+      features(state, 'train'),
+      splits['train'].labels,
+      features(state, 'validation'),
+      splits['validation'].labels,
+      run.data.class_names,
     )
-    return _scores(features, labels, queries, wanted, run.data.class_names)
 
   return probe
+
+
+def _is_labelled(data, name):
+  split = data.splits.get(name, ())
+  return len(split) > 0 and (split.labels >= 0).all()
 
 
 def _scores(features, labels, queries, wanted, names):

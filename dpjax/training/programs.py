@@ -57,6 +57,12 @@ def compile_evaluation(run: Run) -> Callable[[Any, Any, Any], Any]:
   return compile_step(run, step, gather=True)
 
 
+def compile_embedding(run: Run) -> Callable[[Any, Any, Any], Any]:
+  """`compile_step` of what its backbone makes of plain images."""
+  step = functools.partial(steps.embed_step, objective=run.objective)
+  return compile_step(run, step, gather=True)
+
+
 def first_call(step: Callable[..., Any], *arguments: Any) -> Any:
   """Calls a jitted function that is not compiled yet.
 

@@ -1,6 +1,7 @@
 """One stage of one config on one prepared set, as plain data."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import ml_collections
@@ -49,17 +50,17 @@ class Run:
   objective: objectives.Objective
   devices: parallel.Devices
 
-  @property
+  @functools.cached_property
   def settings(self) -> Any:
     """The stage's own section of the config (stage_settings)."""
     return stage_settings(self.config, self.stage)
 
-  @property
+  @functools.cached_property
   def steps_per_epoch(self) -> float:
     """Batches that show each training record once; may be a fraction."""
     return len(self.records) / self.settings.batch_size
 
-  @property
+  @functools.cached_property
   def total_steps(self) -> int:
     """Updates of the whole stage."""
     return total_steps(self.settings, len(self.records))

@@ -9,7 +9,7 @@ from typing import Any
 from dpjax import leakage
 from dpjax.distributed import processes
 from dpjax.errors import UserError, one_line
-from dpjax.training import build, checkpoint, steps
+from dpjax.training import build, checkpoint, packed
 from dpjax.training.run import Run
 
 
@@ -18,7 +18,8 @@ class Start:
   """A run at its first step, or at the one after its newest checkpoint.
 
   Attributes:
-    state: on the devices.
+    state: on the devices, as the run's steps have it (packed.at_rest). As the
+      modules know it, nobody holds it any more.
     done: steps behind it.
     origin: where the state comes from, in words.
     training: seconds trained before.
@@ -27,7 +28,7 @@ class Start:
     interval: state of the log's metrics_log.Interval; None for a new one.
   """
 
-  state: steps.TrainState
+  state: Any
   done: int = 0
   origin: str = 'from scratch'
   training: float = 0.0
@@ -67,7 +68,7 @@ def find_start(
   stream.set_state(data_state)
   _warn_of_dispatches(run, record)
   return Start(
-    state,
+    packed.at_rest(run, state),
     newest,
     f'resumed at step {newest}',
     record['training'],
@@ -101,7 +102,11 @@ def _begin(run, workdir, optimizer):
   processes.on_process_0(f'{run.stage}: manifest', write_manifest)
   state = build.initial_state(run, optimizer, backbone, source or '', attention)
   origin = Start.origin if backbone is None else f'from {source}'
-  return Start(state, origin=origin, manifest=leakage.digest(workdir))
+  return Start(
+    packed.at_rest(run, state),
+    origin=origin,
+    manifest=leakage.digest(workdir),
+  )
 
 
 def _warn_of_dispatches(run, record):

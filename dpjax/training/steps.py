@@ -137,6 +137,33 @@ def _means(metrics, axis_name):
   return dict(zip(metrics, together, strict=True))
 
 
+def embed_step(
+  state: TrainState,
+  batch: Batch,
+  *,
+  objective: Objective,
+  axis_name: str | None = None,
+) -> dict[str, jax.Array]:
+  """What the backbone makes of one device's share of plain images.
+
+  Args:
+    state: as the modules know it.
+    batch: as `eval_step` takes that of stage II; labels are not needed.
+    objective: the networks, of either stage.
+    axis_name: unused; rows do not depend on each other.
+
+  Returns:
+    {'logits': (b, C), 'pooled': (b, K)} float32; without a classifier the
+    logits are the pooled features.
+  """
+  del axis_name
+  images = objective.pixels.views(batch)[:, 0]
+  network = {part: tree['backbone'] for part, tree in state.network.items()}
+  logits, features = objective.backbone.apply(network, images, train=False)
+  found = {'logits': logits, 'pooled': features['pooled']}
+  return {name: value.astype(jnp.float32) for name, value in found.items()}
+
+
 def eval_step(
   state: TrainState,
   batch: Batch,

@@ -76,3 +76,19 @@ def test_what_is_not_finished_or_not_there_cannot_be_extended(
     loop.train(make_config(2.0), 'retrain', tmp_path, extend=True)
   config = json.loads((tmp_path / 'config.json').read_text())
   assert config['retrain']['epochs'] == 1.0
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_is_not_finished(
+  tmp_path, capsys
+):
+  config = make_config(1.0)
+  config.train.save_every = 1
+  loop.train(config, 'retrain', tmp_path)
+  (tmp_path / 'checkpoints/3/_CHECKPOINT_METADATA').write_text('')
+  more = make_config(3.0)
+  with pytest.raises(UserError, match='at step 2 of 3; finish it first'):
+    loop.train(more, 'retrain', tmp_path, extend=True)
+  # Finished anew by its own command, it can be extended.
+  loop.train(config, 'retrain', tmp_path)
+  loop.train(more, 'retrain', tmp_path, extend=True)
+  assert min(line['learning_rate'] for line in log(tmp_path)) > 0

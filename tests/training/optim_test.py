@@ -281,3 +281,20 @@ def test_schedules_that_cannot_be_are_refused_in_one_line(field, options):
   with pytest.raises(ValueError, match=field) as error:
     optim.make(**{'steps': STEPS, 'learning_rate': 0.1, **options})
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('schedule', optim.SCHEDULES)
+def test_an_extended_run_has_the_rates_of_both_its_parts(schedule):
+  settings = {
+    'schedule': schedule,
+    'learning_rate': 0.1,
+    'warmup': 0.25,
+    'step_fractions': (0.5,),
+  }
+  _, rate = optim.make(steps=20, begin=8, **settings)
+  _, before = optim.make(steps=8, **settings)
+  _, after = optim.make(steps=12, **settings)
+  np.testing.assert_array_equal(
+    [rate(i) for i in range(20)],
+    [*(before(i) for i in range(8)), *(after(i) for i in range(12))],
+  )

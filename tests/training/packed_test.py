@@ -1,14 +1,24 @@
 """A packed state: nothing is lost in it, and a step on it is the same step."""
 
 import functools
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dpjax import prepare
 from dpjax.distributed import parallel
-from dpjax.training import batches, packed, programs, steps
+from dpjax.training import (
+  batches,
+  checkpoint,
+  loop,
+  packed,
+  programs,
+  steps,
+)
 from dpjax.training import build as build_lib
 from tests import fakes
 
@@ -103,3 +113,44 @@ def test_a_run_that_freezes_its_backbone_is_not_packed(monkeypatch):
   assert not packed.suits(
     build_lib.build(config, 'retrain', fakes.make_store())
   )
+
+
+def test_in_training_no_state_lies_on_the_devices_unpacked(
+  tmp_path, monkeypatch
+):
+  """Not the first one, and after a validation or a save not that one."""
+  plain = []  # weak references to the arrays of unpacked states
+
+  def watched(function):
+    def call(*args):
+      state = function(*args)
+      plain.extend(map(weakref.ref, jax.tree.leaves(state.params)))
+      return state
+
+    return call
+
+  def place(run, host):
+    gc.collect()
+    alive.append(sum(ref() is not None for ref in plain))
+    return real(run, host)
+
+  real, alive = batches.place_dispatch, []
+  store = fakes.make_store()
+  monkeypatch.setattr(prepare, 'open_prepared', lambda config: store)
+  monkeypatch.setattr(
+    build_lib, 'initial_state', watched(build_lib.initial_state)
+  )
+  monkeypatch.setattr(
+    packed, 'as_modules_know', watched(packed.as_modules_know)
+  )
+  monkeypatch.setattr(packed, 'suits', lambda run: True)
+  monkeypatch.setattr(batches, 'place_dispatch', place)
+  config = fakes.make_config(
+    init__backbone='None', model__stage_sizes=(1,), model__width=4,
+    mgacr__attention=False, mgacr__features=False, mgacr__stages=('stage1',),
+    retrain__epochs=2.0, eval__every=1.0,
+  )  # fmt: skip
+  # What is saved is copied to the host beside the steps.
+  monkeypatch.setattr(checkpoint.Checkpoints, 'save', lambda *args: None)
+  loop.train(config, 'retrain', tmp_path)
+  assert len(alive) == 6 and len(plain) > 4 and not any(alive)

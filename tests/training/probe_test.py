@@ -1,5 +1,7 @@
 """k-NN and linear probe of stage I."""
 
+import contextlib
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 from sklearn import linear_model, neighbors
 
 from dpjax import prepare
-from dpjax.training import loop, probe
+from dpjax.training import batches, loop, probe, programs
+from dpjax.training import build as build_lib
 from tests import fakes
 
 
@@ -68,7 +71,9 @@ def test_a_class_that_is_missing_and_features_that_are_0_do_no_harm():
 
 
 @pytest.mark.parametrize('labelled', [True, False])
-def test_stage_one_logs_it_at_each_validation(tmp_path, monkeypatch, labelled):
+def test_stage_one_logs_it_at_each_validation(
+  tmp_path, monkeypatch, capsys, labelled
+):
   store = fakes.make_store()
   if not labelled:
     store.split('validation').labels[0] = -1
@@ -86,3 +91,54 @@ def test_stage_one_logs_it_at_each_validation(tmp_path, monkeypatch, labelled):
     for score in ('balanced_accuracy', 'auroc_any_lesion')
   }
   assert names <= set(entry) if labelled else not names & set(entry)
+  said = capsys.readouterr().out
+  line = 'pretrain.probe: not every image of validation has a label'
+  assert (line in said) is not labelled
+
+
+@pytest.mark.parametrize('placement', ['resident', 'stream'])
+def test_it_waits_for_no_compiler_and_reads_no_resident_image_again(
+  monkeypatch, placement
+):
+  store = fakes.make_store()
+  extra = dataclasses.replace(
+    fakes.make_split(20, 48, 9), labels=np.full(20, -1, np.int32)
+  )
+  store = dataclasses.replace(
+    store, splits={**store.splits, 'unlabelled': extra}
+  )
+  run = build_lib.build(
+    fakes.make_config(
+      model__stage_sizes=(1,), model__width=4, mgacr__stages=('stage1',),
+      pretrain__probe=True, data__placement=placement, data__render='device',
+    ),
+    'pretrain', store,
+  )  # fmt: skip
+  optimizer, _ = build_lib.make_optimizer(run, 4)
+  state = build_lib.initial_state(run, optimizer)
+  images, held_out = (
+    batches.resident_images(run, records)
+    for records in (run.records, store.split('validation'))
+  )
+  with contextlib.closing(programs.Programs()) as compiled:
+    probed = probe.make(run, compiled, state, images, held_out)
+    # A signal from here on must not end it: what is there is not saved yet.
+    monkeypatch.setattr(programs, 'first_call', None)
+    monkeypatch.setattr(programs.Programs, '__getitem__', None)
+    if placement == 'resident':
+      monkeypatch.setattr(fakes.Split, 'images', None)
+    found = probed(state)
+  monkeypatch.undo()
+  features = {}
+  for name in ('train', 'validation'):
+    grey = store.split(name).pixels[..., None] / np.float32(255)
+    images = (grey - run.config.data.mean) / run.config.data.std
+    network = {k: tree['backbone'] for k, tree in state.network.items()}
+    features[name], _ = run.objective.backbone.apply(network, images)
+  want = probe.linear(
+    np.asarray(features['train']), store.split('train').labels,
+    np.asarray(features['validation']), 3,
+  ).argmax(1)  # fmt: skip
+  wanted = store.split('validation').labels
+  recall = np.mean([(want[wanted == c] == c).mean() for c in range(3)])
+  assert found['linear/balanced_accuracy'] == pytest.approx(recall)
