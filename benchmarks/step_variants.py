@@ -59,7 +59,8 @@ class Variant:
 
   Attributes:
     network: fields of the backbone.
-    batch_norm: arguments of Flax's BatchNorm, in place of ours; None: ours.
+    batch_norm: arguments of Flax's BatchNorm, in place of ours; None: ours. The
+      stem's pool is then apart from it, and on a GPU has XLA's slow gradient.
     donate: the old state's memory is the new one's.
     dispatch: steps made by one call.
   """

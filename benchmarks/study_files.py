@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dpjax import atomic
+from dpjax.errors import UserError
 from dpjax.evaluation import files, localisation
 from dpjax.metrics import resampling, significance
 from dpjax.studies import runs, tables
@@ -98,7 +99,7 @@ class Study:
     kept, over the seeds, and their interval in brackets.
     """
     entry = significance.paired_over_seeds(*self._pairs(a, b, column))
-    images = self.images.get((a, b, column))
+    images = self._images(a, b, column)
     if images and images.error is not None and entry['interval']:
       pairs = zip(*self._pairs(a, b, column), strict=True)
       entry['both_interval'] = significance.over_seeds_and_images(
@@ -108,6 +109,15 @@ class Study:
     if images and 'both_interval' not in entry:
       text += f' ({tables.span(images.interval, "+")})'
     return text
+
+  def _images(self, a, b, column):
+    """Images of a - b; the file has a pair once, either way round."""
+    if found := self.images.get((a, b, column)):
+      return found
+    if found := self.images.get((b, a, column)):
+      low, high = found.interval
+      return Images([-high, -low], found.error)
+    return None
 
   def _pairs(self, a, b, column):
     seeds = sorted(self.runs[a].keys() & self.runs[b].keys())
@@ -130,6 +140,9 @@ def collect(
     folder: of the files.
     resamples: of the bootstrap over the images.
     seed: of the bootstrap.
+
+  Raises:
+    UserError: there is no finished run.
   """
   found: dict[str, list[runs.Run]] = {}
   for place in sorted(pathlib.Path(workdir).glob('seed*/*')):
@@ -138,11 +151,12 @@ def collect(
       result = files.read_evaluation(own, ('scores', 'num_images'))
       number = int(place.parent.name.removeprefix('seed'))
       found.setdefault(place.name, []).append(runs.Run(number, own, result))
+  if not found:
+    raise UserError(f'{workdir} holds no finished run (seedN/RUN)')
   rows = [_row(run, run_) for run, own in found.items() for run_ in own]
   rows.sort(key=lambda row: (row['seed'], row['run']))
   _write(folder / f'{name}.csv', rows)
   drawn = tables.Images(resamples, seed)
-  # So full-late minus plain, and not the other way round.
   order = sorted(found)
   pairs = [*((run, '') for run in order), *itertools.combinations(order, 2)]
   rows = []
@@ -165,7 +179,7 @@ def collect(
 
 def _row(name, run):
   result = run.result
-  seconds = runs.seconds(run)
+  seconds = run.seconds
   scores = dict(result['scores'])
   for map_, own in (result.get('localisation') or {}).items():
     scores |= {f'{map_} {k}': v for k, v in own['scores'].items()}

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 from benchmarks.study_files import RESULTS, Study, collect
 from dpjax import atomic
+from dpjax.errors import UserError
 from dpjax.evaluation import localisation
 from dpjax.metrics import score_table
 from dpjax.studies import tables
@@ -237,7 +238,10 @@ def main() -> None:
   if given.collect:
     if not given.name:
       parser.error('--collect needs --name, of the files in docs/results')
-    collect(given.collect, given.name)
+    try:
+      collect(given.collect, given.name)
+    except UserError as error:
+      parser.exit(2, f'error: --collect: {error}\n')
     return
   computed = every_table()
   if given.write:

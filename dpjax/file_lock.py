@@ -85,7 +85,11 @@ def _take(path, work):
       if error.errno not in _NO_LOCKS:
         os.close(file)
         raise
-      _ask_the_file(path, work)
+      try:
+        _ask_the_file(path, work)
+      except UserError:
+        os.close(file)
+        raise
       return file
     if _is_there(path, file):
       return file

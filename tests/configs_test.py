@@ -111,7 +111,9 @@ def test_declared_bounds_are_those_of_the_code_behind_them():
   assert near.fits(duplicates.MAX_NEAR)
   assert not near.fits(duplicates.MAX_NEAR + 1)
   count = fields.table()['data.phantom.count']
-  assert count.fits(phantom.MIN_COUNT) and not count.fits(phantom.MIN_COUNT - 1)
+  fewest = 5 * phantom.MIN_PER_CLASS  # of five classes
+  phantom.class_counts(fewest)
+  assert count.fits(fewest) and not count.fits(fewest - 1)
   least = fields.table()['data.phantom.least']
   assert least.default == least.before == phantom.MIN_PER_CLASS
 

@@ -102,7 +102,9 @@ def no_locks(request, monkeypatch):
 def test_without_locks_a_living_process_of_this_machine_is_believed(
   no_locks, holder, tmp_path
 ):
+  opened = len(os.listdir('/proc/self/fd'))
   assert_refused(tmp_path, holder.pid)
+  assert len(os.listdir('/proc/self/fd')) == opened
   holder.kill()
   holder.wait()
   with locked(tmp_path):

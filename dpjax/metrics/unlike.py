@@ -24,7 +24,6 @@ NEIGHBOUR = 5  # k
 ALARMS = 0.02  # share of validation that may be flagged by its features
 # How far outside of training's range a fact may be: grey levels, and a factor.
 LEVELS, ASPECT = 10, 1.1
-_NAMES = ('low', 'high', 'white')  # of guards.tones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +155,7 @@ def read(path: pathlib.Path) -> Known | None:
       found['aspects'],
       float(found['alarms']),
     )
-    if known.features.ndim != 2 or known.tones.shape != (2, len(_NAMES)):
+    if known.features.ndim != 2 or known.tones.shape != (2, 3):
       raise ValueError('of another form')
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(

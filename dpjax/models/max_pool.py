@@ -1,9 +1,10 @@
-"""The max-pool of the residual stem, with a gradient that suits the platform.
+"""The max-pool of the residual stem, and its gradient without a scatter.
 
 The gradient of XLA's own (select_and_scatter) is good on a TPU and on a CPU. On
 a GPU it becomes a scatter of every single value with atomic additions, which
-is slow and not deterministic; there the forward pass keeps which of the nine
-values was the largest, one byte each, and the gradient reads it back.
+is slow and not deterministic. What is trained there (models/stem.py) keeps
+which of the nine values was the `largest`, one byte each, and reads it back
+(`gather`).
 """
 
 import jax
@@ -11,14 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from dpjax.models import platforms
 
-
-@jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
   """Largest of each 3 x 3, at every other pixel, outside of x nothing.
-
-  Of equal values the first, by rows, gets the gradient.
 
   Args:
     x: (B, H, W, C).
@@ -26,35 +22,7 @@ def max_pool(x: jax.Array) -> jax.Array:
   Returns:
     (B, ceil(H / 2), ceil(W / 2), C).
   """
-  return native(x)
-
-
-def native(x: jax.Array) -> jax.Array:
-  """The same, with the gradient that XLA has for it."""
   return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-
-
-def _forward(x):
-  def plain(x):
-    y = native(x)
-    return y, jnp.zeros(y.shape, jnp.int8)  # Not read, so not made.
-
-  y, place = platforms.choose(x, gpu=largest, other=plain)
-  return y, (x, place)
-
-
-def _backward(kept, dy):
-  def plain(x, place, dy):
-    del place
-    return jax.vjp(native, x)[1](dy)[0]
-
-  def read_back(x, place, dy):
-    return gather(place, dy, x.shape)
-
-  return (platforms.choose(*kept, dy, gpu=read_back, other=plain),)
-
-
-max_pool.defvjp(_forward, _backward)
 
 
 def largest(x: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:

@@ -49,7 +49,7 @@ def _forward(x, scale, bias, epsilon, dtype, axis_name):
     return jax.lax.optimization_barrier(found)
 
   def plain(x, *affine):
-    y = max_pool.native(nn.relu(batch_norm.affine(x, *affine, dtype)))
+    y = max_pool.max_pool(nn.relu(batch_norm.affine(x, *affine, dtype)))
     # Not read, so not made.
     return y, jnp.zeros(y.shape, jnp.int8), jnp.zeros(y.shape, x.dtype)
 
@@ -73,7 +73,7 @@ def _backward(epsilon, dtype, axis_name, kept, cotangents):
   def plain(x, place, there, dy, *affine):
     del place, there
     y = batch_norm.affine(x, *affine, dtype)
-    _, backward = jax.vjp(lambda y: max_pool.native(nn.relu(y)), y)
+    _, backward = jax.vjp(lambda y: max_pool.max_pool(nn.relu(y)), y)
     dy = backward(dy)[0].astype(jnp.float32)
     return dy, *batch_norm.sums(dy, dy * batch_norm.deviation(x, mean))
 

@@ -48,16 +48,20 @@ class Jobs:
 
 @dataclasses.dataclass
 class _Unit:
-  """What one process does: a stage I (`shared`), or a run after it."""
+  """What one process does: a task's stage I (`shared`), or what follows it."""
 
   task: runs.Task
-  folder: pathlib.Path
   shared: bool
+
+  @property
+  def folder(self) -> pathlib.Path:
+    """Where it is kept."""
+    return self.task.pretraining if self.shared else self.task.folder
 
   @property
   def name(self):
     """As --only has it."""
-    return '/'.join(self.folder.parts[-2:])
+    return runs.short(self.folder)
 
   @property
   def needs(self) -> pathlib.Path | None:
@@ -174,8 +178,8 @@ def _units(tasks):
     if not runs.is_pretrained(task):
       shared.setdefault(task.pretraining, task)
   return [
-    *(_Unit(task, folder, True) for folder, task in shared.items()),
-    *(_Unit(task, task.folder, False) for task in missing),
+    *(_Unit(task, shared=True) for task in shared.values()),
+    *(_Unit(task, shared=False) for task in missing),
   ]
 
 
@@ -311,15 +315,15 @@ def run_only(tasks: Sequence[tuple[runs.Task, Any]], only: str) -> str:
       raises.
   """
   for task, work in tasks:
-    if '/'.join(task.folder.parts[-2:]) == only:
+    if runs.short(task.folder) == only:
       return f'{task}: {runs.run(task, work).state}'
   for task, _ in tasks:
     folder = task.pretraining
-    if folder is not None and '/'.join(folder.parts[-2:]) == only:
+    if folder is not None and runs.short(folder) == only:
       try:
         runs.pretrain(task.retraining or task)
       except NonFinite as error:  # It is on record.
         return f'{only}: diverged ({error})'
       return f'{only}: finished'
-  names = ', '.join('/'.join(task.folder.parts[-2:]) for task, _ in tasks)
+  names = ', '.join(runs.short(task.folder) for task, _ in tasks)
   raise UserError(f'--only={only}: the runs of this study are {names}')

@@ -16,6 +16,7 @@ it was stopped, and processes that run different seeds may share a workdir.
 import ast
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -88,6 +89,28 @@ class Run:
     if self.error is not None:
       return 'diverged'
     return 'missing' if self.result is None else 'finished'
+
+  @functools.cached_property
+  def seconds(self) -> dict[str, float]:
+    """How long a finished run took, read from its logs once.
+
+    'pretraining': seconds of its stage I, 0 without one (or from weights);
+    'training': seconds of all training, stage I in it;
+    'ms_per_image': milliseconds of inference.
+    """
+    own = self.result['seconds']
+    rate = self.result['images_per_second']
+    if rate is None:  # of a single batch, the compilation in it
+      rate = self.result['num_images'] / own['inference']
+    if 'training' in own:  # not a network
+      pretraining, training = own['pretraining'], own['training']
+    else:
+      pretraining, training = _seconds_trained(self.workdir)
+    return {
+      'pretraining': pretraining,
+      'training': training,
+      'ms_per_image': 1000 / rate,
+    }
 
 
 def apply_overrides(config: Any, overrides: Sequence[str]) -> Any:
@@ -185,6 +208,11 @@ def check_names(names: Sequence[str]) -> None:
       raise UserError(
         f'{other!r} and {name!r} are both kept in {slug(name)}; rename one'
       )
+
+
+def short(folder: pathlib.Path) -> str:
+  """A run's folder in its study: 'seed0/resnet18'."""
+  return '/'.join(folder.parts[-2:])
 
 
 def place(workdir: str | pathlib.Path, name: str, seed: int) -> pathlib.Path:
@@ -532,33 +560,6 @@ def trained(workdir: str | pathlib.Path) -> float:
   return max((e['seconds_training'] for e in entries), default=0.0)
 
 
-def seconds(run: Run) -> dict[str, float]:
-  """How long a finished run took.
-
-  Returns:
-    'pretraining': seconds of its stage I, 0 without one (or from weights);
-    'training': seconds of all training, stage I in it;
-    'ms_per_image': milliseconds of inference.
-  """
-  own = run.result['seconds']
-  rate = run.result['images_per_second']
-  if rate is None:  # of a single batch, the compilation in it
-    rate = run.result['num_images'] / own['inference']
-  ms_per_image = 1000 / rate
-  if 'training' in own:  # not a network
-    return {
-      'pretraining': own['pretraining'],
-      'training': own['training'],
-      'ms_per_image': ms_per_image,
-    }
-  pretraining, training = _seconds_trained(run.workdir)
-  return {
-    'pretraining': pretraining,
-    'training': training,
-    'ms_per_image': ms_per_image,
-  }
-
-
 def validations(run: Run) -> list[tuple[float, dict[str, Any]]]:
   """(seconds trained until then, line of the log) of each validation.
 
@@ -567,7 +568,7 @@ def validations(run: Run) -> list[tuple[float, dict[str, Any]]]:
   config = record_lib.load(run.workdir / 'config.json')
   tuned = config.stage == 'finetune'
   folders = [*([config.init.backbone] if tuned else []), run.workdir]
-  before, found = seconds(run)['pretraining'], []
+  before, found = run.seconds['pretraining'], []
   for folder in folders:
     found += [
       (before + entry['seconds_training'], entry)

@@ -302,8 +302,8 @@ def describe(table: dict[str, Any]) -> str:
 
 
 def mean_seconds(of: Sequence[runs.Run]) -> dict[str, float]:
-  """runs.seconds, its mean over the finished runs; {} without one."""
-  found = [runs.seconds(run) for run in finished(of)]
+  """Run.seconds, its mean over the finished runs; {} without one."""
+  found = [run.seconds for run in finished(of)]
   return {
     name: float(np.mean([seconds[name] for seconds in found]))
     for name in (found[0] if found else ())
@@ -316,10 +316,10 @@ def records(of: Sequence[runs.Run]) -> list[dict[str, Any]]:
     {
       'seed': run.seed,
       # In the study's own, which may move.
-      'workdir': '/'.join(run.workdir.parts[-2:]),
+      'workdir': runs.short(run.workdir),
       'state': run.state,
       'error': run.error,
-      **({'seconds': runs.seconds(run)} if run.state == 'finished' else {}),
+      **({'seconds': run.seconds} if run.state == 'finished' else {}),
     }
     for run in of
   ]
@@ -337,7 +337,7 @@ def runs_csv(by_row: dict[str, Sequence[runs.Run]]) -> str:
         [
           name,
           run.seed,
-          f'{runs.seconds(run)["training"]:.1f}',
+          f'{run.seconds["training"]:.1f}',
           *('' if score is None else f'{score:.6f}' for score in scores),
         ]
       )

@@ -104,3 +104,21 @@ def test_the_difference_that_is_asked_has_an_interval_of_seeds_and_images(
   assert study.difference('full-late', 'plain', 'accuracy') == want
   table = tables._asked(study).splitlines()
   assert table[-1].startswith(f'| full-late - plain | {want} | ')
+
+
+def test_a_difference_is_the_same_whichever_run_is_named_first(study):
+  there = study.difference('full-late', 'plain', 'accuracy')
+  back = study.difference('plain', 'full-late', 'accuracy')
+  assert there.startswith('+') and back == there.replace('+', '-', 1)
+
+
+def test_a_study_without_a_finished_run_is_one_line(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(
+    'sys.argv', ['tables', f'--collect={tmp_path}', '--name=nothing']
+  )
+  with pytest.raises(SystemExit, match='2'):
+    tables.main()
+  line = capsys.readouterr().err
+  assert line.count('\n') == 1 and 'holds no finished run' in line

@@ -18,7 +18,7 @@ BIAS = jnp.array([0.5, 0.0, -1.0])
 
 def apart(x, scale, bias, *options):
   y, mean, var = batch_norm.normalize(x, scale, bias, *options)
-  return max_pool.native(nn.relu(y)), mean, var
+  return max_pool.max_pool(nn.relu(y)), mean, var
 
 
 def results(function, x, dy, dtype=jnp.float32, axis_name=None):
@@ -41,7 +41,7 @@ def assert_close(got, want, **tolerance):
 @pytest.mark.parametrize('sides', [(8, 8), (7, 10)])
 def test_numbers_and_gradients_are_those_of_the_three(form, sides):
   x = jnp.asarray(RNG.normal(1, 2, (4, *sides, 3)), jnp.float32)
-  y = jax.eval_shape(max_pool.native, x)
+  y = jax.eval_shape(max_pool.max_pool, x)
   dy = jnp.asarray(RNG.normal(size=y.shape), jnp.float32)
   assert_close(
     results(norm_relu_pool, x, dy), results(apart, x, dy), rtol=1e-5, atol=1e-5

@@ -287,7 +287,7 @@ def test_how_far_a_run_is_stands_in_the_logs_of_its_stages(tmp_path):
   )
   own = runs.resolved(config, 'row', (), 0, fake_runs.resolve)
   task = runs.network(own, tmp_path, 'row')
-  unit = jobs._Unit(task, task.folder, shared=False)
+  unit = jobs._Unit(task, shared=False)
   assert unit.name == 'seed0/row' and unit.done() == 0
   assert [epochs for _, epochs in unit.stages()] == [3, 1.5]
   for (folder, _), epoch in zip(unit.stages(), (3.01, 0.5), strict=True):
@@ -296,5 +296,5 @@ def test_how_far_a_run_is_stands_in_the_logs_of_its_stages(tmp_path):
     old = '{"split": "train", "epoch": 0.1}\n' * 500
     (folder / 'metrics.jsonl').write_text(old + line + '{"split": "tr')
   assert unit.done() == 3.5
-  shared = jobs._Unit(task, task.pretraining, shared=True)
+  shared = jobs._Unit(task, shared=True)
   assert shared.stages() == [(task.pretraining, 2)] and shared.done() == 0

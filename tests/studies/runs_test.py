@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from dpjax.errors import NonFinite, Stopped, UserError
-from dpjax.studies import runs
+from dpjax.studies import runs, tables
 from tests.config import given
 from tests.studies import fake_runs
 
@@ -292,7 +292,7 @@ def test_weights_from_a_file_need_no_stage_i(tmp_path, fake):
   (tmp_path / 'weights.npz').touch()
   found = runs.run(task)
   assert fake.calls[0] == ('retrain', 'seed0/row')
-  assert runs.seconds(found)['pretraining'] == 0
+  assert found.seconds['pretraining'] == 0
 
 
 TUNED = ('finetune.epochs=4.0',)
@@ -308,8 +308,8 @@ def test_a_row_is_fine_tuned_after_a_stage_ii_of_its_own(tmp_path, fake):
   ]
   assert found.workdir == tmp_path / 'seed0/row/finetune'
   # 20 s each, by the fake's logs.
-  assert runs.seconds(found)['pretraining'] == 20.0
-  assert runs.seconds(found)['training'] == 60.0
+  assert found.seconds['pretraining'] == 20.0
+  assert found.seconds['training'] == 60.0
   times = [seconds for seconds, _ in runs.validations(found)]
   assert times == [30.0, 40.0, 50.0, 60.0]
   # Beside rows without it, stage I is the same.
@@ -337,7 +337,7 @@ def test_a_row_whose_stage_ii_diverges_has_and_may_be_mended(tmp_path, fake):
 def test_the_time_of_a_run_has_that_of_its_stage_i(tmp_path, fake):
   found = runs.run(make_task(tmp_path))
   # 20 s each, and 20 images/s, by the fake's logs.
-  assert runs.seconds(found) == {
+  assert found.seconds == {
     'pretraining': 20.0,
     'training': 40.0,
     'ms_per_image': 50.0,
@@ -365,3 +365,16 @@ def test_a_torn_last_line_of_a_log_is_left_out(tmp_path):
   assert runs.lines(tmp_path, 'train') == [whole]
   assert runs.trained(tmp_path) == 2.5
   assert runs.trained(tmp_path / 'nothing') == 0
+
+
+def test_however_often_it_is_asked_its_logs_are_read_once(
+  tmp_path, fake, monkeypatch
+):
+  found = runs.run(make_task(tmp_path))
+  real, read = runs.lines, []
+  monkeypatch.setattr(
+    runs, 'lines', lambda *args: read.append(args) or real(*args)
+  )
+  assert tables.mean_seconds([found]) == tables.records([found])[0]['seconds']
+  assert tables.mean_seconds([found])['training'] == 40.0
+  assert len(read) == 2  # of stage I and of stage II

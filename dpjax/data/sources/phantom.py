@@ -28,7 +28,6 @@ VERSION = 1
 
 # RSNA stage 2: exams with 0, 1, 2, 3 and 4 boxes; 26,684 in all.
 RSNA_COUNTS = (20672, 2614, 3266, 119, 13)
-MIN_COUNT = 50
 MIN_PER_CLASS = 10
 
 # A box bounds the points where an opacity reaches this share of its own peak.
