@@ -105,7 +105,7 @@ class Coordinator:
   def key_value_set(self, key, value):
     self.told[key] = value
 
-  def wait_at_barrier(self, key, timeout):
+  def blocking_key_value_get(self, key, timeout):
     del timeout
     self.waited.append(key)
 
@@ -115,8 +115,10 @@ def coordinator(monkeypatch):
   from jax._src import distributed
 
   client = Coordinator()
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(jax, 'process_count', lambda: 3)
+  monkeypatch.setattr(jax, 'process_index', lambda: 0)
   monkeypatch.setattr(distributed.global_state, 'client', client)
+  monkeypatch.setattr(processes, '_TO_END', 0)
   return client
 
 
@@ -135,7 +137,8 @@ def test_what_a_user_can_mend_ends_all_processes_with_its_line(
   with pytest.raises(kind):
     processes.on_process_0('it', fail)
   assert coordinator.told == {'dpjax/it': 'no such file'}
-  assert coordinator.waited == ['dpjax/it/told']
+  # That the others have read it.
+  assert coordinator.waited == ['dpjax/it/told/1', 'dpjax/it/told/2']
 
 
 def test_a_bug_in_process_0_is_told_to_nobody_as_the_users_mistake(coordinator):
