@@ -327,12 +327,19 @@ def test_a_missing_peer_is_one_line_before_anything_is_prepared(
 
 def test_what_is_timed_is_compiled_and_not_read_from_the_cache():
   folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
-  before = len([*folder.iterdir()])
+
+  def uncached_probe(x):
+    return x * 1.2345 - 6.789
+
+  def cached_probe(x):
+    return x * 2.3456 - 7.891
+
+  # By name: other tests may fill the same folder at the same time.
   with UNCACHED():
-    jax.jit(lambda x: x * 1.2345 - 6.789).lower(1.0).compile()
-    assert len([*folder.iterdir()]) == before
-  jax.jit(lambda x: x * 2.3456 - 7.891).lower(1.0).compile()
-  assert len([*folder.iterdir()]) > before  # And on again.
+    jax.jit(uncached_probe).lower(1.0).compile()
+  assert not [*folder.glob('jit_uncached_probe-*')]
+  jax.jit(cached_probe).lower(1.0).compile()
+  assert [*folder.glob('jit_cached_probe-*')]  # And on again.
 
 
 def test_the_work_of_other_processes_is_seen():
@@ -366,7 +373,8 @@ def test_repeats_take_their_time_and_go_in_turns():
 @pytest.fixture
 def eager(monkeypatch):
   """PyTorch in one way: the others compile for long."""
-  torch = pytest.importorskip('torch')
+  import torch
+
   monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
   missing = {'compile': 'no compiler'}
   monkeypatch.setattr(torch_baseline, 'variants', lambda: (('eager',), missing))
@@ -397,6 +405,7 @@ def leave_out_a_layer(monkeypatch):
   monkeypatch.setattr(torch_baseline.Step, '__init__', lacking)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
   ('fault', 'parts'),
   [
@@ -416,6 +425,7 @@ def test_a_peer_that_computes_something_else_is_not_timed(
     assert found['sizes'] == []
 
 
+@pytest.mark.torch
 def test_a_peer_that_fails_in_the_type_of_the_config_is_not_timed(
   eager, monkeypatch
 ):
@@ -433,6 +443,7 @@ def test_a_peer_that_fails_in_the_type_of_the_config_is_not_timed(
   assert 'per_second' not in one
 
 
+@pytest.mark.torch
 def test_pytorch_computes_the_same_and_is_compared(
   eager, tmp_path, monkeypatch
 ):
@@ -461,6 +472,7 @@ def test_pytorch_computes_the_same_and_is_compared(
     assert words in ' '.join(page.split())
 
 
+@pytest.mark.torch
 def test_several_steps_a_dispatch_are_compared_too_and_count_as_so_many(
   eager, tmp_path, monkeypatch
 ):

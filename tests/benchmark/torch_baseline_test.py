@@ -21,7 +21,9 @@ TOTAL = 4  # steps of the schedule
 
 @pytest.fixture
 def torch():
-  return pytest.importorskip('torch')
+  import torch
+
+  return torch
 
 
 @functools.cache
@@ -130,6 +132,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize('case', LOSSES)
 def test_every_loss_and_each_of_its_terms_is_the_same(torch, case):
   stage, changes = LOSSES[case]
@@ -163,6 +166,7 @@ UPDATES = {
 }
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize('case', UPDATES)
 def test_updates_lead_to_the_same_weights_and_statistics(torch, case):
   stage, changes = UPDATES[case]
@@ -179,6 +183,7 @@ def test_updates_lead_to_the_same_weights_and_statistics(torch, case):
   assert np.abs(weights(step)[kernel] - before[kernel]).max() > 1e-3
 
 
+@pytest.mark.torch
 def test_inference_gives_the_same_logits_before_and_after_an_update(torch):
   run, state, batch = build()
   step = torch_baseline.make_step(run, state, TOTAL, 'eager')
@@ -195,6 +200,7 @@ def test_inference_gives_the_same_logits_before_and_after_an_update(torch):
     step.train(placed)
 
 
+@pytest.mark.torch
 def test_asking_for_the_losses_changes_nothing(torch):
   run, state, batch = build()
   step = torch_baseline.make_step(run, state, TOTAL, 'eager')
@@ -205,6 +211,7 @@ def test_asking_for_the_losses_changes_nothing(torch):
     np.testing.assert_array_equal(weights(step)[name], array)
 
 
+@pytest.mark.torch
 def test_bfloat16_keeps_parameters_and_losses_in_float32(torch):
   run, state, batch = build(model__dtype='bfloat16')
   step = torch_baseline.make_step(run, state, TOTAL, 'eager')
@@ -218,6 +225,7 @@ def test_bfloat16_keeps_parameters_and_losses_in_float32(torch):
   assert step.infer(placed).dtype == torch.float32
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.parametrize('stage', ['pretrain', 'retrain'])
 def test_every_variant_that_the_machine_has_trains_alike(torch, stage):
@@ -269,6 +277,7 @@ def test_without_torch_one_line_says_what_to_install(monkeypatch):
     torch_baseline.variants()
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
   ('changes', 'line'),
   [
@@ -286,12 +295,14 @@ def test_what_the_peer_lacks_is_refused_by_its_name(
     torch_baseline.check(fakes.make_config(**changes))
 
 
+@pytest.mark.torch
 def test_torch_on_another_device_than_jax_is_refused(torch, monkeypatch):
   monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
   with pytest.raises(ValueError, match='JAX is on a cpu and torch on a gpu'):
     torch_baseline.check(fakes.make_config())
 
 
+@pytest.mark.torch
 def test_a_way_that_this_machine_lacks_is_told_with_the_reason(
   torch, monkeypatch
 ):
@@ -305,6 +316,7 @@ def test_a_way_that_this_machine_lacks_is_told_with_the_reason(
   assert missing.keys() == {'compile', 'cuda_graphs'}
 
 
+@pytest.mark.torch
 def test_exact_steps_round_no_factor_and_others_do(torch):
   run, state, _ = build()
   for exact, precision in ((True, 'highest'), (False, 'high')):
@@ -313,6 +325,7 @@ def test_exact_steps_round_no_factor_and_others_do(torch):
     assert torch.backends.cudnn.allow_tf32 is not exact
 
 
+@pytest.mark.torch
 def test_unknown_variants_and_unrendered_batches_are_refused(torch):
   run, state, batch = build()
   with pytest.raises(ValueError, match="peer variant 'quick'"):

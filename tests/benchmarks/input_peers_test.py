@@ -30,8 +30,8 @@ def test_the_three_streams_of_dpjax_have_rates(small, stage):
     assert measure(0.01) > 0
 
 
+@pytest.mark.torch
 def test_a_table_has_the_loaders_beside_them(small, tmp_path, capsys):
-  pytest.importorskip('torch')
   pytest.importorskip('torchvision')
   config, data = small
   input_peers.write_copies(data.split('train'), tmp_path)

@@ -70,8 +70,10 @@ def test_map_is_the_sigmoid_of_a_convolution_of_maximum_and_mean():
   assert np.ptp(got) > 0.1  # A map that is flat would prove little.
 
 
+@pytest.mark.torch
 def test_map_equals_torch():
-  torch = pytest.importorskip('torch')
+  import torch
+
   features = random_features()['stage1']
   attention = heads.SpatialAttention()
   variables = attention.init(jax.random.key(0), features)

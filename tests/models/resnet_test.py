@@ -98,7 +98,8 @@ def weights(shapes, seed):
 
 def torch_network(stage_sizes, width, num_classes, block='basic'):
   """The published architecture in torch, independent of ours (float64)."""
-  torch = pytest.importorskip('torch')
+  import torch
+
   nn = torch.nn
 
   class Block(nn.Module):
@@ -198,6 +199,7 @@ def filled(model, seed=0):
   return resnet.from_torch(weights(shapes, seed), model)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
   'model, block, stage_sizes',
   [
@@ -566,8 +568,10 @@ def test_the_way_to_torch_and_back_leaves_every_bit(spec):
   )
 
 
+@pytest.mark.torch
 def test_torch_computes_the_same_from_what_is_handed_to_it():
-  torch = pytest.importorskip('torch')
+  import torch
+
   model = resnet.ResNet(**BASIC)
   variables = fakes.filled(model, 32)
   network = torch_network(**BASIC).float()
@@ -582,8 +586,10 @@ def test_torch_computes_the_same_from_what_is_handed_to_it():
   np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.torch
 def test_torch_tensors_convert_as_arrays_do():
-  torch = pytest.importorskip('torch')
+  import torch
+
   model = resnet.ResNet(**BASIC)
   arrays = weights(torch_shapes(**BASIC), seed=0)
   tensors = {k: torch.nn.Parameter(torch.from_numpy(arrays[k])) for k in arrays}

@@ -57,7 +57,8 @@ def sgd_by_hand(start, gradients, rates, momentum, nesterov, decays, clip):
 
 
 def sgd_by_torch(start, gradients, rates, momentum, nesterov, decays, clip):
-  torch = pytest.importorskip('torch')
+  import torch
+
   params = [torch.tensor(p, requires_grad=True) for p in start]
   sgd = torch.optim.SGD(
     [
@@ -78,7 +79,10 @@ def sgd_by_torch(start, gradients, rates, momentum, nesterov, decays, clip):
   return [p.detach().numpy() for p in params]
 
 
-@pytest.mark.parametrize('reference', [sgd_by_hand, sgd_by_torch])
+@pytest.mark.parametrize(
+  'reference',
+  [sgd_by_hand, pytest.param(sgd_by_torch, marks=pytest.mark.torch)],
+)
 @pytest.mark.parametrize('everything', [False, True])
 @pytest.mark.parametrize(
   ('momentum', 'nesterov', 'clip'),
