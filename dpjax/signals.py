@@ -102,30 +102,48 @@ def check() -> None:
     )
 
 
-def wait(future: concurrent.futures.Future) -> Any:
+def wait(
+  future: concurrent.futures.Future,
+  meanwhile: Callable[[], None] | None = None,
+) -> Any:
   """The result of a future, unless a signal comes before.
+
+  Args:
+    future: that is waited for.
+    meanwhile: called again and again until then.
 
   Raises:
     KeyboardInterrupt, Stopped: as `check`.
   """
   while not future.done():
     check()
+    if meanwhile is not None:
+      meanwhile()
     concurrent.futures.wait([future], timeout=_GLANCE)
   return future.result()
 
 
-def interruptible(function: Callable[..., Any], *arguments: Any) -> Any:
+def interruptible(
+  function: Callable[..., Any],
+  *arguments: Any,
+  meanwhile: Callable[[], None] | None = None,
+) -> Any:
   """Calls what does not come back to Python for long; looks at the note.
 
   It is called in a thread of its own, which goes on after a signal: main ends
   the process without waiting for it.
+
+  Args:
+    function: what is called.
+    *arguments: of it.
+    meanwhile: see `wait`.
 
   Raises:
     KeyboardInterrupt, Stopped: as `check`.
   """
   pool = concurrent.futures.ThreadPoolExecutor(1)
   try:
-    return wait(pool.submit(function, *arguments))
+    return wait(pool.submit(function, *arguments), meanwhile)
   finally:
     pool.shutdown(wait=False)
 

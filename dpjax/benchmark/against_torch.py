@@ -1,8 +1,9 @@
 """Ours and PyTorch's step in turns, on one device, from the same batch.
 
-The peer takes batches that are rendered on the host, so here ours gets the same
-ones, whatever the config renders with. Rates are compared only after both have
-computed the same from the same weights.
+The peer takes batches that are rendered before the step, so here ours gets the
+same ones, whatever the config renders with; in inference both give logits and
+nothing else. Rates are compared only after both have computed the same from the
+same weights.
 """
 
 import functools
@@ -16,8 +17,9 @@ import jax
 import numpy as np
 
 from dpjax.benchmark import programs, timing, torch_baseline
-from dpjax.data.feed import pipeline
-from dpjax.training import batches
+from dpjax.data.feed import pipeline, render_device
+from dpjax.training import batches, steps
+from dpjax.training.programs import compile_step
 
 # Largest relative difference of a loss, and of logits relative to the largest:
 # in float32, by JAX's platform, and in the config's own type. The first is the
@@ -53,10 +55,10 @@ def check(config: Any) -> dict[str, Any]:
     'missing': missing,
     # What JAX may take of a GPU's memory; PyTorch has the rest.
     'memory_share_of_jax': os.environ.get(programs.MEMORY_SHARE),
-    'batches': 'rendered on the host, for both; the step takes uint8 views and'
-    ' masks on the device',
-    'work': 'dpjax also computes accuracy and gradient norm at each step, and'
-    ' the losses in inference; PyTorch the norm only where it clips by it',
+    'batches': 'rendered before the step, for both; it takes views and masks on'
+    ' the device, uint8 where they are augmented',
+    'work': 'dpjax also computes accuracy and gradient norm at each step;'
+    ' PyTorch the norm only where it clips by it',
     'tolerance': _TOLERANCE[jax.default_backend()],
     'gradient_tolerance': _GRADIENT_TOLERANCE,
     'own_tolerance': _OWN_TOLERANCE[config.model.dtype],
@@ -119,8 +121,8 @@ def _check(bench, part, size, variants):
   run = _run(bench, part, size, model__dtype='float32')
   with jax.default_matmul_precision('highest'):  # No TensorFloat-32.
     program, batch, host = _program(bench, run, part)
-  ours, gradient = _ours(program, batch, _state(bench, run.stage, part), part)
-  weights = jax.device_get(bench.state(run.stage))
+  ours, gradient = _ours(program, batch, bench.state(part), part)
+  weights = bench.weights(run.stage)
   allowed = _TOLERANCE[jax.default_backend()]
   found: dict[str, Any] = {'differences': {}, 'gradient_differences': {}}
   for variant in variants:
@@ -145,24 +147,21 @@ def _check(bench, part, size, variants):
 def _in_turns(bench, part, size, variants):
   """Both in the config's own type, in turns."""
   run = _run(bench, part, size)
-  stage = run.stage
   program, batch, host = _program(bench, run, part)
-  ours, _ = _ours(program, batch, _state(bench, stage, part), part)
-  weights = jax.device_get(bench.state(stage))
+  ours, _ = _ours(program, batch, bench.state(part), part)
+  weights = bench.weights(run.stage)
   images = {'dpjax': size}  # of a call, by name
   if part == 'inference':
-    call = programs.infer_call(program, bench.state(stage), [batch], None)
+    call = programs.infer_call(program, bench.state(part), [batch], None)
   else:
-    call = programs.train_call(program, _state(bench, stage, part), batch, None)
+    call = programs.train_call(program, bench.state(part), batch, None)
   calls = {'dpjax': call}
   if part != 'inference' and (count := run.config.train.steps_per_dispatch) > 1:
     # As it trains: what a dispatch costs, a CUDA graph saves PyTorch too.
     name = f'dpjax, K={count}'
     images[name] = size * count
     program, batch, _ = _program(bench, run, part, count)
-    calls[name] = programs.train_call(
-      program, _state(bench, stage, part), batch, None
-    )
+    calls[name] = programs.train_call(program, bench.state(part), batch, None)
   found: dict[str, Any] = {'differences': {}, 'first_call_seconds': {}}
   allowed = _OWN_TOLERANCE[run.config.model.dtype]
   for variant in variants:
@@ -188,11 +187,14 @@ def _in_turns(bench, part, size, variants):
 
 def _program(bench, run, part, count=1):
   """Ours, compiled; its batch on the devices; one batch on the host."""
-  state = _state(bench, run.stage, part)
+  state = bench.state(part)
   if part == 'inference':
-    host = programs.evaluation_batches(run, None, 1)[0]
+    host = _rendered(run, programs.evaluation_batches(run, None, 1)[0])
     batch = batches.place(run, host)
-    program, _ = programs.evaluation_program(run, state, batch, None)
+    step = functools.partial(_logits, objective=run.objective)
+    program, _ = timing.compile_ahead(
+      compile_step(run, step, gather=True), state, batch, None
+    )
   else:
     # The stream begins anew for each.
     host = pipeline.first(batches.training_stream(run), 1)[0]
@@ -200,10 +202,19 @@ def _program(bench, run, part, count=1):
   return program, batch, host
 
 
-def _state(bench, stage, part):
-  if part == 'inference':
-    return bench.state(stage)
-  return bench.training_state(stage)
+def _rendered(run, batch):
+  """A batch of plain images with the views that our step makes of them."""
+  size = run.config.data.image_size
+  views = np.asarray(render_device.plain(batch['images'], size))[:, None]
+  return {k: v for k, v in batch.items() if k != 'images'} | {'views': views}
+
+
+def _logits(state, batch, *, objective, axis_name):
+  """What the peer's inference computes, and no more."""
+  found = steps.embed_step(
+    state, batch, objective=objective, axis_name=axis_name
+  )
+  return {'logits': found['logits']}
 
 
 def _ours(program, batch, state, part):

@@ -1,8 +1,6 @@
 """Programs compiled for devices that are not there: will it fit, how long?"""
 
-import concurrent.futures
 import dataclasses
-import functools
 import math
 import pathlib
 import time
@@ -13,6 +11,7 @@ import jax
 
 from dpjax import atomic, prepare, signals
 from dpjax.benchmark import (
+  hlo,
   predicted,
   programs,
   record,
@@ -106,7 +105,6 @@ def compile_part(
   part: str,
   batch_size: int,
   count: int = 1,
-  options: dict[str, Any] | None = None,
 ) -> Compiled:
   """Compiles one part of the benchmark for the bench's topology.
 
@@ -115,27 +113,23 @@ def compile_part(
     part: 'pretrain', 'retrain' or 'inference'.
     batch_size: over all devices; may be above the training set.
     count: steps a dispatch, where it trains.
-    options: of the compiler, beside our own.
 
   Raises:
     jax.errors.JaxRuntimeError: the compiler cannot, e.g. for want of memory.
   """
   stage = programs.stage_of(part)
   run = bench.sized(stage, batch_size)
-  state, images = bench.state(stage), bench.images(run)
+  state, images = bench.state(part), bench.images(run)
   if part == 'inference':
     step = compile_evaluation(run)
   else:
-    state = bench.training_state(stage)
     optimizer, schedule = build.make_optimizer(run, run.total_steps)
     step = compile_training(run, optimizer, schedule, count)
   batch = _batch(bench, part, batch_size, count, images)
   lowered = step.lower(state, batch, images)
   began = time.perf_counter()
   with timing.uncached():
-    program = lowered.compile(
-      compiler_options=_OPTIONS[run.devices.platform] | (options or {})
-    )
+    program = lowered.compile(compiler_options=_OPTIONS[run.devices.platform])
   return Compiled(
     program.as_text(), _memory(program), time.perf_counter() - began
   )
@@ -220,8 +214,7 @@ def run_ahead(
   for _ in _compile_parts(bench, target, parts, found, keep, fit):
     found['seconds'] = time.perf_counter() - began
     page = text_predicted.format_text(found)
-    atomic.write_json(workdir / 'benchmark.json', found)
-    atomic.write_text(workdir / 'benchmark.md', page + '\n')
+    record.write(workdir, found, page)
   return page
 
 
@@ -277,15 +270,18 @@ def _program(bench, target, part, size, count, keep):
     path = keep / f'{part}-b{size}-k{count}-{name}.txt'
     atomic.write_text(path, compiled.text)
     about['text'] = str(path.relative_to(keep.parent))
-  described = predicted.describe(
-    compiled.text,
-    target.device,
-    rows=size,
-    count=count,
-    dtype=bench.config.model.dtype,
-    shape=target.shape,
-    devices=bench.config.parallel.devices,
-  )
+  try:
+    described = predicted.describe(
+      compiled.text,
+      target.device,
+      rows=size,
+      count=count,
+      dtype=bench.config.model.dtype,
+      shape=target.shape,
+      devices=bench.config.parallel.devices,
+    )
+  except hlo.UnknownForm as error:
+    return about | {'error': f'its program cannot be read: {error}'}
   return about | {
     'compile_seconds': compiled.seconds,
     'memory': compiled.memory,
@@ -300,62 +296,67 @@ def _patiently(bench, part, size, count) -> Compiled | str:
   Raises:
     KeyboardInterrupt, Stopped: a signal has come.
   """
-  began, said = time.perf_counter(), 1
-  # Its name tells main that the process need not wait for it at its end.
-  pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='xla')
+  began, said = time.perf_counter(), 0
+
+  def tell():
+    nonlocal said
+    minutes = int((time.perf_counter() - began) // _PATIENCE)
+    if minutes > said:
+      said = minutes
+      bench.say(f'still compiling, for {said * _PATIENCE} s')
+
   try:
-    future = pool.submit(
-      functools.partial(compile_part, bench, part, size, count)
+    return signals.interruptible(
+      compile_part, bench, part, size, count, meanwhile=tell
     )
-    while not future.done():
-      signals.check()
-      concurrent.futures.wait([future], timeout=0.2)
-      if time.perf_counter() - began > said * _PATIENCE:
-        bench.say(f'still compiling, for {said * _PATIENCE} s')
-        said += 1
-    return future.result()
   except jax.errors.JaxRuntimeError as error:
     return str(error).strip().splitlines()[0]
-  finally:
-    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _fit(bench, target, part, tried):
   """The largest batch, by a line through two programs, and one to check it.
 
   Memory is not quite a line, so where that one does not fit another is tried:
-  on the line to it, or a tenth smaller where it did not compile.
+  on the line to it, or a tenth smaller where it did not compile. No program is
+  compiled twice.
 
   Returns:
     {'batch_size', 'bytes', 'fits'}: of the last program that was tried, with an
     'error' where it does not compile; 'batch_size' 0 where none fits.
   """
   devices, usable = bench.config.parallel.devices, target.device.usable
-  points = {
-    one['batch_size']: one['memory']['all']
+  known = {  # bytes, or why it does not compile
+    one['batch_size']: one['memory']['all'] if 'memory' in one else one['error']
     for one in tried
-    if one['steps_per_dispatch'] == 1 and 'memory' in one
+    if one['steps_per_dispatch'] == 1
   }
+
+  def look(size, why):
+    if size not in known:
+      bench.say(f'{part}, batch {size}: {why}')
+      one = _patiently(bench, part, size, 1)
+      known[size] = one if isinstance(one, str) else one.memory['all']
+    return known[size]
+
+  def points():
+    return {k: taken for k, taken in known.items() if isinstance(taken, int)}
+
   for rows in _FITTED:
-    if len(points) < 2:
-      bench.say(f'{part}, batch {rows * devices}: to fit the memory')
-      one = _patiently(bench, part, rows * devices, 1)
-      if isinstance(one, str):
-        return {'batch_size': 0, 'bytes': None, 'fits': False, 'error': one}
-      points[rows * devices] = one.memory['all']
+    if len(points()) < 2:
+      taken = look(rows * devices, 'to fit the memory')
+      if isinstance(taken, str):
+        return {'batch_size': 0, 'bytes': None, 'fits': False, 'error': taken}
   block, most = _ROUNDED * devices, math.inf
   for _ in range(_CHECKS):
-    size = int(min(most, _on_line(points, usable))) // block * block
+    size = int(min(most, _on_line(points(), usable))) // block * block
     if size < block:
       return {'batch_size': 0, 'bytes': None, 'fits': False}
-    bench.say(f'{part}, batch {size}: does it fit?')
-    one = _patiently(bench, part, size, 1)
-    if isinstance(one, str):
-      found = {'bytes': None, 'fits': False, 'error': one}
+    taken = look(size, 'does it fit?')
+    if isinstance(taken, str):
+      found = {'bytes': None, 'fits': False, 'error': taken}
       most = 0.9 * size
     else:
-      points[size] = one.memory['all']
-      found = {'bytes': points[size], 'fits': points[size] <= usable}
+      found = {'bytes': taken, 'fits': taken <= usable}
     if found['fits']:
       break
   return {'batch_size': size, **found}

@@ -21,8 +21,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from dpjax import atomic, prepare
+from dpjax import prepare
 from dpjax.benchmark import (
+  hlo,
   predicted,
   programs,
   record,
@@ -113,7 +114,8 @@ def run_benchmark(
   for _ in _measure_parts(bench, found):
     found['host']['cores_busy_with_others'] = others.cores()
     found['seconds'] = time.perf_counter() - began
-    page = _write(workdir, found)
+    page = text.format_text(found)
+    record.write(workdir, found, page)
   return page
 
 
@@ -144,14 +146,6 @@ def _measure_parts(bench, found):
         yield
   found['finished'] = True
   yield
-
-
-def _write(workdir, found):
-  """Writes benchmark.json, and benchmark.md, which it returns."""
-  atomic.write_json(workdir / 'benchmark.json', found)
-  page = text.format_text(found)
-  atomic.write_text(workdir / 'benchmark.md', page + '\n')
-  return page
 
 
 def _warn_of_load(load):
@@ -236,29 +230,32 @@ def _step(bench, stage, batch_size, count):
   """One stage at one batch size and number of steps a dispatch."""
   before = timing.peak_bytes()
   run = bench.sized(stage, batch_size)
-  state, images = bench.training_state(stage), bench.images(run)
+  state, images = bench.state(stage), bench.images(run)
   program, batch, about = programs.training_program(run, state, images, count)
-  about |= _by_model(run, program, batch_size, count)
+  about |= _by_model(bench, run, program, batch_size, count)
   call = programs.train_call(program, state, batch, images)
   times = timing.measure_one(call, *bench.repeats)
   return about | _rates(times, batch_size, count) | _peak(before)
 
 
-def _by_model(run, program, rows, count=1):
+def _by_model(bench, run, program, rows, count=1):
   """What `benchmark --target` would predict, where the device is known."""
   device = targets.of_kind(jax.devices()[0].device_kind)
-  if device is None:
-    return {'predicted': None}
-  return {
-    'predicted': predicted.describe(
-      program.as_text(),
-      device,
-      rows=rows,
-      count=count,
-      dtype=run.config.model.dtype,
-      devices=run.devices.count,
-    )
-  }
+  found = None
+  if device is not None:
+    try:
+      found = predicted.describe(
+        program.as_text(),
+        device,
+        rows=rows,
+        count=count,
+        dtype=run.config.model.dtype,
+        shape=targets.slice_shape(run.devices.used),
+        devices=run.devices.count,
+      )
+    except hlo.UnknownForm as error:  # Of a compiler that is newer than we are.
+      bench.say(f'its program cannot be read, so nothing is predicted: {error}')
+  return {'predicted': found}
 
 
 def _rates(times, batch_size, count=1):
@@ -349,11 +346,11 @@ def _inference(bench, peaks):
 def _infer(bench, stage, batch_size):
   before = timing.peak_bytes()
   run = bench.sized(stage, batch_size)
-  state, images = bench.state(stage), bench.images(run)
+  state, images = bench.state('inference'), bench.images(run)
   host = programs.evaluation_batches(run, images, _EVALUATED)
   placed = [batches.place(run, batch) for batch in host]
   program, about = programs.evaluation_program(run, state, placed[0], images)
-  about |= _by_model(run, program, batch_size)
+  about |= _by_model(bench, run, program, batch_size)
   call = programs.infer_call(program, state, placed, images)
   times = timing.measure_one(call, *bench.repeats)
   return about | _rates(times, batch_size) | _peak(before)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 _BITS = {'pred': 8, 'bf16': 16, 'c64': 64, 'c128': 128, 'token': 0}
 _COMMENT = re.compile(r'/\*index=\d+\*/')
 _HEADER = re.compile(r'(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$')
-_ASSIGNED = re.compile(r'(ROOT )?%?([\w.\-]+) = (.*)$')
+_ASSIGNED = re.compile(r'(ROOT )?%?([\w.\-]+) = (.* .*)$')
 _ARRAY = re.compile(r'([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?')
 _SPACE = re.compile(r'S\((\d+)\)')
 _OPCODE = re.compile(r'\s*([\w\-]+)\(')
@@ -27,6 +27,10 @@ _FRAME = re.compile(r'stack_frame_id=(\d+)')
 _TABLES = ('FileNames', 'FunctionNames', 'FileLocations', 'StackFrames')
 _ROW = re.compile(r'(\d+) (.*)$')
 _ID = re.compile(r'(\w+)=(\d+)')
+
+
+class UnknownForm(ValueError):
+  """A text that is no compiled program, or one of a form not known here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +61,9 @@ class Array:
 def _bits(dtype):
   if dtype in _BITS:
     return _BITS[dtype]
-  return int(re.match(r'[a-z]+(\d+)', dtype)[1])
+  if not (found := re.match(r'[a-z]+(\d+)', dtype)):
+    raise UnknownForm(f'a type of unknown size: {dtype}')
+  return int(found[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +173,7 @@ def parse(text: str) -> Module:
   """Reads the text of `jax.stages.Compiled.as_text`.
 
   Raises:
-    ValueError: it is none, or a line of it is of an unknown form.
+    UnknownForm: it is none, or a line of it is of another form.
   """
   computations, entry = {}, None
   tables: dict[str, dict[int, str]] = {title: {} for title in _TABLES}
@@ -189,7 +195,7 @@ def parse(text: str) -> Module:
     elif line:
       lines.append(_instruction(line))
   if entry is None:
-    raise ValueError('this is not the text of a compiled program')
+    raise UnknownForm('this is not the text of a compiled program')
   return Module(computations, entry, _frames(tables))
 
 
@@ -214,11 +220,12 @@ def _frames(tables):
 def _instruction(line):
   found = _ASSIGNED.match(_COMMENT.sub('', line))
   if not found:
-    raise ValueError(f'not an instruction: {line[:200]}')
+    raise UnknownForm(f'not an instruction: {line[:200]}')
   root, name, rest = found.groups()
   end = _balanced(rest, 0) if rest.startswith('(') else rest.index(' ')
   arrays = tuple(_array(*one) for one in _ARRAY.findall(rest[:end]))
-  opcode = _OPCODE.match(rest, end)
+  if not (opcode := _OPCODE.match(rest, end)):
+    raise UnknownForm(f'no operation: {line[:200]}')
   close = _balanced(rest, opcode.end() - 1)
   literal = rest[opcode.end() : close - 1]
   constant = opcode[1] in ('constant', 'parameter', 'iota')
@@ -241,7 +248,7 @@ def _balanced(text, start):
     depth += {'(': 1, ')': -1}.get(text[index], 0)
     if not depth:
       return index + 1
-  raise ValueError(f'a parenthesis stays open: {text[:200]}')
+  raise UnknownForm(f'a parenthesis stays open: {text[:200]}')
 
 
 def _operands(text):

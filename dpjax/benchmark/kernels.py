@@ -79,10 +79,13 @@ def read(text: str) -> list[Kernel]:
     text: of jax.stages.Compiled.as_text, for a GPU or a TPU.
 
   Raises:
-    ValueError: it is no program.
+    hlo.UnknownForm: it is no program, or one of a form not known here.
   """
   module = hlo.parse(text)
-  return [*_run(module, module.entry, 1)]
+  try:
+    return [*_run(module, module.entry, 1)]
+  except LookupError as error:  # It has not what programs have had so far.
+    raise hlo.UnknownForm(f'nothing there is {error}') from error
 
 
 def _run(module, name, times) -> Iterator[Kernel]:

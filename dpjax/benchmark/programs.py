@@ -80,19 +80,27 @@ class Bench:
         f'config.{stage}.batch_size is {run.settings.batch_size}: {why}'
       )
 
-  def state(self, stage: str) -> steps.TrainState:
-    """A fresh state, which may be donated."""
+  def state(self, part: str) -> steps.TrainState:
+    """A fresh state as the part's program takes it, which may be donated.
+
+    A training step has it packed (packed.at_rest), inference as the modules
+    know it.
+    """
+    run = self.run(stage_of(part))
+    state = self.weights(run.stage)
+    if not self.topology:
+      state = run.devices.replicate(jax.tree.map(jnp.array, state))
+    return state if part == 'inference' else packed.at_rest(run, state)
+
+  def weights(self, stage: str) -> steps.TrainState:
+    """The stage's first state, on the host; for a topology its shapes."""
     if stage not in self._states:
       run = self.run(stage)
       optimizer, _ = build.make_optimizer(run, 1)
-      self._states[stage] = build.initial_state(run, optimizer)
-    if self.topology:  # Only shapes.
-      return self._states[stage]
-    return jax.tree.map(jnp.copy, self._states[stage])
-
-  def training_state(self, stage: str) -> steps.TrainState:
-    """The same as a training step has it (packed.at_rest)."""
-    return packed.at_rest(self.run(stage), self.state(stage))
+      state = build.initial_state(run, optimizer)
+      # Not on the devices, whose memory is measured.
+      self._states[stage] = state if self.topology else jax.device_get(state)
+    return self._states[stage]
 
   def images(self, run: Run) -> Any:
     """The stage's training images on the devices, or None if not resident."""

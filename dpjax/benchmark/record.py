@@ -4,9 +4,12 @@ import contextlib
 import datetime
 import importlib.metadata
 import os
+import pathlib
 import platform
 import sys
 from typing import Any
+
+from dpjax import atomic
 
 # Variables that are put on record, by how they begin.
 _ENVIRONMENT = ('XLA_', 'JAX_', 'LIBTPU_', 'CUDA_VISIBLE_DEVICES', 'OMP_')
@@ -42,3 +45,9 @@ def circumstances(config: Any, *packages: str) -> dict[str, Any]:
     },
     'config': config.to_dict(),
   }
+
+
+def write(workdir: pathlib.Path, found: dict[str, Any], page: str) -> None:
+  """Writes benchmark.json, and the page as benchmark.md."""
+  atomic.write_json(workdir / 'benchmark.json', found)
+  atomic.write_text(workdir / 'benchmark.md', page + '\n')

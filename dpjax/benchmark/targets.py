@@ -10,6 +10,8 @@ import importlib.util
 import math
 import os
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from dpjax.distributed import parallel
 from dpjax.errors import UserError
@@ -239,6 +241,14 @@ def _known():
 def of_kind(kind: str) -> Device | None:
   """The device that JAX calls so, if its figures are known."""
   return next((one for one in DEVICES.values() if one.kind == kind), None)
+
+
+def slice_shape(devices: Sequence[Any]) -> tuple[int, ...]:
+  """Chips along each axis of the TPU slice that devices make; () for others."""
+  places = [getattr(device, 'coords', None) for device in devices]
+  if None in places:
+    return ()
+  return tuple(len({*along}) for along in zip(*places, strict=True))
 
 
 def open_topology(target: Target) -> parallel.Topology:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dpjax import text_table
@@ -52,29 +52,34 @@ def format_text(found: dict[str, Any]) -> str:
   Args:
     found: benchmark.json.
   """
-  blocks = ['# dpjax benchmark', listed(about(found))]
-  for table in tables(found):
+  return page('dpjax benchmark', about(found), tables(found), legend(found))
+
+
+def page(
+  title: str,
+  lines: Sequence[str],
+  shown: Iterable[Table],
+  explained: Sequence[str],
+) -> str:
+  """A page: where and with what, the tables, and what their columns mean."""
+  blocks = [f'# {title}', listed(lines)]
+  for table in shown:
     blocks += [f'## {table.title}', markdown(table)]
     if table.notes:
       blocks.append(listed(table.notes))
-  return '\n\n'.join([*blocks, *(wrapped(line) for line in legend(found))])
+  return '\n\n'.join([*blocks, *map(wrapped, explained)])
 
 
 def about(found: dict[str, Any]) -> list[str]:
   """Where, with what and how it was measured, in a few lines."""
   c, device, host = found['config'], found['device'], found['host']
-  sizes = ','.join(map(str, c['model']['stage_sizes']))
   load = host['load_at_start']
   environment = ' '.join(f'{k}={v}' for k, v in found['environment'].items())
   lines = [
     f'Device: {device["used"]} of {device["present"]} x {device["kind"]}'
     f' ({device["platform"]}), {device["mode"]}; {host["cpus"]} CPU cores'
     + ('' if load is None else f', load {load:.1f} at the start'),
-    f'Config: {c["model"]["network"]} ({sizes}), width {c["model"]["width"]},'
-    f' {c["model"]["dtype"]}, stem {c["model"]["stem"]},'
-    f' {c["data"]["image_size"]} of {c["data"]["store_size"]} pixels, render'
-    f' {c["data"]["render"]}, placement {c["data"]["placement"]}',
-    'Versions: ' + ', '.join(f'{k} {v}' for k, v in found['versions'].items()),
+    *with_what(found),
     f'Environment: {environment or "no XLA_FLAGS"}',
     f'Repeats: {c["benchmark"]["repeats"]} of at least'
     f' {c["benchmark"]["seconds"]:g} s each',
@@ -93,9 +98,28 @@ def about(found: dict[str, Any]) -> list[str]:
       f'NOT QUIET: other processes kept {others:.1f} of the {host["cpus"]} CPU'
       ' cores busy meanwhile; rates are too low, and ratios may be far off'
     )
-  if not found['finished']:
-    lines.append('It was stopped before its end: this is only a part of it')
-  return lines
+  return lines + unfinished(found)
+
+
+def with_what(found: dict[str, Any]) -> list[str]:
+  """The config and the versions, a line each."""
+  model, data = found['config']['model'], found['config']['data']
+  sizes = ','.join(map(str, model['stage_sizes']))
+  versions = (f'{name} {of}' for name, of in found['versions'].items())
+  return [
+    f'Config: {model["network"]} ({sizes}), width {model["width"]},'
+    f' {model["dtype"]}, stem {model["stem"]},'
+    f' {data["image_size"]} of {data["store_size"]} pixels, render'
+    f' {data["render"]}, placement {data["placement"]}',
+    f'Versions: {", ".join(versions)}',
+  ]
+
+
+def unfinished(found: dict[str, Any]) -> list[str]:
+  """That it is only a part, if it is."""
+  if found['finished']:
+    return []
+  return ['It was stopped before its end: this is only a part of it']
 
 
 def tables(found: dict[str, Any]) -> list[Table]:

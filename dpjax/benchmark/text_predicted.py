@@ -15,14 +15,15 @@ def format_text(found: dict[str, Any]) -> str:
   Args:
     found: benchmark.json.
   """
-  blocks = ['# dpjax benchmark: predicted', text.listed(_about(found))]
-  for part in text.TITLES:
-    if part in found:
-      for table in _tables(part, found):
-        blocks += [f'## {table.title}', text.markdown(table)]
-        if table.notes:
-          blocks.append(text.listed(table.notes))
-  return '\n\n'.join([*blocks, text.wrapped(_LEGEND)])
+  shown = (
+    table
+    for part in text.TITLES
+    if part in found
+    for table in _tables(part, found)
+  )
+  return text.page(
+    'dpjax benchmark: predicted', _about(found), shown, [_LEGEND]
+  )
 
 
 _LEGEND = (
@@ -39,8 +40,7 @@ _LEGEND = (
 def _about(found):
   """What for, with what, and what the figures of the device are."""
   c, t = found['config'], found['target']
-  sizes = ','.join(map(str, c['model']['stage_sizes']))
-  lines = [
+  return [
     f'Target: {t["name"]}: {t["devices"]} x {t["kind"]},'
     f' {c["parallel"]["mode"]} on {c["parallel"]["devices"]}; none of it is'
     ' here',
@@ -48,15 +48,9 @@ def _about(found):
     f' {scaled(t["bandwidth"])}B/s,'
     f' {t["memory"] / 2**30:.1f} GiB, of which JAX has'
     f' {t["usable"] / 2**30:.1f}',
-    f'Config: {c["model"]["network"]} ({sizes}), width {c["model"]["width"]},'
-    f' {c["model"]["dtype"]}, stem {c["model"]["stem"]},'
-    f' {c["data"]["image_size"]} of {c["data"]["store_size"]} pixels, render'
-    f' {c["data"]["render"]}, placement {c["data"]["placement"]}',
-    'Versions: ' + ', '.join(f'{k} {v}' for k, v in found['versions'].items()),
+    *text.with_what(found),
+    *text.unfinished(found),
   ]
-  if not found['finished']:
-    lines.append('It was stopped before its end: this is only a part of it')
-  return lines
 
 
 def _tables(part, found) -> Iterator[Table]:

@@ -19,7 +19,6 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from dpjax.data.feed import render_device
 from dpjax.errors import UserError
 from dpjax.models import resnet
 from dpjax.training import build, objectives, steps
@@ -182,21 +181,17 @@ class Step:
     return _torch().compile(function, dynamic=False, fullgraph=True)
 
   def place(self, batch: Mapping[str, Any]) -> Tensors:
-    """A batch rendered on the host (data.feed.pipeline), put on the device.
+    """A batch that is rendered, with its 'views', put on the device.
 
     Raises:
       ValueError: it is to be rendered by the step.
     """
     torch = _torch()
-    views = batch.get('views')
-    if views is None and 'decisions' in batch:
+    if 'views' not in batch:
       raise ValueError(
         'the peer takes batches rendered on the host (config.data.render=host)'
       )
-    if views is None:
-      pixels = self._model.pixels
-      views = render_device.plain(batch['images'], pixels.image_size)[:, None]
-    arrays = {'views': views}
+    arrays = {'views': batch['views']}
     if isinstance(self._model, objectives.Retraining):
       arrays['label'] = np.asarray(batch['label'], np.int64)
     for stage, mask in batch.get('masks', {}).items():

@@ -207,13 +207,18 @@ class Devices:
     return self.topology.devices if self.topology else jax.devices()
 
   @property
-  def _mesh(self):
-    # In the order of the processes, so that the rows of one are in a row. (What
-    # make_mesh returns follows a TPU's wiring instead.)
+  def used(self) -> list[Any]:
+    """The devices of all processes that share a batch, in order.
+
+    In the order of the processes, so that the rows of one are in a row. (What
+    make_mesh returns follows a TPU's wiring instead.)
+    """
     ordered = sorted(self._all, key=lambda d: (d.process_index, d.id))
-    return Mesh(
-      np.array(ordered[: self.count]), (AXIS,), axis_types=(AxisType.Auto,)
-    )
+    return ordered[: self.count]
+
+  @property
+  def _mesh(self):
+    return Mesh(np.array(self.used), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def _gathered(step, axis_name):

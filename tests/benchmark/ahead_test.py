@@ -7,9 +7,13 @@ there these tests are skipped. With them:
     python -m pytest tests/benchmark/ahead_test.py
 """
 
+import dataclasses
 import json
+import math
 import pathlib
 import runpy
+import threading
+import types
 
 import jax
 import pytest
@@ -198,6 +202,61 @@ def test_where_nothing_fits_it_says_so(monkeypatch, tmp_path):
   assert 'does not fit into the memory' in page
 
 
+def test_what_is_compiled_already_is_not_compiled_again_to_fit(
+  monkeypatch, tmp_path
+):
+  asked = []
+
+  def compile_part(bench, part, size, count):
+    asked.append(size)
+    return compiled(10**9 + 10**8 * size)
+
+  run(
+    monkeypatch, tmp_path, compile_part, fit=True,
+    changes={'benchmark__parts': ('inference',),
+             'benchmark__batch_sizes': (64,)},
+  )  # fmt: skip
+  assert asked[:2] == [64, 256] and len({*asked}) == len(asked)
+
+
+def test_a_program_that_cannot_be_read_is_said_and_the_rest_goes_on(
+  monkeypatch, tmp_path
+):
+  def compile_part(bench, part, size, count):
+    found = compiled(10**6)
+    if size == 16:
+      line = 'ENTRY %main () -> f32[] {\n  %a = opaque[] parameter(0)\n}\n'
+      return dataclasses.replace(found, text=line.replace('parameter', '#'))
+    return found
+
+  found, page = run(
+    monkeypatch, tmp_path, compile_part,
+    changes={'benchmark__parts': ('inference',),
+             'benchmark__batch_sizes': (16, 32)},
+  )  # fmt: skip
+  unread, read = found['inference']['programs']
+  assert unread['error'].startswith('its program cannot be read: no operation')
+  assert read['kernels'] > 0 and 'cannot be read' in ' '.join(page.split())
+
+
+def test_a_compiler_that_takes_long_is_said_to_be_at_work(monkeypatch):
+  said, told = [], threading.Event()
+
+  def say(line):
+    said.append(line)
+    told.set()
+
+  def compile_part(*_):
+    told.wait()
+    return compiled(10**6)
+
+  monkeypatch.setattr(ahead, '_PATIENCE', 1e-9)
+  monkeypatch.setattr(ahead, 'compile_part', compile_part)
+  bench = types.SimpleNamespace(say=say)
+  assert ahead._patiently(bench, 'retrain', 16, 1) == compiled(10**6)
+  assert said[0].startswith('still compiling, for ')
+
+
 def bench(name, **changes):
   target = targets.find(name)
   try:
@@ -276,3 +335,8 @@ def test_the_compiler_has_the_devices_that_the_table_says(name):
   assert {d.device_kind for d in found.devices} == {target.device.kind}
   assert len({d.process_index for d in found.devices}) == target.processes
   assert found.platform == target.device.platform
+  shape = targets.slice_shape(found.devices)
+  if target.shape:
+    assert math.prod(shape) * target.device.cores_a_chip == target.count
+  else:
+    assert shape == ()

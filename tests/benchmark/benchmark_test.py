@@ -15,6 +15,7 @@ from dpjax import prepare
 from dpjax.benchmark import (
   against_torch,
   benchmark,
+  hlo,
   programs,
   targets,
   text,
@@ -233,6 +234,31 @@ def test_where_the_device_is_known_the_model_stands_beside(
   assert 0 < rates['worst'] < rates['best']
   assert '| kernels |' in page and 'predicted |' in page
   assert 'what benchmark --target says' in page
+
+
+def test_a_program_of_another_form_is_measured_all_the_same(
+  tmp_path, monkeypatch
+):
+  def parse(text):
+    raise hlo.UnknownForm('not an instruction: new')
+
+  monkeypatch.setattr(hlo, 'parse', parse)
+  monkeypatch.setattr(targets, 'of_kind', lambda kind: targets.DEVICES['h100'])
+  config = make_config(benchmark__parts=('inference',))
+  benchmark.run_benchmark(config, tmp_path)
+  found = json.loads((tmp_path / 'benchmark.json').read_text())
+  (one,) = found['inference']['step']
+  check_rates(one['per_second'])
+  assert one['predicted'] is None
+
+
+def test_between_programs_no_state_lies_on_the_devices():
+  bench = programs.Bench(make_config(), STORE)
+  for part in ('retrain', 'inference'):
+    state = bench.state(part)
+    jax.tree.map(lambda x: x.delete(), state)  # as a step does that is given it
+  kept = jax.tree.leaves(bench.weights('retrain'))
+  assert {type(x) for x in kept} == {np.ndarray}
 
 
 def test_several_devices_are_measured_too(tmp_path):
@@ -470,6 +496,18 @@ def test_pytorch_computes_the_same_and_is_compared(
     'compile: not available (no compiler)', 'also computes accuracy',
   ):  # fmt: skip
     assert words in ' '.join(page.split())
+
+
+@pytest.mark.torch
+def test_inference_begins_with_views_for_both_and_ends_with_logits(eager):
+  bench = programs.Bench(
+    make_config(data__image_size=32, data__render='device'), STORE
+  )
+  run = against_torch._run(bench, 'inference', BATCH)
+  program, batch, host = against_torch._program(bench, run, 'inference')
+  assert 'images' not in host and host['views'].shape == (BATCH, 1, 32, 32)
+  np.testing.assert_array_equal(batch['views'], host['views'])
+  assert program(bench.state('inference'), batch, None).keys() == {'logits'}
 
 
 @pytest.mark.torch

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from dpjax.benchmark import hlo
+from dpjax.benchmark import hlo, kernels
 
 RECORDED = pathlib.Path(__file__).parents[1] / 'recorded'
 
@@ -73,7 +73,21 @@ def test_an_operation_is_followed_to_the_files_that_called_it():
 
 
 def test_other_texts_are_refused():
-  with pytest.raises(ValueError, match='not the text of a compiled program'):
+  with pytest.raises(
+    hlo.UnknownForm, match='not the text of a compiled program'
+  ):
     hlo.parse('module @jit_f {\n}\n')
-  with pytest.raises(ValueError, match='not an instruction'):
-    hlo.parse('ENTRY %main () -> f32[] {\n  nonsense\n}\n')
+  for line, said in (
+    ('nonsense', 'not an instruction'),
+    ('%a = f32[]', 'not an instruction'),
+    ('%a = f32[] 7', 'no operation'),
+    ('%a = f32[] add(', 'a parenthesis stays open'),
+  ):
+    with pytest.raises(hlo.UnknownForm, match=said):
+      hlo.parse(f'ENTRY %main () -> f32[] {{\n  {line}\n}}\n')
+  for line, said in (
+    ('ROOT %a = odd[3] custom-call()', 'a type of unknown size: odd'),
+    ('ROOT %a = f32[] add(%b)', "nothing there is 'b'"),
+  ):
+    with pytest.raises(hlo.UnknownForm, match=said):
+      kernels.read(f'ENTRY %main () -> f32[] {{\n  {line}\n}}\n')

@@ -1,6 +1,7 @@
 """Which targets there are, and what is said of one that there is not."""
 
 import importlib.util
+import types
 
 import pytest
 
@@ -81,3 +82,13 @@ def test_the_compiler_is_told_the_figures_of_the_gpu():
   assert 'minor: 9 feature_extension: NONE' in targets.cuda_config(
     targets.DEVICES['l4']
   )
+
+
+def test_the_shape_of_a_slice_is_that_of_the_chips_that_share_a_batch():
+  chips = [
+    types.SimpleNamespace(coords=(x, y, 0)) for y in range(2) for x in range(4)
+  ]
+  assert targets.slice_shape(chips) == (4, 2, 1)
+  assert targets.slice_shape(chips[:4]) == (4, 1, 1)
+  # A GPU, or a CPU, has no place.
+  assert targets.slice_shape([types.SimpleNamespace()]) == ()
