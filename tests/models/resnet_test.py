@@ -746,7 +746,6 @@ def eight_bits(path):
     ('eight.safetensors', eight_bits, 'as float32'),
     ('weights.pth', damaged, 'convert'),
   ],
-  ids=str,
 )
 def test_files_that_are_no_plain_weights_are_refused_in_one_line(
   tmp_path, name, write, reason
