@@ -26,7 +26,7 @@ import pathlib
 import threading
 import zipfile
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -45,6 +45,31 @@ def read_table(file: pathlib.Path) -> dict[str, np.ndarray]:
   # numpy leaves a file open that it cannot read, unless it was opened for it.
   with open(file, 'rb') as stream, np.load(stream, allow_pickle=False) as rows:
     return dict(rows)
+
+
+class Rows(Protocol):
+  """Radiographs to read: a `Split`, or a part of one; its attributes."""
+
+  @property
+  def ids(self) -> np.ndarray: ...
+
+  @property
+  def labels(self) -> np.ndarray: ...
+
+  @property
+  def boxes(self) -> np.ndarray: ...
+
+  @property
+  def num_boxes(self) -> np.ndarray: ...
+
+  @property
+  def groups(self) -> np.ndarray: ...
+
+  def __len__(self) -> int: ...
+
+  def images(self, indices: np.ndarray) -> np.ndarray: ...
+
+  def check_unchanged(self) -> None: ...
 
 
 @dataclasses.dataclass
@@ -77,19 +102,19 @@ class Split:
   size: int
   files: tuple[str, ...]
 
-  def __post_init__(self):
-    self._source = None
+  def __post_init__(self) -> None:
+    self._source: Any = None  # of array_record, which has no types
     self._stamps = {file: _stamp(file) for file in self.files}
     self._lock = threading.Lock()
 
   def __len__(self) -> int:
     return len(self.ids)
 
-  def __getstate__(self):
+  def __getstate__(self) -> dict[str, Any]:
     # A reader does not travel to another process; it opens there anew.
     return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
     self.__post_init__()
 
@@ -356,7 +381,7 @@ def verify(path: str | pathlib.Path) -> int:
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise UserError(f'{file}: not a readable manifest ({error})') from error
   found = [*manifest(read_table(pathlib.Path(path) / 'table.npz'))]
-  for wanted, row in itertools.zip_longest(written, found, fillvalue=[]):
+  for wanted, row in itertools.zip_longest(written, found, fillvalue=()):
     if wanted != row:
       cells = itertools.zip_longest(found[0], wanted, row)
       column, there, here = next(cell for cell in cells if cell[1] != cell[2])
@@ -367,10 +392,10 @@ def verify(path: str | pathlib.Path) -> int:
   for name, split in data.splits.items():
     for start in range(0, len(split), 256):
       rows = np.arange(start, min(start + 256, len(split)))
-      for row, image in zip(rows, split.images(rows), strict=True):
-        if hashlib.sha256(image).hexdigest() != split.digests[row]:
+      for number, image in zip(rows, split.images(rows), strict=True):
+        if hashlib.sha256(image).hexdigest() != split.digests[number]:
           raise UserError(
-            f'{path}: the image of {split.ids[row]} in {name} is not as'
+            f'{path}: the image of {split.ids[number]} in {name} is not as'
             f' {file.name} has it (sha256); prepare it again'
           )
   return len(found) - 1

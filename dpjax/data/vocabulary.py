@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import TypedDict
 
 # As `folded`.
 NORMAL = ('normal', 'no finding', 'no findings', 'nofinding', 'nofindings',
@@ -55,7 +56,14 @@ def is_normal_box(name: str) -> bool:
   return folded(name) in NORMAL
 
 
-def meaning(class_names: Sequence[str]) -> dict[str, bool]:
+class Meaning(TypedDict):
+  """See `meaning`."""
+
+  any_lesion: bool
+  ordinal: bool
+
+
+def meaning(class_names: Sequence[str]) -> Meaning:
   """What scores may take the names of the classes for.
 
   Returns:

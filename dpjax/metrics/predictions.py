@@ -7,11 +7,12 @@ is its most probable class, the lowest one on a tie.
 
 import csv
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dpjax import atomic, csv_cells
 from dpjax.errors import UserError
@@ -36,7 +37,10 @@ class Predictions(NamedTuple):
 
 
 def check(
-  labels: Any, probabilities: Any, place: str = 'image', first: int = 0
+  labels: ArrayLike,
+  probabilities: ArrayLike,
+  place: str = 'image',
+  first: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns int64 labels and float64 probabilities, or names the first fault.
 
@@ -49,8 +53,7 @@ def check(
   Raises:
     ValueError: if an argument has a wrong shape or an impossible value.
   """
-  labels = np.asarray(labels)
-  probabilities = np.asarray(probabilities)
+  labels, probabilities = np.asarray(labels), np.asarray(probabilities)
   if labels.ndim != 1:
     raise ValueError(f'labels must be (N,), not of shape {labels.shape}')
   if probabilities.ndim != 2 or probabilities.shape[1] < 2:
@@ -123,7 +126,7 @@ def check_names(class_names: Sequence[str], num_classes: int) -> list[str]:
 
 def write_predictions(
   path: str | Path,
-  ids: Sequence[str],
+  ids: Iterable[str],
   labels: np.ndarray,
   probabilities: np.ndarray,
   class_names: Sequence[str],
@@ -156,7 +159,7 @@ def write_predictions(
     raise ValueError(f'ids must be distinct, but {ids[twice]!r} comes twice')
   if np.asarray(probabilities).dtype != np.float64:
     checked = checked.astype(np.float32)
-  more = [[] for _ in ids]
+  more: list[list[str]] = [[] for _ in ids]
   if patients is not None and len(np.unique(patients)) < len(ids):
     more = [[str(patient)] for patient in patients]
 
@@ -230,22 +233,20 @@ def read_predictions(path: str | Path) -> Predictions:
   if twice := _first_repeated(ids):
     raise UserError(f'{path}, row {twice + 2}: id {ids[twice]!r} comes again')
   try:
-    labels, probabilities = check(
+    checked_labels, checked = check(
       labels, probabilities, place=f'{path}, row', first=2
     )
   except ValueError as error:  # Here the numbers are the user's.
     raise UserError(str(error)) from None
-  for i, (prediction, row) in enumerate(
-    zip(predictions, probabilities, strict=True)
-  ):
+  for i, (prediction, p) in enumerate(zip(predictions, checked, strict=True)):
     # A tie may have gone to either class in a file that others wrote.
-    if not 0 <= prediction < len(row) or row[prediction] != row.max():
+    if not 0 <= prediction < len(p) or p[prediction] != p.max():
       raise UserError(
         f'{path}, row {i + 2}: prediction {prediction} is not the most '
-        f'probable class, {row.argmax()}'
+        f'probable class, {p.argmax()}'
       )
   whose = np.array(patients) if named else None
-  return Predictions(ids, labels, probabilities, whose)
+  return Predictions(ids, checked_labels, checked, whose)
 
 
 def mean(

@@ -5,10 +5,8 @@ training set. Where others hold, or where each class is to count the same,
 Bayes' rule moves its answers, without another look at an image.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dpjax.errors import UserError
 from dpjax.metrics import calibration
@@ -31,7 +29,7 @@ def is_prevalence(text: str) -> bool:
   return text in (NONE, BALANCED) or parse(text) is not None
 
 
-def target(text: str, counts: Sequence[int]) -> np.ndarray | None:
+def target(text: str, counts: ArrayLike) -> np.ndarray | None:
   """The shares that `evaluate.prevalence` asks for.
 
   Args:
@@ -51,13 +49,14 @@ def target(text: str, counts: Sequence[int]) -> np.ndarray | None:
   if text == BALANCED:
     present = np.asarray(counts) > 0
     return present / present.sum()
+  counts = np.asarray(counts)
   shares = np.array(parse(text))
   if len(shares) != len(counts):
     raise UserError(
       f'config.evaluate.prevalence has {len(shares)} shares; the run tells'
       f' {len(counts)} classes apart'
     )
-  if not shares[np.asarray(counts) > 0].any():
+  if not shares[counts > 0].any():
     raise UserError(
       'config.evaluate.prevalence gives nothing to the classes that the run was'
       ' trained on'
@@ -66,7 +65,7 @@ def target(text: str, counts: Sequence[int]) -> np.ndarray | None:
 
 
 def shift(
-  probabilities: np.ndarray, counts: Any, shares: np.ndarray
+  probabilities: np.ndarray, counts: ArrayLike, shares: np.ndarray
 ) -> np.ndarray:
   r"""Probabilities under other shares of the classes.
 

@@ -6,7 +6,7 @@ whose they are, patients are drawn, each with all images.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -17,6 +17,14 @@ _FEW = 10
 # Resamples are scored in blocks of so many (resample, image) pairs: 1 MiB,
 # which the processor's cache holds.
 _BLOCK = 2**17
+
+
+class Draws(TypedDict):
+  """How `bootstrap_intervals` draws; the arguments there."""
+
+  resamples: int
+  seed: int
+  patients: np.ndarray | None
 
 
 def bootstrap_intervals(
@@ -184,13 +192,16 @@ def paired_bootstrap(
   )
   return {
     name: {
-      'difference': None
-      if None in (point_a[name], point_b[name])
-      else point_a[name] - point_b[name],
+      'difference': difference(point_a[name], point_b[name]),
       'interval': percentile_interval(values_a[name] - values_b[name], level),
     }
     for name in point_a
   }
+
+
+def difference(a: float | None, b: float | None) -> float | None:
+  """a - b; None where one of them is."""
+  return None if a is None or b is None else a - b
 
 
 def checked_pair(
@@ -204,12 +215,13 @@ def checked_pair(
     except ValueError as error:
       raise ValueError(f'model {name}: {error}') from None
     models.append(probabilities)
-  if models[0].shape != models[1].shape:
+  a, b = models
+  if a.shape != b.shape:
     raise ValueError(
-      f'probabilities of model a have the shape {models[0].shape}, of model b '
-      f'{models[1].shape}: both need the same classes'
+      f'probabilities of model a have the shape {a.shape}, of model b '
+      f'{b.shape}: both need the same classes'
     )
-  return checked, *models
+  return checked, a, b
 
 
 def check_resamples(resamples: int) -> None:
@@ -242,7 +254,7 @@ def resampled(
   Returns:
     For each scorer, flat name -> (resamples,), NaN where undefined.
   """
-  blocks = [[] for _ in scorers]
+  blocks: list[list[dict[str, np.ndarray]]] = [[] for _ in scorers]
   for counts in draws(labels, resamples, seed, stratified, patients):
     for values, score in zip(blocks, scorers, strict=True):
       values.append(score(counts))

@@ -5,7 +5,7 @@ convention for 0/0. Those that scikit-learn has are its own (a test).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -14,6 +14,15 @@ from dpjax.metrics import calibration, predictions, score_table
 # What is scored during training.
 VALIDATED = ('accuracy', 'balanced_accuracy', 'balanced_accuracy_0_2',
              'macro_f1', 'auroc_any_lesion')  # fmt: skip
+
+
+class Options(TypedDict):
+  """What `scores` has to be told beside the answers; the arguments there."""
+
+  any_lesion: bool
+  ordinal: bool
+  threshold: float | None
+  temperature: float | None
 
 
 def scores(

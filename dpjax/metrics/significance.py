@@ -132,10 +132,7 @@ def paired_over_seeds(
   """
   if len(a) != len(b):
     raise ValueError(f'{len(a)} runs of a and {len(b)} of b are no pairs')
-  differences = [
-    None if None in (x, y) else x - y for x, y in zip(a, b, strict=True)
-  ]
-  return _t_test(differences, level)
+  return _t_test([*map(resampling.difference, a, b)], level)
 
 
 def over_seeds_and_images(
@@ -176,36 +173,36 @@ def over_seeds_and_images(
   in Statistics 24, 285-308.
   """
   resampling.check_level(level)
-  values = list(values)
-  if len(values) < 2 or None in values or image_variance is None:
-    return None
+  known = [value for value in values if value is not None]
   n = len(values)
+  if n < 2 or len(known) < n or image_variance is None:
+    return None
   quantile = (1 + level) / 2
-  seeds = stats.t.ppf(quantile, n - 1) ** 2 * np.var(values, ddof=1) / n
+  seeds = stats.t.ppf(quantile, n - 1) ** 2 * np.var(known, ddof=1) / n
   images = stats.norm.ppf(quantile) ** 2 * image_variance
   half = float(np.sqrt(seeds + images))
-  mean = float(np.mean(values))
+  mean = float(np.mean(known))
   return [mean - half, mean + half]
 
 
 def _t_test(values: Sequence[float | None], level: float) -> dict[str, Any]:
   """'mean', 'interval' and 'num_runs' of `over_seeds`, 'p_value' of mean 0."""
   resampling.check_level(level)
-  values = list(values)
-  found = {
+  known = [value for value in values if value is not None]
+  found: dict[str, Any] = {
     'mean': None,
     'interval': None,
     'num_runs': len(values),
     'p_value': None,
   }
-  if not values or None in values:
+  if not known or len(known) < len(values):
     return found
-  mean = found['mean'] = float(np.mean(values))
-  if len(values) == 1:
+  mean = found['mean'] = float(np.mean(known))
+  if len(known) == 1:
     return found
-  if np.ptp(values) <= _EQUAL:  # SciPy warns of them.
+  if np.ptp(known) <= _EQUAL:  # SciPy warns of them.
     return found | {'interval': [mean, mean]}
-  test = stats.ttest_1samp(values, 0)
+  test = stats.ttest_1samp(known, 0)
   return found | {
     'interval': [float(end) for end in test.confidence_interval(level)],
     'p_value': float(test.pvalue),

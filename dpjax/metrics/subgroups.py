@@ -78,13 +78,13 @@ def subgroups(
   """
   labels, probabilities = predictions.check(labels, probabilities)
   predictions.check_names(class_names, probabilities.shape[1])
-  options = {
+  options: scores.Options = {
     'any_lesion': any_lesion,
     'ordinal': ordinal,
     'threshold': threshold,
     'temperature': temperature,
   }
-  result = {}
+  result: dict[str, dict[str, dict[str, Any]]] = {}
   for column, values in metadata.items():
     if len(values) != len(labels):
       raise ValueError(
@@ -95,11 +95,12 @@ def subgroups(
       continue
     result[column] = {}
     for name, rows in members.items():
-      part = labels[rows], probabilities[rows]
-      score = scores.scorer(*part, None, **options)
-      point = scores.of_all(score, len(rows))
+      own, answers = labels[rows], probabilities[rows]
+      scorer = scores.scorer(own, answers, None, **options)
+      point = scores.of_all(scorer, len(rows))
       intervals = resampling.bootstrap_intervals(
-        *part,
+        own,
+        answers,
         None,
         resamples=resamples,
         seed=seed,
@@ -152,7 +153,7 @@ def groups(values: np.ndarray) -> dict[str, np.ndarray]:
     shown.sort(
       key=lambda text: (numbers[text] is None, numbers[text] or 0.0, text)
     )
-    places = {text: [] for text in [*shown, OTHER]}
+    places: dict[str, list[int]] = {text: [] for text in [*shown, OTHER]}
     for i, text in enumerate(texts):
       if text:
         places[text if text in places else OTHER].append(i)

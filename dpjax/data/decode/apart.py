@@ -80,8 +80,8 @@ def _start():
 
 @atexit.register
 def _stop():
-  process, pipe = _helpers.pop(os.getpid(), (None, None))
-  if process:
+  if os.getpid() in _helpers:
+    process, pipe = _helpers.pop(os.getpid())
     pipe.close()
     process.wait()
 
@@ -93,6 +93,7 @@ def _serve(pipe):
       function, args = pipe.recv()
     except EOFError:
       return
+    answer: tuple[Any, UserError | None]
     try:
       answer = function(*args), None
     except UserError as fault:

@@ -432,7 +432,7 @@ def _spread(levels, low, high):
 
 def _luma(red, green, blue):
   """ITU-R BT.601, rounded; three equal channels give exactly that grey."""
-  weights = np.uint32([19595, 38470, 7471])  # of 65,536
+  weights = np.array([19595, 38470, 7471], np.uint32)  # of 65,536
   channels = (np.asarray(c).astype(np.uint32) for c in (red, green, blue))
   total = sum(w * c for w, c in zip(weights, channels, strict=True))
   return (total + np.uint32(1 << 15)) >> 16

@@ -173,11 +173,11 @@ def _roughness(values):
 
 def _syntax(dataset):
   """The transfer syntax, if it is one of images that we can decode."""
-  from pydicom import pixels
+  from pydicom import pixels, uid
 
   with asking_pydicom():
     syntax = dataset.file_meta.get('TransferSyntaxUID')
-  if not isinstance(syntax, str) or not syntax:
+  if not isinstance(syntax, uid.UID) or not syntax:
     raise SourceFault('no TransferSyntaxUID')
   try:
     pixels.get_decoder(syntax)
@@ -208,7 +208,10 @@ def _options(dataset):
 
   options = pixels.utils.as_pixel_options(dataset, number_of_frames=1)
   # All up to HighBit: `_within_bits` takes what is meant.
-  return options | {'bits_stored': _high_bit(dataset) + 1}
+  return options | {
+    'bits_stored': _high_bit(dataset) + 1,
+    'allow_excess_frames': False,
+  }
 
 
 @asking_pydicom()
@@ -222,7 +225,6 @@ def _decode(source, syntax, plugin, options):
       index=0,
       raw=True,
       decoding_plugin=plugin,
-      allow_excess_frames=False,
       **options,
     )
   except RuntimeError as error:  # names the decoder, then what it said

@@ -71,7 +71,7 @@ class Augmentation:
   # Every lesion box stays whole inside the crop (where boxes make the label).
   keep_lesions: bool
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.blur_sigma[1] > render_common.BLUR_RADIUS / 2:
       raise ValueError(
         f'augment.blur_sigma is {self.blur_sigma}: a render holds 2 sigma in'

@@ -35,6 +35,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from dpjax.data import store
 from dpjax.data.feed import decisions, lesion_masks, render_host
 
 
@@ -46,12 +47,12 @@ class Records:
     splits: of data.store, in this order.
   """
 
-  splits: tuple[Any, ...]
+  splits: tuple[store.Rows, ...]
 
-  def __len__(self):
+  def __len__(self) -> int:
     return sum(len(split) for split in self.splits)
 
-  def column(self, name):
+  def column(self, name: str) -> np.ndarray:
     """A column of the tables, e.g. 'labels', over all splits."""
     columns = [getattr(split, name) for split in self.splits]
     if name == 'boxes':  # Padded to the widest.
@@ -61,25 +62,23 @@ class Records:
       ]
     return np.concatenate(columns)
 
-  def check_unchanged(self):
+  def check_unchanged(self) -> None:
     """Raises UserError where a set has changed since it was opened."""
     for split in self.splits:
       split.check_unchanged()
 
-  def images(self, indices):
+  def images(self, indices: np.ndarray) -> np.ndarray:
     """The stored squares (B, S, S) uint8 of the records `indices` (B,)."""
     if len(self.splits) == 1:
       return self.splits[0].images(indices)
     starts = np.cumsum([0] + [len(split) for split in self.splits])
     which = np.searchsorted(starts, indices, side='right') - 1
-    images = [None] * len(indices)
+    found: dict[int, np.ndarray] = {}
     for i, split in enumerate(self.splits):
       rows = np.flatnonzero(which == i)
-      for row, image in zip(
-        rows, split.images(indices[rows] - starts[i]), strict=True
-      ):
-        images[row] = image
-    return np.stack(images)
+      images = split.images(indices[rows] - starts[i])
+      found |= dict(zip(rows.tolist(), images, strict=True))
+    return np.stack([found[row] for row in range(len(indices))])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,17 +285,17 @@ class _Read(grain.transforms.Map):
     if spec.mask_sides:
       annotated = (num_boxes > 0) | ((batch['label'] == 0) & spec.normal)
       batch['annotated'] = annotated.astype(np.float32)
-    images = self._records.images(index) if spec.images else None
+    images = {'images': self._records.images(index)} if spec.images else {}
     if spec.augmentation is None:
-      return batch | ({'images': images} if spec.images else {})
+      return batch | images
     if not spec.host:
-      batch['decisions'] = drawn
-      if spec.images:
-        batch['images'] = images
+      batch |= {'decisions': drawn, **images}
       if spec.mask_sides:
         batch |= {'boxes': boxes, 'num_boxes': num_boxes}
       return batch
-    batch['views'] = render_host.render(images, drawn, spec.image_size)
+    batch['views'] = render_host.render(
+      images['images'], drawn, spec.image_size
+    )
     if spec.mask_sides:
       batch['masks'] = lesion_masks.on_host(
         boxes,

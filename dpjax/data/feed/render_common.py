@@ -11,9 +11,15 @@ radius BLUR_RADIUS, borders replicated. Noise: see `noise`.
 """
 
 import math
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+  import jax
+
+Array = TypeVar('Array', np.ndarray, 'jax.Array')
 
 # Output pixels: a fixed radius keeps the device's shapes fixed. It holds 2
 # sigma of the widest blur that `decisions.Augmentation` admits.
@@ -52,7 +58,9 @@ def plain_weights(source: int, size: int) -> np.ndarray:
   return weights.astype(np.float32)
 
 
-def pixel_affine(affine, source: int, target: int):
+def pixel_affine(
+  affine: Array, source: int, target: int
+) -> tuple[Array, Array]:
   """An affine map between unit coordinates as one between pixel indices.
 
   Args:
@@ -71,7 +79,9 @@ def pixel_affine(affine, source: int, target: int):
   return linear, offset
 
 
-def map_points(linear, offset, x, y):
+def map_points(
+  linear: Array, offset: Array, x: Array, y: Array
+) -> tuple[Array, Array]:
   """Points (x, y) under an affine map: linear (x, y) + offset.
 
   Args:
@@ -83,15 +93,16 @@ def map_points(linear, offset, x, y):
     x and y (..., h, w) of the mapped points.
   """
   linear, offset = linear[..., None, None], offset[..., None, None]
-  return tuple(
+  mapped_x, mapped_y = (
     linear[..., i, 0, :, :] * x
     + linear[..., i, 1, :, :] * y
     + offset[..., i, :, :]
     for i in (0, 1)
   )
+  return mapped_x, mapped_y
 
 
-def blur_taps(xp: Any, sigma):
+def blur_taps(xp: ModuleType, sigma: Array) -> Array:
   """Weights of a Gaussian blur, exp(-i^2 / (2 sigma^2)) scaled to sum to 1.
 
   Args:
@@ -109,7 +120,7 @@ def blur_taps(xp: Any, sigma):
   return taps / taps.sum(-1, keepdims=True)
 
 
-def noise(xp: Any, seed, size: int):
+def noise(xp: ModuleType, seed: Array, size: int) -> Array:
   """White, nearly normal noise: a hash of (seed, pixel), the same anywhere.
 
   Each pixel's index is hashed, mixed with the seed and hashed again (the

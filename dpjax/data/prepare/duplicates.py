@@ -161,7 +161,9 @@ def between(
   return copies
 
 
-def join(groups: Sequence[Hashable], copies: Sequence[Copy]) -> np.ndarray:
+def join(
+  groups: Sequence[Hashable] | np.ndarray, copies: Sequence[Copy]
+) -> np.ndarray:
   """Merges groups that copies link, also by way of other groups.
 
   Args:

@@ -151,7 +151,7 @@ def _check(wanted, known, field):
 
 def _check_case(known):
   """Refuses one class in two spellings."""
-  seen = {}
+  seen: dict[str, str] = {}
   for name in sorted(known):
     other = seen.setdefault(vocabulary.folded(name), name)
     if other != name:

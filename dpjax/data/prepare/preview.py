@@ -70,7 +70,8 @@ def pick(data: store.Store, count: int, seed: int) -> list[tuple[str, int]]:
   The classes take turns, and in a class those with boxes and those without.
   """
   rng = np.random.default_rng(seed)
-  queues = {}  # (label, has boxes) -> [(split, row)]
+  # (label, has boxes) -> [(split, row)]
+  queues: dict[tuple[int, bool], list[tuple[str, int]]] = {}
   for name, split in data.splits.items():
     for row, label in enumerate(split.labels):
       key = int(label), bool(split.num_boxes[row])

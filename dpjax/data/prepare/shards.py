@@ -78,7 +78,8 @@ def decode_block(
         try:
           pixels = record.pixels()
           header = dict(record.header() if record.header else {})
-          found, out = record.unit_boxes(*pixels.shape)
+          height, width = pixels.shape
+          found, out = record.unit_boxes(height, width)
           check_levels(pixels)
         except SourceFault as fault:
           reason = str(fault).removeprefix(f'{place}: ')
@@ -90,11 +91,11 @@ def decode_block(
         clipped.append(out)
         aspects.append(pixels.shape[1] / pixels.shape[0])
         headers.append(json.dumps(header, sort_keys=True))
-        digests.append(hashlib.sha256(squared).hexdigest())
+        digests.append(hashlib.sha256(squared.data).hexdigest())
         source_digests.append(digest(pixels))
         hashes.append(duplicates.fingerprint(squared))
         if fit == 'pad':
-          squared = squared[_inner(*pixels.shape, size)]
+          squared = squared[_inner(height, width, size)]
         histograms.append(guards.histogram(squared))
     _sync(stream)
   temporary.replace(file)
@@ -147,7 +148,7 @@ def digest(pixels: np.ndarray) -> str:
     32 hexadecimal digits, of the grey levels and the shape.
   """
   state = xxhash.xxh3_128(b'%d %d ' % pixels.shape)
-  state.update(np.ascontiguousarray(pixels))
+  state.update(np.ascontiguousarray(pixels).data)
   return state.hexdigest()
 
 

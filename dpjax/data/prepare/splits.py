@@ -63,14 +63,14 @@ def assign(
     if not 0 <= share < 1:
       raise UserError(f'config.split.{side}: {share}; wanted 0 to below 1')
   classes = np.array([-1 if c is None else c for c in labels], int)
-  patients = np.asarray(patients)
+  names = np.asarray(patients)
   splits = np.full(len(classes), 'train', '<U10')
   splits[classes < 0] = 'unlabelled'
   for side in ('test', 'validation'):
     kept = [name == side for name in given]
     splits[np.array(kept, bool) & (classes >= 0)] = side
-  _check_sides(patients, splits)
-  groups = _name(duplicates.join(patients, copies), patients)
+  _check_sides(names, splits)
+  groups = _name(duplicates.join(names, copies), names)
   _leave_out_rest(splits, groups)
   rng = np.random.default_rng(seed)
   # Before any draw: what the test split takes must not lower what is due to
@@ -120,7 +120,7 @@ def _draw(name, share, splits, classes, groups, floor, rng):
   rarest_first = np.argsort(counts, kind='stable')
   rarity = np.argsort(rarest_first)  # 0: the rarest class
   members: dict[str, list[int]] = {}
-  for row in rows:
+  for row in rows.tolist():
     members.setdefault(groups[row], []).append(row)
   by_class: dict[int, list[list[int]]] = {}
   for group in sorted(members):
@@ -136,10 +136,10 @@ def _draw(name, share, splits, classes, groups, floor, rng):
     for i in orders[c]:
       if taken[c] >= wanted[c]:
         break
-      group = by_class[c][i]
-      held = np.bincount(classes[group], minlength=len(floor))
+      images = by_class[c][i]
+      held = np.bincount(classes[images], minlength=len(floor))
       if (2 * held <= counts - taken).all():
-        splits[group] = name
+        splits[images] = name
         taken += held
   if wanted.any() and not taken.any() and len(rows) >= _ENOUGH:
     largest = max(sorted(members), key=lambda group: len(members[group]))

@@ -71,7 +71,7 @@ def read(
     else:
       boxes_lib.check_unit((b for r in found for b in r.boxes), file, UNIT_HINT)
     records += found
-  files.add_unnamed(faults, ' or '.join(map(str, jsons)))
+  files.add_unnamed(faults, *jsons)
   return records
 
 
@@ -281,7 +281,8 @@ def _load(file):
 
 def _read_categories(file, items, faults):
   """{id: name}, without ids that two categories have."""
-  names, seen = {}, set()
+  names: dict[int | str, str] = {}
+  seen = set()
   for i, item in enumerate(items):
     with faults.at(_place(file, 'category', i, item)):
       id = _id(item, 'id')
@@ -335,8 +336,16 @@ def _read_images(file, items, faults, find, patient):
   return images, out
 
 
-def _read_boxes(file, items, faults, images, out, categories):
+def _read_boxes(
+  file: pathlib.Path,
+  items: list,
+  faults: tables.Faults,
+  images: dict[int | str, radiograph.Radiograph],
+  out: set[int | str],
+  categories: dict[int | str, str],
+) -> dict[int | str, list[tuple[radiograph.Box, str]]]:
   """{id of image: [(box, name)]}, without images that have a bad one."""
+  boxes: dict[int | str, list[tuple[radiograph.Box, str]]]
   boxes = {id: [] for id in images}
   out = set(out)
   seen = set()
@@ -348,7 +357,8 @@ def _read_boxes(file, items, faults, images, out, categories):
     with faults.at(
       _place(file, 'annotation', i, item), images[id].id if id in images else ''
     ):
-      if _id(item, 'image_id') not in images:
+      image = _id(item, 'image_id')
+      if image not in images:
         raise SourceFault(f'no image has its image_id {reprlib.repr(id)}')
       if 'id' in item:
         if _id(item, 'id') in seen:
@@ -361,9 +371,9 @@ def _read_boxes(file, items, faults, images, out, categories):
         )
       box, name = _box(item), categories[category]
       if not vocabulary.is_normal_box(name):
-        boxes[id].append((box, name))
+        boxes[image].append((box, name))
       continue
-    if boxes.pop(id, None) is not None:
+    if id is not None and boxes.pop(id, None) is not None:
       out.add(id)
   return boxes
 

@@ -107,7 +107,7 @@ def _read_part(source, part, split, faults, ignore):
       labels[id] = row, file, int(label)
 
   box_table = source / f'{part}_bboxes.csv'
-  boxes = {id: [] for id in labels}
+  boxes: dict[str, list[radiograph.Box]] = {id: [] for id in labels}
   for row in tables.rows(
     box_table, ('filename', *_COLUMNS), faults, check=False
   ):
@@ -119,12 +119,12 @@ def _read_part(source, part, split, faults, ignore):
       boxes[id].append(tables.box(*(row[name] for name in _COLUMNS)))
 
   records = []
-  for id, (row, file, label) in labels.items():
+  for id, (row, file, count) in labels.items():
     found = tuple(boxes[id])
     with faults.at(row, id):
-      if len(found) != label:
+      if len(found) != count:
         raise SourceFault(
-          f'label {label} of {id}, but {len(found)} boxes in {box_table.name};'
+          f'label {count} of {id}, but {len(found)} boxes in {box_table.name};'
           ' the label counts them'
         )
       records.append(

@@ -17,7 +17,7 @@ import pathlib
 import time
 import unicodedata
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dpjax.data import vocabulary
@@ -203,7 +203,8 @@ def mask_folders(images: Iterable[str]) -> set[str]:
 
 def _walk(root):
   """(paths of the files, what was not looked at), level by level."""
-  files, limits = [], []
+  files: list[str] = []
+  limits: list[str] = []
   ends = time.monotonic() + SECONDS
   queue = collections.deque([''])
   while queue:
@@ -282,7 +283,7 @@ def _read_table(root, path):
     ) as file:
       lines = _stripped(csv.reader(file))
       columns = next(lines, ())
-      rows = []
+      rows: list[tuple[str, ...]] = []
       for cells in lines:
         if len(rows) == MAX_ROWS:
           return Table(path, columns, tuple(rows), False)
@@ -294,9 +295,9 @@ def _read_table(root, path):
   return Table(path, columns, tuple(rows), True) if columns else None
 
 
-def _stripped(reader: Iterable[list[str]]):
-  for cells in reader:
-    cells = tuple(cell.strip() for cell in cells)
+def _stripped(reader: Iterable[list[str]]) -> Iterator[tuple[str, ...]]:
+  for row in reader:
+    cells = tuple(cell.strip() for cell in row)
     if any(cells):
       yield cells
 

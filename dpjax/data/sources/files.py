@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dpjax.data import radiograph
@@ -144,12 +144,13 @@ class Files:
     if not files and last:
       files = self._nearly(folders, last)
     # Of several, the one of just this path or name.
-    for wanted in (
+    tests: tuple[Callable[[pathlib.Path], object], ...] = (
       lambda file: beside and file.parent == beside.joinpath(*folders),
       prefer or (lambda file: False),
       lambda file: folders and file.parent == self.root.joinpath(*folders),
       lambda file: file.name == last,
-    ):
+    )
+    for wanted in tests:
       if len(files) > 1:
         files = [file for file in files if wanted(file)] or files
     return files
@@ -220,18 +221,24 @@ class Files:
       )
     )
 
-  def add_unnamed(self, faults: tables.Faults, table: pathlib.Path) -> None:
-    """Notes a fault for every image that `find` was never asked for."""
+  def add_unnamed(self, faults: tables.Faults, *named_in: pathlib.Path) -> None:
+    """Notes a fault for every image that `find` was never asked for.
+
+    Args:
+      faults: takes them.
+      *named_in: the table that should name it, or one of these.
+    """
     self.remark_unread(faults)
     # Nor is the file of an image that is left out a second fault.
     for id in faults.left_out:
       with contextlib.suppress(SourceFault):
         self.find(id)
+    tables_ = ' or '.join(map(str, named_in))
     for file in self.found:
       if file not in self._asked_for:
         faults.add(
           file,
-          f'no row of {table} names it; if it is no radiograph of the set,'
+          f'no row of {tables_} names it; if it is no radiograph of the set,'
           ' config.data.ignore passes it over',
         )
 
@@ -306,7 +313,7 @@ def _ends(file, folders, spelt=str):
 class _PassedOver:
   """Which files and folders are passed over."""
 
-  def __init__(self, root, patterns):
+  def __init__(self, root: pathlib.Path, patterns: Iterable[str]):
     """Passes over what one of the `patterns` fits."""
     self.root = root
     self._left = {  # of the patterns that nothing has fitted yet
@@ -315,7 +322,7 @@ class _PassedOver:
     }
     self._all = tuple(self._left.items())
 
-  def __call__(self, folder, name):
+  def __call__(self, folder: str, name: str) -> bool:
     """Whether `name`, of a file or folder in `folder`, is passed over."""
     for pattern, expression in self._all:
       path = name

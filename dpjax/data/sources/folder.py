@@ -132,7 +132,7 @@ def _check_below(source, paths, depth, wanted):
 
 def _check_patients(paths, depth):
   """Refuses folders below a class's that may well be those of patients."""
-  first = {}
+  first: dict[Sequence[str], Sequence[str]] = {}
   for path in paths:
     suffix = pathlib.PurePath(path[-1]).suffix.lower()
     if formats.SUFFIXES.get(suffix, 'DICOM') == 'DICOM':
@@ -246,7 +246,7 @@ def with_boxes(
     columns: of the left upper corner's x and y, and what `form` says.
     form: 'sides': width and height; 'corners': the other corner's x and y.
   """
-  boxes = {file: [] for file in records}
+  boxes: dict[pathlib.Path, list] = {file: [] for file in records}
   read_box = {'sides': tables.box, 'corners': tables.corners}[form]
   wanted = (image, *columns, *filter(None, [name]))
   for row in tables.rows(table, wanted, faults, check=False):

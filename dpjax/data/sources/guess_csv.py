@@ -154,7 +154,7 @@ def _add_tables(guess, facts, main, parts):
       f'{", ".join(t.path for t in joined)}, by {", ".join(keys)}',
       csv_join=tuple(other.path for other in joined),
     )
-  columns = {}
+  columns: dict[str, facts_lib.Table] = {}
   for one in (table, *joined):
     columns = dict.fromkeys(one.columns, one) | columns
   # Those of the table itself first.
@@ -190,10 +190,10 @@ def _add_label(guess, table, image, columns, sets):
       and 2 <= len({c for c in table.cells(column) if c}) <= 12
     ]
     if few:
-      values = ', '.join(sorted({c for c in table.cells(few[0]) if c})[:4])
+      some = ', '.join(sorted({c for c in table.cells(few[0]) if c})[:4])
       guess.say(
         'labels',
-        f'perhaps {few[0]!r}, as it has few values ({values})',
+        f'perhaps {few[0]!r}, as it has few values ({some})',
         csv_label=few[0],
       )
       guess.unknown.append(

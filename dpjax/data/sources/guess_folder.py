@@ -21,7 +21,7 @@ def recognise(facts: facts_lib.Facts) -> guess_lib.Guess | None:
   guess = guess_lib.Guess('folder', '', 1)
   images = _passed_over(guess, facts)
   in_names = [re.search(_CLASS_IN_NAME, path) for path in images]
-  if images and all(in_names) and len({m[1] for m in in_names}) == 2:
+  if images and all(in_names) and len({m[1] for m in in_names if m}) == 2:
     return _by_name(guess, facts, images, in_names)
   in_names = [re.search(_JSRT, path) for path in images]
   if images and all(in_names):
@@ -131,7 +131,8 @@ def _passed_over(guess, facts):
 
 def _twin(images):
   """A folder that has the folders of the source in it again; '' for none."""
-  inner = collections.defaultdict(set)  # folder -> the folders in it
+  # folder -> the folders in it
+  inner: dict[str, set[str]] = collections.defaultdict(set)
   for path in images:
     first, *rest = path.split('/')[:-1] or ('',)
     inner[first].update(rest[:1])
@@ -145,7 +146,9 @@ def _add_split(guess, inside, splits, classes):
   if not splits:
     guess.say('split', 'drawn: no folder says')
     return
-  sides = collections.defaultdict(collections.Counter)
+  sides: dict[str, collections.Counter[str]] = collections.defaultdict(
+    collections.Counter
+  )
   for path in inside:
     sides[path[0]][path[1]] += 1
   shown = ', '.join(f'{name}: {c.total():,}' for name, c in sides.items())

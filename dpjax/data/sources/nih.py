@@ -150,7 +150,7 @@ def recognise(facts: facts_lib.Facts) -> guess_lib.Guess | None:
 
 def _read_splits(source, faults):
   """{id: the splits whose lists name it}; empty without lists."""
-  splits = {}
+  splits: dict[str, set[str]] = {}
   if any((source / name).exists() for name in _LISTS.values()):
     for split, name in _LISTS.items():
       for row in tables.rows(source / name, ('image',), faults, header=False):
@@ -174,7 +174,7 @@ def _findings(text):
 
 def _read_boxes(path, table, entries, faults):
   """{id: [(name, box)]}; empty if there is no such file."""
-  boxes = {}
+  boxes: dict[str, list] = {}
   if not path.exists():
     return boxes
   for row in tables.rows(

@@ -89,8 +89,10 @@ def class_counts(
       f' {least} images for each of the 5 classes'
     )
   total = sum(RSNA_COUNTS)
-  lesions = [max(least, round(count * n / total)) for n in RSNA_COUNTS[1:]]
-  return (count - sum(lesions), *lesions)
+  one, two, three, four = (
+    max(least, round(count * n / total)) for n in RSNA_COUNTS[1:]
+  )
+  return count - one - two - three - four, one, two, three, four
 
 
 def read(
@@ -327,7 +329,7 @@ def opacities(plan: Plan) -> tuple[Opacity, ...]:
     return ()
   rng = np.random.default_rng((plan.seed, _OPACITIES, plan.index))
   chest = _chest(plan)
-  found = []
+  found: list[Opacity] = []
   attempt = 0
   while len(found) < plan.label:
     attempt += 1
@@ -370,7 +372,8 @@ def opacities(plan: Plan) -> tuple[Opacity, ...]:
     # Log-normal, so that some are plain and some barely visible.
     amplitude = np.clip(rng.lognormal(np.log(0.18), 0.45), 0.06, 0.36)
     field = (amplitude / peak * field).astype(np.float32)
-    found.append(Opacity(field, patch, tuple(float(c) for c in box)))
+    left, top, right, bottom = map(float, box)
+    found.append(Opacity(field, patch, (left, top, right, bottom)))
   return tuple(found)
 
 
@@ -413,8 +416,14 @@ def _blur(image, times):
   return image
 
 
-def _splat(x, y, weight, size):
-  """Adds points of the unit frame to an empty image, bilinearly."""
+def _splat(groups, size):
+  """Adds points of the unit frame to an empty image, bilinearly.
+
+  Args:
+    groups: of points: x, y and weight, (N,) each.
+    size: of the image.
+  """
+  x, y, weight = (np.concatenate(p) for p in zip(*groups, strict=True))
   x, y = x * size - 0.5, y * size - 0.5
   inside = (x > 0) & (x < size - 1) & (y > 0) & (y < size - 1)
   x, y, weight = x[inside], y[inside], weight[inside]
@@ -440,7 +449,8 @@ def _vessels(plan, chest, size):
   m = chest.mediastinum + rng.uniform(0.0, 0.06, n)
   v = np.where(side > 0, -0.10, -0.05) + 0.12 * np.sin(angle)
   length = rng.uniform(0.15, 0.26, n) * (1.0 + 0.35 * np.abs(np.sin(angle)))
-  thick, thin = [], []
+  thick: list[tuple[np.ndarray, ...]] = []
+  thin: list[tuple[np.ndarray, ...]] = []
   for generation in range(4):
     turn = rng.normal(0, 0.35, len(m))
     along = np.linspace(0, 1, steps)
@@ -458,8 +468,7 @@ def _vessels(plan, chest, size):
     fork = rng.uniform(0.15, 0.55, len(turn))
     angle = np.concatenate([heading[:, -1] - fork, heading[:, -1] + fork])
     length = np.tile(length, 2) * rng.uniform(0.55, 0.9, len(m))
-  wide = _splat(*(np.concatenate(p) for p in zip(*thick, strict=True)), size)
-  fine = _splat(*(np.concatenate(p) for p in zip(*thin, strict=True)), size)
+  wide, fine = _splat(thick, size), _splat(thin, size)
   image = _blur(_blur(wide, 2) * 1.6 + fine, 1)
   return rng.uniform(0.13, 0.24) * np.minimum(image, 1.6)
 
@@ -634,13 +643,14 @@ def _distractors(plan, chest, u, v, lungs, image):
       _disc(image, x, y, radius, rng.uniform(0.03, 0.10), 0.8)
   for _ in range(rng.poisson(0.7)):  # calcified granulomas
     radius = rng.uniform(0.003, 0.009)
-    _disc(image, *spot(), radius, rng.uniform(0.08, 0.25), 0.6)
+    x, y = spot()
+    _disc(image, x, y, radius, rng.uniform(0.08, 0.25), 0.6)
   wires = []
   if rng.random() < 0.25:  # ECG leads
     for _ in range(rng.integers(1, 4)):
-      pad = spot()
-      _disc(image, *pad, 0.016, rng.uniform(0.04, 0.15), 0.2)
-      _disc(image, *pad, 0.006, 0.15, 0.5)
+      pad = x, y = spot()
+      _disc(image, x, y, 0.016, rng.uniform(0.04, 0.15), 0.2)
+      _disc(image, x, y, 0.006, 0.15, 0.5)
       end = (rng.choice((0.0, 1.0)), rng.uniform(0.1, 1))
       wires.append(_wire(pad, rng.uniform(0.2, 0.8, 2), end, 0.25, size))
   if rng.random() < 0.2:  # a central line, from the neck to the right atrium
@@ -649,8 +659,7 @@ def _distractors(plan, chest, u, v, lungs, image):
     bend = chest.image(-rng.uniform(0.02, 0.15), -0.6)
     wires.append(_wire(start, bend, end, 0.22, size))
   if wires:
-    parts = (np.concatenate(p) for p in zip(*wires, strict=True))
-    image += _blur(_splat(*parts, size), 1)
+    image += _blur(_splat(wires, size), 1)
 
 
 def _film(plan, image):

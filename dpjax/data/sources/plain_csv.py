@@ -19,7 +19,7 @@ import dataclasses
 import math
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dpjax.data import radiograph, vocabulary
@@ -74,7 +74,7 @@ class Tables:
   box_name: str = 'auto'
   frame: Sequence[float] = ()
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     frame, columns = tuple(self.frame), tuple(self.box_columns)
     if frame and not (len(frame) == 2 and all(map(_is_length, frame))):
       raise UserError(
@@ -257,7 +257,14 @@ def _label_tables(names, root):
 class _Images:
   """Reads the table of images, row by row."""
 
-  def __init__(self, names, files, faults, patient, meaning):
+  def __init__(
+    self,
+    names: Tables,
+    files: files_lib.Files,
+    faults: tables.Faults,
+    patient: Mapping[pathlib.Path, str | None],
+    meaning: Meaning,
+  ):
     self.names = names
     self.files = files
     self.faults = faults
@@ -266,13 +273,17 @@ class _Images:
     self.findings = names.findings
     # A column of classes has either names and numbers, or 1, 0 and what is
     # neither: -1, perhaps blanks. Which, only all its rows tell.
-    self.names_met = set()
-    self.uncertain = []  # (row, file) with -1
-    self.first_blank = None  # where a class stands in for it
+    self.names_met: set[str] = set()
+    # (row, file) with -1
+    self.uncertain: list[tuple[tables.Row, pathlib.Path]] = []
+    # where a class stands in for it
+    self.first_blank: tables.Row | None = None
 
   def read(self):
     """{file: record}, without boxes but for those of masks."""
-    records, masks, out, row = {}, {}, set(), None
+    records: dict[pathlib.Path, radiograph.Radiograph] = {}
+    masks: dict[pathlib.Path, list[str]] = {}
+    out, row = set(), None
     where = tables.Where(self.names.where)
     for row, side in self._rows(where):
       cell = row[self.names.image]
@@ -298,7 +309,8 @@ class _Images:
         if self.names.rle:
           masks.setdefault(file, []).append(row[self.names.rle])
         continue
-      out.add(file)
+      if file is not None:
+        out.add(file)
     if row is None:
       raise UserError(
         f'{self.files.root / self.names.labels}: no rows; wanted one for each'
@@ -306,7 +318,7 @@ class _Images:
       )
     where.check()
     self._check_labels(records)
-    self.files.add_unnamed(self.faults, ' or '.join(map(str, self._paths)))
+    self.files.add_unnamed(self.faults, *self._paths)
     return self._with_masks(records, masks) if self.names.rle else records
 
   @property
@@ -469,7 +481,13 @@ class _Join:
     columns: that it adds.
   """
 
-  def __init__(self, path, there, wanted, faults):
+  def __init__(
+    self,
+    path: pathlib.Path,
+    there: Sequence[str],
+    wanted: Collection[str],
+    faults: tables.Faults,
+  ):
     """Reads it.
 
     Args:
@@ -486,7 +504,7 @@ class _Join:
         f' has {",".join(own)}; wanted one of {",".join(there)}'
       )
     self.columns = [c for c in own if c in wanted and c not in there]
-    self._cells = {}
+    self._cells: dict[tuple[str, ...], dict[str, str]] = {}
     for row in tables.rows(path, [], faults):
       cells = {column: row[column] for column in self.columns}
       if self._cells.setdefault(self._key(row), cells) != cells:

@@ -141,7 +141,7 @@ def _read_classes(path, table, exams, faults):
   """{id: class}; None if there is no such file."""
   if not path.exists():
     return None
-  classes = {}
+  classes: dict[str, str] = {}
   for row in tables.rows(path, ('patientId', 'class'), faults, check=False):
     id, name = row['patientId'], row['class']
     with faults.at(row, id):

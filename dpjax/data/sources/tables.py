@@ -5,7 +5,6 @@ becomes of it: an error at once (`--on_error=fail`), or an entry of
 quarantine.csv (`skip`).
 """
 
-import contextlib
 import csv
 import dataclasses
 import difflib
@@ -69,7 +68,9 @@ class Faults:
     self.left_out: set[str] = set()
     self.remarks: list[str] = []
 
-  def add(self, place: Row | pathlib.Path | str, reason: str, id: str = ''):
+  def add(
+    self, place: Row | pathlib.Path | str, reason: str, id: str = ''
+  ) -> None:
     """Notes a fault, unless its image is left out already.
 
     Args:
@@ -80,7 +81,7 @@ class Faults:
     Raises:
       UserError: 'fail' is asked for: the line.
     """
-    fault = tuple(map(printable, (str(place), id, reason)))
+    fault = printable(str(place)), printable(id), printable(reason)
     if self.on_error == 'fail':
       raise UserError(f'{fault[0]}: {fault[2]}')
     if id not in self.left_out:
@@ -88,16 +89,30 @@ class Faults:
     if id:
       self.left_out.add(id)
 
-  @contextlib.contextmanager
-  def at(self, place: Row | pathlib.Path | str, id: str = ''):
+  def at(self, place: Row | pathlib.Path | str, id: str = '') -> '_At':
     """Takes a `SourceFault` that the block raises for one of this place.
 
     The rest of the block is then left out, and nothing else.
     """
-    try:
-      yield
-    except SourceFault as fault:
-      self.add(place, str(fault), id)
+    return _At(self, place, id)
+
+
+@dataclasses.dataclass(frozen=True)
+class _At:
+  """The block of `Faults.at`. It may swallow, as its type has to say."""
+
+  faults: Faults
+  place: Row | pathlib.Path | str
+  id: str
+
+  def __enter__(self) -> None:
+    pass
+
+  def __exit__(self, kind: object, error: object, trace: object) -> bool:
+    if not isinstance(error, SourceFault):
+      return False
+    self.faults.add(self.place, str(error), self.id)
+    return True
 
 
 def rows(
@@ -227,7 +242,7 @@ class Where:
         )
       self._wanted[column] = {value.strip() for value in values.split('|')}
     self.columns = tuple(self._wanted)
-    self._met = {column: set() for column in self.columns}
+    self._met: dict[str, set[str]] = {c: set() for c in self.columns}
     self._passed = not self.columns
 
   def __call__(self, row: Row) -> bool:

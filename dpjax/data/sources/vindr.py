@@ -104,7 +104,7 @@ def read(
   )
   frame_of = _frames(source, sizes, faults)
   part = functools.partial(_read_part, source, faults, ignore, frame_of)
-  scans = {}  # split -> {id: _Scan}
+  scans: dict[str | None, dict[str, _Scan]] = {}  # by split
   if boxes['train'].exists():
     train = part('train', boxes['train'], labels['train'])
     scans['train'] = train
@@ -219,7 +219,9 @@ def _record(id, scan, split, readers):
 
 def _agreed(readings, quorum):
   """What at least `quorum` readers saw: [(name, box)] and [label]."""
-  boxes, labels = {}, {}  # name -> what was seen of it, and by whom
+  # name -> what was seen of it, and by whom
+  boxes: dict[str, list] = {}
+  labels: dict[str, set[str]] = {}
   for reader, seen in readings.items():
     for name, box in seen:
       if box is None:
@@ -245,7 +247,7 @@ def _lesions(drawn, quorum):
     drawn: [(reader, box)].
     quorum: number of readers.
   """
-  groups = []
+  groups: list[list] = []
   for reader, box in drawn:
     lesion, far = [(reader, box)], []
     for group in groups:
@@ -259,7 +261,7 @@ def _lesions(drawn, quorum):
     groups = [*far, lesion]
   lesions = []
   for group in groups:
-    by_reader = {}
+    by_reader: dict[str, list] = {}
     for reader, box in group:
       by_reader.setdefault(reader, []).append(box)
     if len(by_reader) >= quorum:
