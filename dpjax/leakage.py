@@ -56,7 +56,7 @@ def write(
 
 
 def check_unseen(
-  workdir: str | pathlib.Path, split: Any, what: str, near: int
+  workdir: str | pathlib.Path, split: store.Split, what: str, near: int
 ) -> None:
   """Refuses to score images that a run was trained on, or copies of them.
 
@@ -88,7 +88,7 @@ def check_unseen(
 
 
 def check_none_held_out(
-  added: Sequence[Any], path: str, data: store.Store, near: int
+  added: Sequence[store.Split], path: str, data: store.Store, near: int
 ) -> None:
   """Refuses to add images to a training set that hold some of its held-out.
 
@@ -203,4 +203,4 @@ def rows(file: pathlib.Path) -> list[tuple[str, str, str, str]]:
     ) from error
   if not good or not found:
     raise UserError(f'{file}: wanted rows of {",".join(COLUMNS)}')
-  return [tuple(row) for row in found]
+  return [(stage, id, own, near) for stage, id, own, near in found]

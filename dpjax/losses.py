@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 # Stands for minus infinity: exp() of it is 0, and its gradient is not NaN.
 _MASKED = -1e30
@@ -153,19 +154,19 @@ def effective_number_weights(
   """
   if not 0 <= beta <= 1:
     raise ValueError(f'loss.beta: must be in 0..1, got {beta}')
-  counts = _as_float(counts)
-  if counts.ndim != 1:
-    raise ValueError(f'class counts: must be a vector, got {counts.shape}')
-  if not isinstance(counts, jax.core.Tracer):
-    if not (counts >= 0).all():
-      raise ValueError(f'class counts: must be at least 0, got {counts}')
-    if not counts.all():
-      absent = [c for c, count in enumerate(counts.tolist()) if not count]
+  n = _as_float(counts)
+  if n.ndim != 1:
+    raise ValueError(f'class counts: must be a vector, got {n.shape}')
+  if not isinstance(n, jax.core.Tracer):
+    if not (n >= 0).all():
+      raise ValueError(f'class counts: must be at least 0, got {n}')
+    if not n.all():
+      absent = [c for c, count in enumerate(n.tolist()) if not count]
       warnings.warn(
         f'no training example of class {absent}: weight 0', stacklevel=2
       )
-  present = counts > 0
-  n = jnp.where(present, counts, 1)
+  present = n > 0
+  n = jnp.where(present, n, 1)
   if beta == 0:
     weights = jnp.ones_like(n)
   elif beta == 1:
@@ -455,7 +456,8 @@ def mgacr_of_stages(
   def ratio(numerator, denominator):
     return numerator / jnp.maximum(denominator + eps, _TINY)
 
-  rows, terms = [], []  # What is summed (B,); (name, first row, values)
+  rows: list[jax.Array] = []  # What is summed (B,)
+  terms: list[tuple[str, int, int]] = []  # (name, first row, values)
   for features, *maps_and_mask in stages:
     map_pos, map_neg, mask = map(_as_float, maps_and_mask)
     pairs = _mgacr_pairs(
@@ -525,7 +527,7 @@ def _mgacr_pairs(features, map_pos, map_neg, mask, stop_gradient_maps):
   }
 
 
-def _as_float(x):
+def _as_float(x: ArrayLike | Sequence[int]) -> jax.Array:
   """As an array of float32, or of float64 if it is that already."""
   x = jnp.asarray(x)
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from dpjax.config import fields as fields_lib
 from dpjax.data import store
 from dpjax.data.prepare import labels, summary
@@ -14,7 +16,7 @@ from dpjax.errors import UserError
 
 
 def prepare(
-  config: Any,
+  config: ConfigDict,
   *,
   on_error: str = 'fail',
   strict: bool = False,
@@ -126,7 +128,7 @@ def _read(config, faults):
   return records, provenance, {f'data.{k}': v for k, v in found.items()}
 
 
-def prepare_missing(config: Any) -> None:
+def prepare_missing(config: ConfigDict) -> None:
   """Prepares the set of config.data and says so, if it is not there.
 
   Raises:
@@ -150,7 +152,7 @@ def prepare_missing(config: Any) -> None:
   print(summary.format_summary(prepare(config)), flush=True)
 
 
-def open_prepared(config: Any) -> store.Store:
+def open_prepared(config: ConfigDict) -> store.Store:
   """The prepared set of config.data, which is made if it is not there.
 
   Raises:
@@ -160,7 +162,7 @@ def open_prepared(config: Any) -> store.Store:
   return store.load(pathlib.Path(config.data.path))
 
 
-def as_made(config: Any) -> Any:
+def as_made(config: ConfigDict) -> Any:
   """The config with what its prepared set was made with, if it is there.
 
   A run takes the set as it is, so this is what its record must say.

@@ -2,9 +2,9 @@
 
 import pathlib
 import time
-from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from dpjax import prepare
 from dpjax.config import record as record_lib
@@ -15,7 +15,9 @@ from dpjax.training import checkpoint, loop
 PRETRAINED = pathlib.Path('runs/pretrain')  # where configs/pretrain.py trains
 
 
-def run(config: Any, workdir: str | pathlib.Path, extend: bool = False) -> None:
+def run(
+  config: ConfigDict, workdir: str | pathlib.Path, extend: bool = False
+) -> None:
   """Runs config.stage: one stage, or the whole 'recipe'.
 
   The recipe trains in workdir/pretrain, workdir/retrain and, where

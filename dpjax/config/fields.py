@@ -20,7 +20,13 @@ import os
 import pathlib
 import runpy
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterable,
+  Iterator,
+  Mapping,
+)
 from typing import Any
 
 import ml_collections
@@ -108,7 +114,8 @@ class Section(types.SimpleNamespace):
     `before` is that of the fields which say none themselves.
     """
     super().__init__()
-    self._marks, self._before = marks, before
+    self._marks: dict[str, Any] = {**marks}
+    self._before = before
 
   def but(self, **defaults: Any) -> 'Section':
     """The section itself, with other defaults of some of its fields."""
@@ -122,7 +129,7 @@ class Section(types.SimpleNamespace):
     for name, value in vars(self).items():
       if name in ('_marks', '_before'):
         continue
-      inner = [(prefix + name, value)]
+      inner: Iterable[tuple[str, Field]] = [(prefix + name, value)]
       if isinstance(value, Section):
         inner = value.flatten(f'{prefix}{name}.')
       for full, field in inner:
@@ -375,16 +382,18 @@ def check_field(known: Collection[str], name: str) -> None:
     return
   if any(field.startswith(name + '.') for field in known):
     raise UserError(f'config.{name} is a section, not a field')
-  known = sorted(known)
-  near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-  same_leaf = [f for f in known if f.split('.')[-1] == name.split('.')[-1]]
+  names = sorted(known)
+  near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+  same_leaf = [f for f in names if f.split('.')[-1] == name.split('.')[-1]]
   hint = (same_leaf or near or ['see configs/base.py'])[0]
   raise UserError(f'config.{name} does not exist; did you mean {hint}?')
 
 
-def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
+def flatten(
+  config: ml_collections.ConfigDict, prefix: str = ''
+) -> dict[str, Any]:
   """{'section.field': value} of a (nested) config."""
-  flat = {}
+  flat: dict[str, Any] = {}
   for key in config:
     value = config[key]
     if isinstance(value, (ml_collections.ConfigDict, dict)):

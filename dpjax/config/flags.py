@@ -29,12 +29,12 @@ def parse_flags(
   """
   try:
     # config_flags looks for the fields that are changed in sys.argv.
-    argv = _with_named_config(argv)
+    words = _with_named_config(argv)
     if own:
-      argv = _with_own_config(argv, *own)
-    sys.argv = argv
-    _check_words(argv)
-    return flags.FLAGS(argv)
+      words = _with_own_config(words, *own)
+    sys.argv = words
+    _check_words(words)
+    return flags.FLAGS(words)
   except (flags.Error, UserError) as error:
     if '--traceback' in argv:
       raise

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import re
-from typing import Any
 
 import ml_collections
 
@@ -15,7 +14,7 @@ from dpjax.errors import UserError
 _CLASSICAL = 'stage', 'classical'
 
 
-def save(config: Any, path: str | pathlib.Path) -> None:
+def save(config: ml_collections.ConfigDict, path: str | pathlib.Path) -> None:
   """Writes config.json, whole or not at all.
 
   A backbone that stands beside the run, as a recipe's stage I does, is recorded
@@ -92,7 +91,9 @@ def _beside(folder, backbone):
   )
 
 
-def differences(old: Any, new: Any) -> list[str]:
+def differences(
+  old: ml_collections.ConfigDict, new: ml_collections.ConfigDict
+) -> list[str]:
   """['field: old -> new'] of the fields that may not change in a resume.
 
   An 'auto' agrees with whatever it stands for: earlier versions recorded it.
@@ -149,7 +150,9 @@ def _any_auto(name, *configs):
   )
 
 
-def set_path(recorded: Any, here: Any) -> str:
+def set_path(
+  recorded: ml_collections.ConfigDict, here: ml_collections.ConfigDict
+) -> str:
   """Where the prepared set of a run is: as recorded, unless it was moved.
 
   Args:
@@ -161,7 +164,9 @@ def set_path(recorded: Any, here: Any) -> str:
   return str(other) if moved and pathlib.Path(other).exists() else own
 
 
-def on_this_machine(recorded: Any, here: Any) -> ml_collections.ConfigDict:
+def on_this_machine(
+  recorded: ml_collections.ConfigDict, here: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
   """The recorded config of a run, to be opened on this machine.
 
   Args:

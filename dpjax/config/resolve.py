@@ -5,7 +5,6 @@ anything is allocated.
 """
 
 import pathlib
-from typing import Any
 
 import ml_collections
 
@@ -17,7 +16,7 @@ from dpjax.models import sides
 
 
 def resolve(
-  config: Any,
+  config: ml_collections.ConfigDict,
   *,
   num_devices: int | None,
   platform: str,
@@ -69,7 +68,7 @@ def resolve(
   return c
 
 
-def checked(config: Any) -> ml_collections.ConfigDict:
+def checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """All fields, each with a value that it may have by itself.
 
   Args:

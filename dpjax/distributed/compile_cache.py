@@ -17,9 +17,10 @@ def enable() -> None:
   """
   import jax
 
-  if jax.config.jax_compilation_cache_dir:
+  options = jax.config.values
+  if options['jax_compilation_cache_dir']:
     return  # The user's own choice.
-  if not jax.config.jax_enable_compilation_cache:
+  if not options['jax_enable_compilation_cache']:
     return
   base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   folder = pathlib.Path(base).resolve() / 'dpjax'

@@ -19,7 +19,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import (
+  AxisType,
+  Mesh,
+  NamedSharding,
+  Sharding,
+  SingleDeviceSharding,
+)
 from jax.sharding import PartitionSpec as P
 
 AXIS = 'data'
@@ -62,7 +68,7 @@ class Devices:
   count: int
   topology: Topology | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.mode not in MODES:
       raise ValueError(
         f'parallel.mode {self.mode!r} is none of {", ".join(MODES)}'
@@ -105,7 +111,7 @@ class Devices:
     donate: bool = False,
     gather: bool = False,
     steps: int = 1,
-  ) -> Callable[[Any, Any, Any], Any]:
+  ) -> jax.stages.Wrapped:
     """Compiles `step(state, batch, shared, axis_name=...)` for the devices.
 
     Args:
@@ -194,10 +200,11 @@ class Devices:
 
   def _described(self, tree, spec):
     """The tree as shapes on the devices; of its arrays only shapes count."""
-    if self.mode == 'jit':
-      sharding = SingleDeviceSharding(self._all[0])
-    else:
-      sharding = NamedSharding(self._mesh, spec)
+    sharding: Sharding = (
+      SingleDeviceSharding(self._all[0])
+      if self.mode == 'jit'
+      else NamedSharding(self._mesh, spec)
+    )
     return jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
     )

@@ -183,9 +183,7 @@ def on_process_0(name: str, function: Callable[[], Any]) -> Any:
 
   if jax.process_count() == 1:
     return function()
-  from jax._src import distributed  # JAX has no public way to the coordinator.
-
-  client, key = distributed.global_state.client, f'dpjax/{name}'
+  client, key = _coordinator(), f'dpjax/{name}'
   if jax.process_index() != 0:
     with signals.fatal():
       said = client.blocking_key_value_get(key, _PATIENCE * 1000)
@@ -222,11 +220,14 @@ def meet(name: str) -> None:
   import jax
 
   if jax.process_count() > 1:
-    from jax._src import distributed
+    _coordinator().wait_at_barrier(f'dpjax/{name}', _PATIENCE * 1000)
 
-    distributed.global_state.client.wait_at_barrier(
-      f'dpjax/{name}', _PATIENCE * 1000
-    )
+
+def _coordinator() -> Any:
+  """The client of the job's coordinator, to which JAX has no public way."""
+  from jax._src import distributed
+
+  return distributed.global_state.client
 
 
 def broadcast_from_0(value: bool) -> bool:

@@ -78,7 +78,7 @@ class _Kernel(nn.Module):
   shape: Sequence[int]
 
   @nn.compact
-  def __call__(self):
+  def __call__(self) -> jax.Array:
     return self.param('kernel', nn.initializers.lecun_normal(), self.shape)
 
 

@@ -40,7 +40,7 @@ kaiming = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 def batch_norm(
   train: bool, dtype: Any, axis_name: str | None
-) -> Callable[..., nn.Module]:
+) -> Callable[..., BatchNorm]:
   """torch's BatchNorm, to be named; the arguments are those of `ResNet`."""
   # The momentum is the share that stays: torch's 0.1 is 0.9 here.
   return partial(
@@ -53,7 +53,7 @@ def batch_norm(
   )
 
 
-def norm_and_pool(norm: nn.Module, x: jax.Array, train: bool) -> jax.Array:
+def norm_and_pool(norm: BatchNorm, x: jax.Array, train: bool) -> jax.Array:
   """max_pool(relu(norm(x))), in training as one (`norm_relu_pool`)."""
   if train:
     return jointly([norm], x, norm_relu_pool)
@@ -219,6 +219,7 @@ class ResNet(nn.Module):
 
     # Paddings are written out because Flax's SAME differs from torch's
     # wherever the stride is 2.
+    stem: nn.Module
     if self.stem == 'space_to_depth':
       stem = SpaceToDepthStem(self.width, self.dtype, name='conv1')
     elif self.stem == 'conv':

@@ -43,13 +43,15 @@ def _forward(x, scale, bias, epsilon, dtype, axis_name):
   mean, var, inverse = batch_norm.statistics(x, epsilon, axis_name)
   affine = mean, inverse * scale, bias
 
-  def kept(x, *affine):
-    found = max_pool.largest(nn.relu(batch_norm.affine(x, *affine, dtype)), x)
+  def kept(x, mean, factor, bias):
+    y = batch_norm.affine(x, mean, factor, bias, dtype)
+    found = max_pool.largest(nn.relu(y), x)
     # Else the compiler finds the places again for the gradient, from all of x.
     return jax.lax.optimization_barrier(found)
 
-  def plain(x, *affine):
-    y = max_pool.max_pool(nn.relu(batch_norm.affine(x, *affine, dtype)))
+  def plain(x, mean, factor, bias):
+    y = batch_norm.affine(x, mean, factor, bias, dtype)
+    y = max_pool.max_pool(nn.relu(y))
     # Not read, so not made.
     return y, jnp.zeros(y.shape, jnp.int8), jnp.zeros(y.shape, x.dtype)
 
@@ -62,17 +64,17 @@ def _backward(epsilon, dtype, axis_name, kept, cotangents):
   x, scale, bias, mean, inverse, place, there = kept
   affine = mean, inverse * scale, bias
 
-  def gathered(x, place, there, dy, *affine):
+  def gathered(x, place, there, dy, mean, factor, bias):
     # Where the largest is not above 0, ReLU passes nothing.
-    passes = batch_norm.affine(there, *affine, dtype) > 0
+    passes = batch_norm.affine(there, mean, factor, bias, dtype) > 0
     dy = jnp.where(passes, dy, 0)
     dy_32 = dy.astype(jnp.float32)
     own = batch_norm.sums(dy_32, dy_32 * batch_norm.deviation(there, mean))
     return max_pool.gather(place, dy, x.shape).astype(jnp.float32), *own
 
-  def plain(x, place, there, dy, *affine):
+  def plain(x, place, there, dy, mean, factor, bias):
     del place, there
-    y = batch_norm.affine(x, *affine, dtype)
+    y = batch_norm.affine(x, mean, factor, bias, dtype)
     _, backward = jax.vjp(lambda y: max_pool.max_pool(nn.relu(y)), y)
     dy = backward(dy)[0].astype(jnp.float32)
     return dy, *batch_norm.sums(dy, dy * batch_norm.deviation(x, mean))

@@ -145,7 +145,7 @@ def adaptive_mean(x: jax.Array, side: int) -> jax.Array:
   return pooled.astype(x.dtype)
 
 
-def bin_weights(n, side):
+def bin_weights(n: int, side: int) -> np.ndarray:
   """(side, n) float32: row i is the mean over the cells of bin i."""
   cells, i = np.arange(n), np.arange(side)[:, None]
   inside = (cells >= i * n // side) & (cells < -(-(i + 1) * n // side))
