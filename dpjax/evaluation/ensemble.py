@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from dpjax import prepare
 from dpjax.config import record as record_lib
 from dpjax.errors import UserError
@@ -13,7 +15,7 @@ from dpjax.metrics import predictions
 
 
 def evaluate_ensemble(
-  config: Any,
+  config: ConfigDict,
   workdirs: Sequence[str | pathlib.Path],
   output: str | pathlib.Path,
 ) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
+from ml_collections import ConfigDict
 
 from dpjax import atomic, leakage, prepare, signals
 from dpjax.config import record as record_lib
@@ -36,7 +37,11 @@ from dpjax.training import checkpoint, inference, programs, steps
 from dpjax.training.run import Run
 
 # What evaluation.json says of maps where there are none.
-NO_MAPS = {'cam_target': None, 'cam_stage': None, 'localisation': {}}
+NO_MAPS: dict[str, Any] = {
+  'cam_target': None,
+  'cam_stage': None,
+  'localisation': {},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +57,8 @@ class Images:
   """
 
   path: str
-  split: Any
-  validation: Any
+  split: store.Split
+  validation: store.Split | None
   counts: np.ndarray
 
 
@@ -74,7 +79,7 @@ class RestoredRun:
   images: Images
 
 
-def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
+def evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
   """Scores the run in `workdir` and looks where it looks.
 
   The network and the data are those of the run's own config.json; of `config`
@@ -128,7 +133,7 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict[str, Any]:
 
 def score_classifier(
   workdir: pathlib.Path,
-  settings: Any,
+  settings: ConfigDict,
   class_names: Sequence[str],
   images: Images,
   predict: Callable[[Any], tuple[np.ndarray, dict[str, float]]],
@@ -159,7 +164,7 @@ def score_classifier(
     class_names,
     split.groups,
   )
-  options = {
+  options: scores.Options = {
     **vocabulary.meaning(class_names),
     'threshold': None,
     'temperature': None,
@@ -184,12 +189,11 @@ def score_classifier(
         validation.labels, chosen
       )
   signals.check()
-  draws = {
+  draws: resampling.Draws = {
     'resamples': settings.resamples,
     'seed': settings.seed,
     'patients': split.groups,
   }
-  answers = split.labels, probabilities, class_names
   return {
     'checkpoint': settings.checkpoint,
     'data': str(images.path),
@@ -200,13 +204,20 @@ def score_classifier(
     'threshold': options['threshold'],
     'temperature': options['temperature'],
     'num_patients': len(np.unique(split.groups)),
-    **scores.scores(*answers, **options),
+    **scores.scores(split.labels, probabilities, class_names, **options),
     'prior_shift': prior_shift.scored(
       settings, images, class_names, probabilities, chosen
     ),
-    'intervals': resampling.bootstrap_intervals(*answers, **draws, **options),
+    'intervals': resampling.bootstrap_intervals(
+      split.labels, probabilities, class_names, **draws, **options
+    ),
     'subgroups': subgroups.subgroups(
-      split.metadata, *answers, **draws, **options
+      split.metadata,
+      split.labels,
+      probabilities,
+      class_names,
+      **draws,
+      **options,
     ),
     'seconds': {'inference': seconds['inference']},
     'images_per_second': seconds['images_per_second'],
@@ -218,7 +229,7 @@ def write(workdir: pathlib.Path, result: dict[str, Any]) -> None:
   atomic.write_json(workdir / files.EVALUATION, result)
 
 
-def images_to_score(settings: Any, data: store.Store) -> Images:
+def images_to_score(settings: ConfigDict, data: store.Store) -> Images:
   """What the settings ask for.
 
   Args:
@@ -256,7 +267,7 @@ def images_to_score(settings: Any, data: store.Store) -> Images:
   return Images(scored.path, split, validation, counts)
 
 
-def open_run(config: Any, workdir: pathlib.Path) -> RestoredRun:
+def open_run(config: ConfigDict, workdir: pathlib.Path) -> RestoredRun:
   """Restores a run that classifies, and finds what it is to be scored on.
 
   Args:
@@ -312,7 +323,7 @@ def _predict(restored, eval_step, progress, split):
     UserError: one line: they are not finite.
   """
   run = restored.run
-  logits, clock = [], [time.perf_counter()]
+  parts, clock = [], [time.perf_counter()]
   with tqdm.tqdm(
     total=len(split),
     desc='evaluate',
@@ -324,12 +335,12 @@ def _predict(restored, eval_step, progress, split):
       run, eval_step, restored.state, split, run.config.evaluate.batch_size
     ):
       signals.check()
-      logits.append(outputs['logits'])
+      parts.append(outputs['logits'])
       clock.append(time.perf_counter())
       bar.update(rows)
   # The first batch waits for the compiler, so it is left out of the rate.
-  later = sum(map(len, logits[1:]))
-  logits = np.concatenate(logits)
+  later = sum(map(len, parts[1:]))
+  logits = np.concatenate(parts)
   if not np.isfinite(logits).all():
     raise UserError(
       f'config.evaluate.checkpoint: the answers of step {restored.step} are not'

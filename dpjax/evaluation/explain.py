@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from dpjax.data import vocabulary
+from dpjax.data import store, vocabulary
 from dpjax.errors import UserError
 from dpjax.evaluation import gradcam, localisation
 from dpjax.models import sides
@@ -71,38 +72,42 @@ class Rows:
     rows: (M,) which.
   """
 
-  split: Any
+  split: store.Split
   rows: np.ndarray
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self.rows)
 
   @property
-  def ids(self):
+  def ids(self) -> np.ndarray:
     return self.split.ids[self.rows]
 
   @property
-  def labels(self):
+  def labels(self) -> np.ndarray:
     return self.split.labels[self.rows]
 
   @property
-  def boxes(self):
+  def boxes(self) -> np.ndarray:
     return self.split.boxes[self.rows]
 
   @property
-  def num_boxes(self):
+  def num_boxes(self) -> np.ndarray:
     return self.split.num_boxes[self.rows]
 
   @property
-  def groups(self):
+  def groups(self) -> np.ndarray:
     return self.split.groups[self.rows]
 
-  def images(self, indices):
+  def images(self, indices: np.ndarray) -> np.ndarray:
     """The stored squares of rows `indices`."""
     return self.split.images(self.rows[indices])
 
+  def check_unchanged(self) -> None:
+    """As of the split."""
+    self.split.check_unchanged()
 
-def to_explain(split: Any, seed: int) -> Rows:
+
+def to_explain(split: store.Split, seed: int) -> Rows:
   """The images with a box, and at most WITHOUT_BOXES seeded others."""
   others = np.flatnonzero(split.num_boxes == 0)
   rng = np.random.default_rng(seed)
@@ -112,7 +117,7 @@ def to_explain(split: Any, seed: int) -> Rows:
   )
 
 
-def cam_target(config: Any, class_names: Sequence[str]) -> str:
+def cam_target(config: ConfigDict, class_names: Sequence[str]) -> str:
   """The target that evaluate.cam_target comes to.
 
   'lesion' is 'label' where no class says that nothing is there.
@@ -123,9 +128,7 @@ def cam_target(config: Any, class_names: Sequence[str]) -> str:
   return target
 
 
-def compile_maps(
-  run: Run, target: str, stage: str
-) -> Callable[[Any, Any], Any]:
+def compile_maps(run: Run, target: str, stage: str) -> jax.stages.Wrapped:
   """`explain_step` of a run of stage II, compiled.
 
   `inference.collect` with it gives {map: (N, h, w)} of every row of a split.
@@ -134,7 +137,12 @@ def compile_maps(
     run: of stage II.
     target: of `cam_target`.
     stage: of `cam_stage`.
+
+  Raises:
+    ValueError: the run is of stage I.
   """
+  if not isinstance(run.objective, objectives.Retraining):
+    raise ValueError(f'{run.stage} has no classifier to explain')
   return programs.compile_step(
     run,
     functools.partial(
@@ -147,7 +155,7 @@ def compile_maps(
   )
 
 
-def cam_stage(config: Any) -> str:
+def cam_stage(config: ConfigDict) -> str:
   """The stage that evaluate.cam_stage names.
 
   Raises:
@@ -202,10 +210,10 @@ def localise(
   # What a map says of "no lesion" is not scored: it is high nearly everywhere.
   every = {n: m[with_box] for n, m in maps.items() if 'att_neg' not in n}
   every |= baselines(len(scored))
-  chosen_on = {}
+  chosen_on: dict[str, np.ndarray] = {}
   if validation is not None:
-    rows, chosen_on = validation
-    chosen_on = chosen_on | baselines(len(rows))
+    rows, own = validation
+    chosen_on = own | baselines(len(rows))
   per_image, result = {}, {}
   for name, value in every.items():
     threshold = None

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dpjax import signals
+from dpjax.data import store
 from dpjax.data.prepare import guards
 from dpjax.evaluation import explain, files
 from dpjax.metrics import unlike
@@ -38,7 +39,7 @@ def write(restored: Any, workdir: pathlib.Path) -> None:
 
 
 def _features(
-  split: Any, rng: np.random.Generator, infer: Callable, batch_size: int
+  split: store.Split, rng: np.random.Generator, infer: Callable, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Pooled features (n, K) and grey levels (n, 3) of some images of a split."""
   rows = np.sort(rng.permutation(len(split))[:KEPT])

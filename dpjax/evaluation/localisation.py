@@ -13,7 +13,7 @@ and in IoU, and has the average precision of any constant, the lesion's area.
 import csv
 import itertools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import cv2
@@ -154,7 +154,7 @@ def baselines(
   away = (np.arange(size) + 0.5) / size - 0.5
   bell = np.exp(-8 * away**2)  # deviation 1/4 of the side
   centre = np.outer(bell, bell).astype(np.float32)
-  found = {'random': noise, 'centre': centre}
+  found: dict[str, np.ndarray] = {'random': noise, 'centre': centre}
   lesions = np.flatnonzero(training_num_boxes)
   if len(lesions):
     total = np.zeros((size, size), np.float32)
@@ -279,7 +279,7 @@ def paired(
 
 
 def write_scores(
-  path: str | pathlib.Path, ids: Sequence[str], scores: Mapping[str, Scores]
+  path: str | pathlib.Path, ids: Iterable[str], scores: Mapping[str, Scores]
 ) -> None:
   """Writes localisation.csv: a row an image, a column MAP/SCORE a score.
 

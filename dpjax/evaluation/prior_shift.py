@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from dpjax.data import vocabulary
 from dpjax.metrics import prevalence, resampling, scores
@@ -14,7 +15,7 @@ SHOWN = ('accuracy', 'balanced_accuracy', 'balanced_accuracy_0_2', 'macro_f1',
          'auroc_any_lesion', 'quadratic_kappa')  # fmt: skip
 
 
-def warn_of_balanced(config: Any) -> None:
+def warn_of_balanced(config: ConfigDict) -> None:
   """Says on stderr that answers which a run has learnt to shift are shifted.
 
   Args:
@@ -35,7 +36,7 @@ def warn_of_balanced(config: Any) -> None:
 
 
 def scored(
-  settings: Any, images: Any, class_names: Sequence[str],
+  settings: ConfigDict, images: Any, class_names: Sequence[str],
   probabilities: np.ndarray, validation: np.ndarray | None,
 ) -> dict[str, Any] | None:  # fmt: skip
   """What evaluate.prevalence asks for; None for 'none'.
@@ -61,11 +62,11 @@ def scored(
     return None
   meaning = vocabulary.meaning(class_names)
 
-  def of(split, answers):
-    return split.labels, answers, class_names
+  def score(split, answers):
+    return scores.scores(split.labels, answers, class_names, **meaning)
 
   shifted = prevalence.shift(probabilities, images.counts, shares)
-  found = scores.scores(*of(images.split, shifted), **meaning)
+  found = score(images.split, shifted)
   on_validation = None
   if validation is not None:
     both = {
@@ -73,7 +74,7 @@ def scored(
       'shifted': prevalence.shift(validation, images.counts, shares),
     }
     on_validation = {
-      name: _shown(scores.scores(*of(images.validation, answers), **meaning))
+      name: _shown(score(images.validation, answers))
       for name, answers in both.items()
     }
   return {
@@ -82,8 +83,8 @@ def scored(
     'trained': (images.counts / images.counts.sum()).tolist(),
     **{k: found[k] for k in ('scores', 'per_class', 'confusion_matrix')},
     'intervals': resampling.bootstrap_intervals(
-      *of(images.split, shifted), resamples=settings.resamples,
-      seed=settings.seed, patients=images.split.groups, **meaning,
+      images.split.labels, shifted, class_names, seed=settings.seed,
+      resamples=settings.resamples, patients=images.split.groups, **meaning,
     ),
     'validation': on_validation,
   }  # fmt: skip

@@ -102,8 +102,8 @@ def format_comparison(
     names = _numbered(classes)
     table = [['a - b, class ', *_CLASS_HEADS]]
     for name, title in zip(classes, names, strict=True):
-      cells = (_signed(rows[f'{key}/{name}']) for key in score_table.PER_CLASS)
-      table.append([f'{title} ', *cells])
+      keys = (f'{key}/{name}' for key in score_table.PER_CLASS)
+      table.append([f'{title} ', *(_signed(rows[key]) for key in keys)])
     lines += ['', *text_table.lines(table, '<>', (0, 9), gap='')]
 
   whose = _by_patient(comparison)

@@ -7,6 +7,7 @@ filled in here, once, before the run's config.json is written.
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from dpjax.data import store
 from dpjax.data.feed import pipeline
@@ -15,7 +16,7 @@ from dpjax.training.run import stage_settings
 
 
 def resolve(
-  config: Any,
+  config: ConfigDict,
   stage: str,
   data: store.Store,
   records: pipeline.Records,

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from dpjax import leakage
 from dpjax.data import store, vocabulary
@@ -16,7 +17,7 @@ _READ = 1024  # images read at once where all are read
 
 
 def training_records(
-  config: Any, stage: str, data: store.Store
+  config: ConfigDict, stage: str, data: store.Store
 ) -> pipeline.Records:
   """The training split; in stage I all that needs no label, too.
 
@@ -70,7 +71,7 @@ def training_stream(run: Run) -> Any:
 
 
 def sequential_stream(
-  run: Run, split: Any, batch_size: int, *, images: bool = True
+  run: Run, split: store.Rows, batch_size: int, *, images: bool = True
 ) -> Any:
   """Every record of `split` once, in order (pipeline.sequential).
 
@@ -120,7 +121,7 @@ def _spec(run, *, augmented, masks, images):
   )
 
 
-def resident_images(run: Run, records: Any) -> jax.Array | None:
+def resident_images(run: Run, records: pipeline.Records) -> jax.Array | None:
   """The stored squares (N, S, S) on every device, or None if not resident.
 
   Args:

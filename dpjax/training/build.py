@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from dpjax import losses
 from dpjax.data import store
@@ -33,7 +34,7 @@ from dpjax.training.run import Run, total_steps
 
 
 def build(
-  config: Any,
+  config: ConfigDict,
   stage: str,
   data: store.Store,
   topology: parallel.Topology | None = None,
@@ -161,7 +162,7 @@ NETWORKS = {'resnet': _resnet, 'vgg16': _vgg16}
 
 
 def make_backbone(
-  settings: Any, *, num_classes: int, axis_name: str | None
+  settings: ConfigDict, *, num_classes: int, axis_name: str | None
 ) -> Any:
   """The network of the section `model` of a config.
 
@@ -209,7 +210,7 @@ def _mgacr_weights(mgacr, split):
   return weights
 
 
-def class_counts(split: Any, num_classes: int) -> np.ndarray:
+def class_counts(split: store.Rows, num_classes: int) -> np.ndarray:
   """Radiographs of each class (C,).
 
   Raises:
@@ -293,7 +294,7 @@ CLASSIFICATION_LOSSES = {
 
 
 def classification_loss(
-  settings: Any, counts: np.ndarray
+  settings: ConfigDict, counts: np.ndarray
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
   """The config's classification loss, (logits (B, C), labels (B,)) -> (B,).
 
@@ -305,7 +306,7 @@ def classification_loss(
 
 
 def unweighted_loss(
-  settings: Any, counts: np.ndarray
+  settings: ConfigDict, counts: np.ndarray
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
   """`classification_loss` as if all classes were equally frequent."""
   settings = settings.copy_and_resolve_references()
@@ -315,10 +316,12 @@ def unweighted_loss(
 
 def make_optimizer(run: Run, total: int) -> tuple[Any, Any]:
   """The run's optimizer and schedule over `total` steps (optim.make)."""
-  frozen = run.stage != 'pretrain' and run.objective.frozen
+  frozen = None
+  if isinstance(run.objective, objectives.Retraining) and run.objective.frozen:
+    frozen = run.objective.frozen_parameters
   return optim.make(
     steps=total,
-    frozen=run.objective.frozen_parameters if frozen else None,
+    frozen=frozen,
     **run.settings.optim,
   )
 

@@ -6,14 +6,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from dpjax.data import store
 from dpjax.data.feed import pipeline
-from dpjax.training import batches, programs
+from dpjax.training import batches, programs, steps
 from dpjax.training.run import Run
 
 
 def infer(
-  run: Run, eval_step: Callable[[Any, Any, Any], Any], state: Any, split: Any,
-  batch_size: int, images: jax.Array | None = None,
+  run: Run, eval_step: Callable[[Any, Any, Any], Any], state: steps.TrainState,
+  split: store.Rows, batch_size: int, images: jax.Array | None = None,
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:  # fmt: skip
   """Yields (rows, outputs) for every batch of a split, whole, in order.
 
@@ -54,7 +55,7 @@ def _on_host(rows, outputs):
 
 
 def first_batch(
-  run: Run, split: Any, batch_size: int, images: jax.Array | None = None
+  run: Run, split: store.Rows, batch_size: int, images: jax.Array | None = None
 ) -> Any:
   """The first batch of `infer`, on the devices: to compile for."""
   stream = batches.sequential_stream(
@@ -64,8 +65,8 @@ def first_batch(
 
 
 def collect(
-  run: Run, eval_step: Callable[[Any, Any, Any], Any], state: Any, split: Any,
-  batch_size: int, images: jax.Array | None = None,
+  run: Run, eval_step: Callable[[Any, Any, Any], Any], state: steps.TrainState,
+  split: store.Rows, batch_size: int, images: jax.Array | None = None,
 ) -> dict[str, np.ndarray]:  # fmt: skip
   """What `infer` yields of a whole split, an array (N, ...) an output."""
   parts: dict[str, list[np.ndarray]] = {}

@@ -16,12 +16,13 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import tqdm
+from ml_collections import ConfigDict
 
 from dpjax import leakage, prepare, signals
 from dpjax.distributed import processes
@@ -41,10 +42,14 @@ from dpjax.training import (
   validation,
 )
 from dpjax.training import workdir as workdir_lib
+from dpjax.training.run import Run
 
 
 def train(
-  config: Any, stage: str, workdir: str | pathlib.Path, extend: bool = False
+  config: ConfigDict,
+  stage: str,
+  workdir: str | pathlib.Path,
+  extend: bool = False,
 ) -> None:
   """Trains one stage to the end, from wherever `workdir` left off.
 
@@ -313,14 +318,22 @@ class _LateMetrics:
     stop_requested: by a process of several, as all of them have read.
   """
 
-  def __init__(self, run, saved, write, bar, interval):
+  def __init__(
+    self,
+    run: Run,
+    saved: checkpoint.Checkpoints,
+    write: Callable[[int, str, dict[str, float]], None],
+    bar: tqdm.tqdm,
+    interval: metrics_log.Interval,
+  ):
     self.stop_requested = False
     self._run = run
     self._saved = saved
     self._write = write
     self._bar = bar
     self._interval = interval
-    self._pending = None  # (last step, metrics still on the device)
+    # (last step, metrics still on the device)
+    self._pending: tuple[int, dict[str, jax.Array]] | None = None
 
   def put(self, step: int, metrics: Any) -> None:
     """Holds the metrics of the dispatch that ends with `step`."""
@@ -334,9 +347,9 @@ class _LateMetrics:
     """
     if self._pending is None:
       return
-    last, metrics = self._pending
+    last, sent = self._pending
     self._pending = None
-    metrics = {k: np.atleast_1d(v) for k, v in jax.device_get(metrics).items()}
+    metrics = {k: np.atleast_1d(v) for k, v in jax.device_get(sent).items()}
     self.stop_requested |= bool(metrics.pop('stop', np.zeros(1)).any())
     size = len(metrics['loss'])
     for i in range(size):

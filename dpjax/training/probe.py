@@ -149,16 +149,16 @@ def _is_labelled(data, name):
 
 
 def _scores(features, labels, queries, wanted, names):
-  found = {}
+  found: dict[str, float] = {}
   for title, of in (('knn', knn), ('linear', linear)):
     answers = of(features, labels, queries, len(names))
     summary = scores.summary(
       wanted, answers, any_lesion=vocabulary.is_normal(names[0])
     )
     found |= {
-      f'{title}/{name}': summary[name]
+      f'{title}/{name}': value
       for name in _SHOWN
-      if summary[name] is not None
+      if (value := summary[name]) is not None
     }
   return found
 

@@ -14,7 +14,7 @@ from dpjax.training.run import Run
 
 def compile_step(
   run: Run, step: Callable[..., Any], **options: Any
-) -> Callable[[Any, Any, Any], Any]:
+) -> jax.stages.Wrapped:
   """Compiles a per-device step, as f(state, batch, images).
 
   Args:
@@ -38,7 +38,7 @@ def compile_step(
 
 def compile_training(
   run: Run, optimizer: Any, schedule: Any, count: int = 1, donate: bool = True
-) -> Callable[[Any, Any, Any], Any]:
+) -> jax.stages.Wrapped:
   """`compile_step` of the run's update, `count` of them a dispatch."""
   step = functools.partial(
     steps.train_step,
@@ -51,7 +51,7 @@ def compile_training(
   return compile_step(run, step, donate=donate, steps=count)
 
 
-def compile_evaluation(run: Run) -> Callable[[Any, Any, Any], Any]:
+def compile_evaluation(run: Run) -> jax.stages.Wrapped:
   """`compile_step` of what the run says of each image (inference.infer)."""
   step = functools.partial(steps.eval_step, objective=run.objective)
   return compile_step(run, step, gather=True)
@@ -84,7 +84,7 @@ def _is_alone():
 class Programs:
   """Steps compiled ahead, at the same time, each known by a name."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._futures: dict[Any, concurrent.futures.Future] = {}
     self._pool = concurrent.futures.ThreadPoolExecutor()
 

@@ -12,7 +12,7 @@ from dpjax.distributed import parallel
 from dpjax.training import objectives
 
 
-def stage_settings(config: Any, stage: str) -> Any:
+def stage_settings(config: ml_collections.ConfigDict, stage: str) -> Any:
   """A stage's section of a config; fine-tuning has the batches of stage II.
 
   Args:
@@ -25,7 +25,7 @@ def stage_settings(config: Any, stage: str) -> Any:
   return ml_collections.ConfigDict({**shared, **config.finetune})
 
 
-def total_steps(settings: Any, count: int) -> int:
+def total_steps(settings: ml_collections.ConfigDict, count: int) -> int:
   """Updates of a stage with these settings on `count` training records."""
   return max(1, round(settings.epochs * (count / settings.batch_size)))
 
@@ -43,7 +43,7 @@ class Run:
     devices: what it runs on.
   """
 
-  config: Any
+  config: ml_collections.ConfigDict
   stage: str
   data: store.Store
   records: pipeline.Records

@@ -84,7 +84,7 @@ def _begin(run, workdir, optimizer):
   if run.stage == 'finetune':
     frozen = run.config.finetune.freeze
     backbone, attention = checkpoint.load_stage_two(
-      source, classifier=not frozen
+      run.config.init.backbone, classifier=not frozen
     )
     if attention is None and run.objective.attention is not None:
       raise UserError(
@@ -93,7 +93,7 @@ def _begin(run, workdir, optimizer):
       )
   elif source:
     backbone = build.read_backbone(source, run)
-  is_run = backbone is not None and os.path.isdir(source)
+  is_run = backbone is not None and source and os.path.isdir(source)
 
   def write_manifest():
     leakage.write(workdir, run.stage, run.records, source if is_run else None)

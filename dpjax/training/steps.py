@@ -119,15 +119,18 @@ def train_step(
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   metrics['gradient_norm'] = optax.tree.norm(grads)
   metrics['learning_rate'] = jnp.asarray(schedule(state.step), jnp.float32)
-  new = state.replace(
+  new = dataclasses.replace(
+    state,
     step=state.step + 1,
     params=optax.apply_updates(state.params, updates),
     batch_stats=batch_stats,
     opt_state=opt_state,
   )
-  if isinstance(state, AveragedState):
+  if isinstance(new, AveragedState):
     seen = {'params': new.params, 'batch_stats': new.batch_stats}
-    new = new.replace(average=_follow(state.average, seen, state.step, average))
+    new = dataclasses.replace(
+      new, average=_follow(new.average, seen, state.step, average)
+    )
   return new, metrics
 
 

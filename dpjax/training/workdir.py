@@ -5,6 +5,8 @@ import pathlib
 import tempfile
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from dpjax import file_lock
 from dpjax.config import record as record_lib
 from dpjax.errors import UserError
@@ -15,7 +17,10 @@ LOCK = 'lock'
 
 
 def claim_workdir(
-  workdir: pathlib.Path, config: Any, stage: str, epochs: float | None = None
+  workdir: pathlib.Path,
+  config: ConfigDict,
+  stage: str,
+  epochs: float | None = None,
 ) -> None:
   """Makes sure that `workdir` can be this config's own.
 
@@ -47,7 +52,7 @@ def claim_workdir(
     tempfile.TemporaryFile(dir=workdir).close()
 
 
-def as_begun(workdir: pathlib.Path, config: Any) -> Any:
+def as_begun(workdir: pathlib.Path, config: ConfigDict) -> Any:
   """A copy of `config` that goes on in the order in which a run began.
 
   Args:
@@ -63,7 +68,7 @@ def as_begun(workdir: pathlib.Path, config: Any) -> Any:
 
 
 def extended(
-  workdir: pathlib.Path, config: Any, stage: str, extend: bool
+  workdir: pathlib.Path, config: ConfigDict, stage: str, extend: bool
 ) -> tuple[Any, float | None]:
   """The config of a run that may have been, or is to be, extended.
 
@@ -101,7 +106,9 @@ def extended(
   return config, before.epochs
 
 
-def record_config(workdir: pathlib.Path, config: Any, stage: str) -> None:
+def record_config(
+  workdir: pathlib.Path, config: ConfigDict, stage: str
+) -> None:
   """Writes config.json: every setting as resolved.
 
   Raises:
