@@ -80,7 +80,7 @@ def _of_its_checkpoints(report_data, model):
     return report_data, []
   runs, lines = [], []
   for run, told in zip(report_data.runs, model['runs'], strict=True):
-    step = (run.evaluation or {}).get('step')
+    step = run.evaluation.get('step')
     if run.evaluation and step != told['step']:
       lines.append(
         f'{run.name} was evaluated at step {step}, and this is step'
@@ -230,7 +230,8 @@ def _demography(subject):
     groups = subgroups.groups(every) if len(every) else {}
     if len(groups) < 2:
       continue
-    start, counts = 0, collections.defaultdict(dict)
+    start = 0
+    counts: dict[str, dict[str, int]] = collections.defaultdict(dict)
     for name, values in splits.items():
       rows = np.arange(start, start + len(values))
       start += len(values)
@@ -272,7 +273,7 @@ def _training(subject):
         f'- Trained further from step {begin}; the schedule was drawn anew over'
         ' the steps that were left.'
       )
-    checkpoint = (run.evaluation or {}).get('checkpoint')
+    checkpoint = run.evaluation.get('checkpoint')
     if checkpoint:
       how = {'last': 'the last one', 'best': f'the best by {c.eval.best} on'
              ' validation'}[checkpoint]  # fmt: skip
@@ -325,9 +326,7 @@ def _scores(subject):
 def _subgroups(subject):
   lines = []
   for run in subject.data.runs:
-    for column, groups in (
-      (run.evaluation or {}).get('subgroups') or {}
-    ).items():
+    for column, groups in (run.evaluation.get('subgroups') or {}).items():
       names = [
         name
         for name in ('auroc_any_lesion', 'balanced_accuracy')
@@ -360,7 +359,7 @@ def _calibration(subject):
       ' chosen is not used.'
     )
   for run in subject.data.runs:
-    result = run.evaluation or {}
+    result = run.evaluation
     if result.get('temperature') is None:
       continue
     errors = ' and '.join(
@@ -383,7 +382,7 @@ def _calibration(subject):
 def _localisation(subject):
   lines = []
   for run in subject.data.runs:
-    found = (run.evaluation or {}).get('localisation') or {}
+    found = run.evaluation.get('localisation') or {}
     if not found:
       continue
     names = [*localisation.SCORES]
@@ -441,7 +440,7 @@ def _weaknesses_of(run) -> Iterable[str]:
   if 'cam' in known and blind and known['cam'] <= max(blind.values()):
     yield (
       f'{name}: Grad-CAM finds lesions no better than the baseline'
-      f' {max(blind, key=blind.get)}, which has not seen the image.'
+      f' {max(blind, key=blind.__getitem__)}, which has not seen the image.'
     )
 
 

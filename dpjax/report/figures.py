@@ -12,7 +12,7 @@ import re
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -35,7 +35,7 @@ _DARK = {
 }
 _INK, _AXIS, _GRID, *_COLOURS = _DARK
 _DASHES = ('-', '--', ':', '-.')
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # matplotlib's own type lists every key
   'font.size': 9,
   'axes.titlesize': 9.5,
   'axes.titleweight': 'bold',

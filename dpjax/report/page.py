@@ -122,8 +122,8 @@ class Section:
     head = join(Html(f'<th scope="col">{escape(cell)}</th>') for cell in header)
     body = []
     for name, *cells in rows:
-      cells = join(Html(f'<td>{escape(cell)}</td>') for cell in cells)
-      body.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
+      row = join(Html(f'<td>{escape(cell)}</td>') for cell in cells)
+      body.append(f'<tr><th scope="row">{escape(name)}</th>{row}</tr>')
     # The box takes the focus, so that the keyboard scrolls it too.
     self._html.append(
       f'<div class="table {kind}" tabindex="0" role="region"'

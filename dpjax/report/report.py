@@ -6,7 +6,8 @@ import math
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+
+from ml_collections import ConfigDict
 
 from dpjax import atomic, signals
 from dpjax.config import record as record_lib
@@ -41,7 +42,9 @@ SECTIONS = {
 }
 
 
-def write(workdirs: Sequence[str | pathlib.Path], config: Any) -> pathlib.Path:
+def write(
+  workdirs: Sequence[str | pathlib.Path], config: ConfigDict
+) -> pathlib.Path:
   """Writes report.html, report.json, report/ and, of a classifier, its card.
 
   All into the first workdir. The page is one file that needs nothing else;
@@ -91,7 +94,7 @@ def write(workdirs: Sequence[str | pathlib.Path], config: Any) -> pathlib.Path:
 
 
 def gather(
-  workdirs: Sequence[str | pathlib.Path], config: Any
+  workdirs: Sequence[str | pathlib.Path], config: ConfigDict
 ) -> report_data.ReportData:
   """What `write` makes a report of; the arguments are those.
 
@@ -135,7 +138,8 @@ def _sets(run, config):
   """(set trained on, set scored on, why one is None) of a run."""
   own = str(run.config.data.path) if run.config else None
   named = str(run.evaluation['data']) if run.evaluation else None
-  found, reason = {}, 'neither config.json nor evaluation.json names a set'
+  found: dict[str | None, store.Store] = {}
+  reason = 'neither config.json nor evaluation.json names a set'
   for path in dict.fromkeys(filter(None, (own, named))):
     place = record_lib.set_path(run.config, config) if path == own else path
     try:

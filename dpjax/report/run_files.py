@@ -13,6 +13,7 @@ import zipfile
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from dpjax import atomic
 from dpjax.config import fields as fields_lib
@@ -42,7 +43,7 @@ class Run:
     name: short, and no other run's.
     workdir: of the last stage, where a recipe's was given.
     config: config.json, or None.
-    evaluation: evaluation.json, or None.
+    evaluation: evaluation.json; empty without it.
     log: the lines of stage II's metrics.jsonl.
     pretraining: those of the stage I that it started from.
     finetuning: those of its fine-tuning, if it was fine-tuned.
@@ -57,8 +58,8 @@ class Run:
 
   name: str
   workdir: pathlib.Path
-  config: Any
-  evaluation: dict[str, Any] | None
+  config: ConfigDict
+  evaluation: dict[str, Any]
   log: list[dict[str, Any]]
   pretraining: list[dict[str, Any]]
   finetuning: list[dict[str, Any]]
@@ -72,9 +73,9 @@ class Run:
 
   def path_from(self, folder: pathlib.Path) -> str:
     """Where it is; relative to `folder` if it is in there, which may move."""
-    place, folder = os.path.realpath(self.workdir), os.path.realpath(folder)
-    inside = pathlib.Path(place).is_relative_to(folder)
-    return os.path.relpath(place, folder) if inside else str(self.workdir)
+    place, start = os.path.realpath(self.workdir), os.path.realpath(folder)
+    inside = pathlib.Path(place).is_relative_to(start)
+    return os.path.relpath(place, start) if inside else str(self.workdir)
 
   @property
   def class_names(self) -> list[str]:
@@ -129,17 +130,17 @@ def _config(path, notes):
 
 
 def _evaluation(path, notes):
-  """evaluation.json, if it is as evaluate writes it now, or None."""
+  """evaluation.json, if it is as evaluate writes it now, or {}."""
   evaluation = _json(path, files.EVALUATION, notes)
   if evaluation is None:
-    return None
+    return {}
   lacking = [key for key in _NEEDED if key not in evaluation]
   if lacking:
     notes.append(
       f'evaluation.json has no {lacking[0]}: it is of another version;'
       ' evaluate again'
     )
-    return None
+    return {}
   try:
     _check_evaluation(evaluation)
   except (KeyError, TypeError, ValueError) as error:
@@ -147,7 +148,7 @@ def _evaluation(path, notes):
       'evaluation.json is not as evaluate writes it'
       f' ({type(error).__name__}: {reason(error)}); evaluate again'
     )
-    return None
+    return {}
   return evaluation
 
 

@@ -101,7 +101,7 @@ def _gallery(section, report_data, run):
   stages = _stages(run)
   names = report_data.prepared('scored').class_names
   predicted = _predicted(run)
-  chosen = []
+  chosen: list[dict] = []
   for kind, picked in (('hit', hits), ('miss', misses)):
     for number, i in enumerate(picked):
       id, place, row = known[i]

@@ -156,13 +156,13 @@ def facts(run: Run) -> dict[str, Any]:
 
 def training(section: page.Section, report_data: ReportData) -> None:
   """Losses and validation scores by epoch (Fig. 6)."""
-  stages = (
+  stages = [
     ('Stage I', 'stage1', [(r.name, r.pretraining) for r in report_data.runs]),
     ('Stage II', 'stage2', [(r.name, r.log) for r in report_data.runs]),
-  )
+  ]
   finetuning = [(r.name, r.finetuning) for r in report_data.runs]
   if any(log for _, log in finetuning):
-    stages += (('Fine-tuning', 'finetuning', finetuning),)
+    stages.append(('Fine-tuning', 'finetuning', finetuning))
   if not any(log for _, _, logs in stages for _, log in logs):
     raise page.Missing('no workdir has a metrics.jsonl')
   for title, key, logs in stages:
@@ -207,7 +207,8 @@ def _panels(logs):
   }
   order = [*(q for q in QUANTITIES if q in there),
            *sorted(there - QUANTITIES.keys())]  # fmt: skip
-  panels, numbers = [], {}
+  panels: list[tuple[str, str, list[figures.Series]]] = []
+  numbers: dict[str, dict[str, dict[str, Any]]] = {}
   several = sum(bool(log) for _, log in logs) > 1
   for quantity in order:
     series = []
@@ -258,9 +259,7 @@ SPEEDS: dict[str, Callable[[Run], float | None]] = {
   'Fine-tuning: training alone': lambda r: _last(
     r.finetuning, 'seconds_training'
   ),
-  'Inference, images/s': lambda r: (r.evaluation or {}).get(
-    'images_per_second'
-  ),
+  'Inference, images/s': lambda r: r.evaluation.get('images_per_second'),
 }
 
 

@@ -4,6 +4,8 @@ A section is a function of (section, report_data) that writes into the section,
 or raises page.Missing with the reason why it is left out.
 """
 
+from typing import Any
+
 import numpy as np
 from sklearn import metrics
 
@@ -104,7 +106,8 @@ def _curves(run):
   if vocabulary.is_normal(names[0]):
     any_lesion = (run.labels > 0, 1 - run.probabilities[:, 0], -1)
     one_vs_rest['any lesion'] = any_lesion
-  shown, numbers = {'roc': [], 'pr': []}, {'roc': {}, 'pr': {}}
+  shown: dict[str, list[figures.Series]] = {'roc': [], 'pr': []}
+  numbers: dict[str, dict[str, Any]] = {'roc': {}, 'pr': {}}
   for name, (positive, score, number) in one_vs_rest.items():
     if positive.all() or not positive.any():
       continue  # no curve is defined
@@ -223,7 +226,7 @@ def scores(section: page.Section, report_data: ReportData) -> None:
       ['Patients', *('-' if n is None else f'{n:,}' for n in patients)]
     )
   section.table(['Score', *(run.name for run in runs)], rows, 'Summary')
-  chosen = {run.evaluation.get('chosen_on') for run in runs} - {None}
+  chosen = {run.evaluation.get('chosen_on') or '' for run in runs} - {''}
   if chosen:
     section.say(
       f'Threshold and temperature were chosen on {", ".join(sorted(chosen))}.',
@@ -336,16 +339,16 @@ def comparison(section: page.Section, report_data: ReportData) -> None:
   section.say(words.legend(result for *_, result in found), 'note')
   for line in said:
     section.say(f'{line}.', 'note')
-  for number, (title, other, result) in enumerate(found):
+  for number, (title, name, result) in enumerate(found):
     section.charts({str(number): _difference_chart(title, result)})
     section.table(['Score', 'Difference'], _difference_rows(result), title)
     test = result['mcnemar']
-    name = 'McNemar'
+    test_name = 'McNemar'
     if result['num_patients'] < result['num_images']:
-      name = 'McNemar, with the answers to all images of a patient at once'
+      test_name = 'McNemar, with the answers to all images of a patient at once'
     section.say(
       f'Right in {first.name} only: {test["only_a_right"]:,} images; in'
-      f' {other} only: {test["only_b_right"]:,}. {name}, exact: p ='
+      f' {name} only: {test["only_b_right"]:,}. {test_name}, exact: p ='
       f' {_p_value(test["p_value"])}.'
     )
     section.numbers[title] = result
@@ -386,7 +389,7 @@ def _compared(result):
 def _compare(run, other, report_data):
   """against.compare_runs of run minus other; or why not, a line."""
   for one in (run, other):
-    if one.probabilities is None or one.evaluation is None:
+    if one.probabilities is None or not one.evaluation:
       return f'{one.name} has no whole evaluation'
   try:
     return against.compare_runs(

@@ -64,10 +64,11 @@ def span(
   group: Mapping[str, Any] | None, name: str
 ) -> tuple[float, float, float] | None:
   """(value, low, high), or None where undefined."""
-  value = group['scores'].get(name) if group else None
-  if value is None:
+  if not group or group['scores'].get(name) is None:
     return None
-  return value, *(group['intervals'].get(name) or (value, value))
+  value = group['scores'][name]
+  low, high = group['intervals'].get(name) or (value, value)
+  return value, low, high
 
 
 def describe(
