@@ -32,6 +32,7 @@ import functools
 import os
 import pathlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from absl import app, flags
@@ -382,23 +383,24 @@ def _prepare(resolve, workdir):
   del workdir
   config = resolve(_CONFIG.value)
   path = pathlib.Path(config.data.path)
-  if _PREVIEW.present and _PREVIEW.value < 1:
-    raise UserError(f'--preview={_PREVIEW.value}; wanted 1 or more')
+  shown = _PREVIEW.value
+  if shown is not None and shown < 1:
+    raise UserError(f'--preview={shown}; wanted 1 or more')
   if _VERIFY.value:
     count = store.verify(path)
     print(f'{path}: all {count:,} images are as its manifest has them')
   else:
-    beam = (_BEAM_RUNNER.value, _BEAM_OPTIONS.value)
+    runner = _BEAM_RUNNER.value
     made = prepare.prepare(
       config,
       on_error=_ON_ERROR.value,
       strict=_STRICT.value,
-      beam=beam if _BEAM_RUNNER.value else None,
+      beam=(runner, _BEAM_OPTIONS.value or []) if runner else None,
     )
     print(summary.format_summary(made))
-  if _PREVIEW.present:
+  if shown is not None:
     file = path.with_name(f'{path.name}-preview.png')
-    preview.write(store.load(path), file, _PREVIEW.value)
+    preview.write(store.load(path), file, shown)
     print(f'written: {file}')
   return 0
 
@@ -444,10 +446,8 @@ def _predict(resolve, workdir):
   from dpjax.serving import model, predict
 
   del resolve
-  for flag, what in ((_INPUT, 'an image, a folder of them, or a csv of files'),
-                     (_OUTPUT, 'the folder to write')):  # fmt: skip
-    if not flag.value:
-      raise UserError(f'--{flag.name} is missing: {what}')
+  given = _needed(_INPUT, 'an image, a folder of them, or a csv of files')
+  output = _needed(_OUTPUT, 'the folder to write')
   overlays = {'all': -1}.get(_OVERLAYS.value)
   if overlays is None and not _OVERLAYS.value.isdecimal():
     raise UserError(f'--overlays={_OVERLAYS.value}; wanted a number, or all')
@@ -458,7 +458,6 @@ def _predict(resolve, workdir):
     batch_size=config.evaluate.batch_size,
     config=config,
   )
-  output = os.path.expanduser(_OUTPUT.value)
   settings = predict.Settings(
     on_error=_ON_ERROR.value,
     resume=_RESUME.value,
@@ -471,15 +470,20 @@ def _predict(resolve, workdir):
     at = '' if network.step is None else f', step {network.step}'
     print(f'predict: {network.workdir}{at}', flush=True)
   try:
-    record = predict.predict(
-      loaded, os.path.expanduser(_INPUT.value), output, settings
-    )
+    record = predict.predict(loaded, given, output, settings)
   except (Stopped, KeyboardInterrupt) as stopped:
     print('stopped; with --resume the same command goes on from there',
           file=sys.stderr)  # fmt: skip
     return 143 if isinstance(stopped, Stopped) else 130
   print(predict.text(record, output))
   return 0
+
+
+def _needed(flag: flags.FlagHolder[str | None], what: str) -> str:
+  """The path that a flag gives; a UserError without it."""
+  if not flag.value:
+    raise UserError(f'--{flag.name} is missing: {what}')
+  return os.path.expanduser(flag.value)
 
 
 def _asked_checkpoint():
@@ -497,8 +501,7 @@ def _export(resolve, workdir):
   from dpjax.serving import export, model
 
   del resolve
-  if not _OUTPUT.value:
-    raise UserError('--output is missing: the folder to write')
+  output = _needed(_OUTPUT, 'the folder to write')
   config = resolve_lib.checked(_CONFIG.value)
   config.model.dtype = 'float32'  # An export answers alike everywhere.
   loaded = model.load(
@@ -506,7 +509,6 @@ def _export(resolve, workdir):
     checkpoint=_asked_checkpoint(),
     config=config,
   )
-  output = os.path.expanduser(_OUTPUT.value)
   record = export.export(loaded, output, _FORMAT.value, maps=_MAPS.value)
   for line in export.lines(record, output):
     print(printable(line))
@@ -561,8 +563,8 @@ def _benchmark(resolve, workdir):
 
 def _study(study, resolve, workdir):
   jobs = None
-  if _JOBS.present:
-    jobs, resolve = _side_by_side()
+  if _JOBS.value is not None:
+    jobs, resolve = _side_by_side(_JOBS.value)
   print(study(_CONFIG.value, workdir, resolve, jobs=jobs, only=_ONLY.value))
   if jobs and jobs.failed:
     raise UserError(
@@ -572,15 +574,15 @@ def _study(study, resolve, workdir):
   return 0
 
 
-def _side_by_side():
+def _side_by_side(count):
   """How the runs of a study are started, and what resolves their configs."""
   from dpjax.studies import jobs, places
 
   environment = dict(os.environ)
   os.environ['JAX_PLATFORMS'] = 'cpu'  # The devices are for the runs.
-  platform, count = places.devices(environment)
+  platform, num_devices = places.devices(environment)
   found = places.make_places(
-    _JOBS.value, _JOBS_PER_DEVICE.value, platform, count, environment
+    count, _JOBS_PER_DEVICE.value, platform, num_devices, environment
   )
   command = [sys.executable, '-m', 'dpjax.main', *jobs.without(
     sys.argv[1:], [flag.name for flag in _STUDY]
@@ -592,7 +594,7 @@ def _side_by_side():
   return jobs.Jobs(found, command, environment, progress), resolve
 
 
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[..., int]] = {
   'train': _train,
   'inspect': _inspect,
   'audit': _audit,

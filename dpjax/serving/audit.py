@@ -147,7 +147,8 @@ def _prepared(path):
 
 def _files(path, fit, workers, progress):
   found, remarks = inputs.find(path, '')
-  ids, digests, hashes, patients = [], [], [], []
+  ids: list[str] = []
+  looked: list[tuple[str, np.ndarray, str]] = []
   faults = 0
   looks = decode.ordered(
     functools.partial(_look, fit=fit), [one.path for one in found], workers
@@ -162,13 +163,12 @@ def _files(path, fit, workers, progress):
       faults += 1
       continue
     ids.append(one.name)
-    for values, value in zip((digests, hashes, patients), look, strict=True):
-      values.append(value)
+    looked.append(look)
   if not ids:
     raise UserError(f'{path}: none of its {faults} images can be read')
-  return Listed(str(path), ids, digests, np.stack(hashes), patients, True), (
-    remarks
-  )
+  digests, hashes, patients = map(list, zip(*looked, strict=True))
+  listed = Listed(str(path), ids, digests, np.stack(hashes), patients, True)
+  return listed, remarks
 
 
 def _look(path, fit):
@@ -185,7 +185,7 @@ def _shared(one, other):
   copies = duplicates.between(
     one.digests, one.hashes, other.digests, other.hashes, _NEAR
   )
-  found = [
+  found: list[tuple[str, str, str, int | str]] = [
     (
       one.ids[copy.first],
       other.ids[copy.second],

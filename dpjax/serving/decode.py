@@ -7,7 +7,8 @@ squares for each worker are in memory at a time.
 import collections
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,7 +82,7 @@ def from_pixels(pixels: np.ndarray, size: int, fit: str) -> Decoded:
 
 def stream(
   paths: Iterable[str], size: int, fit: str, workers: int
-) -> Iterator[Decoded | SourceFault]:
+) -> Generator[Decoded | SourceFault, None, None]:
   """What `decode` says of each file, in order, ahead of who reads it.
 
   Args:
@@ -97,7 +98,7 @@ def stream(
 
 def ordered(
   function: Callable[[str], Any], paths: Iterable[str], workers: int
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
   """What a function says of each file, or its fault; in order, ahead of time.
 
   Args:
@@ -115,7 +116,8 @@ def ordered(
       yield from _attempt(function, [path])
     return
   chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
-  pending = collections.deque()  # (its first file, what a worker will say)
+  # (its first file, what a worker will say)
+  pending: collections.deque[tuple[str, Future]] = collections.deque()
 
   def at():
     first = printable(pending[0][0])

@@ -30,6 +30,7 @@ from dpjax.report import card, report, report_data
 from dpjax.serving import decode, exported
 from dpjax.serving import formats as formats_lib
 from dpjax.serving.model import Model
+from dpjax.serving.network import Network
 
 VECTORS = 'test_vectors.npz'
 # As much as two orders of the same sums differ in float32, and far less than
@@ -68,7 +69,8 @@ def export(
     RuntimeError: a file answers otherwise than the checkpoint does.
     OSError: the folder cannot be written.
   """
-  formats = _possible(model, formats, maps)
+  networks = _networks(model)
+  formats = _possible(networks, formats, maps)
   output = pathlib.Path(output).absolute()
   files_lib.check_output(output, exported.MODEL)
   squares = vector_squares(model)
@@ -83,8 +85,10 @@ def export(
       atomic.replacing(folder / VECTORS) as temporary,
       open(temporary, 'wb') as file,
     ):
-      np.savez_compressed(file, images=squares, **expected)
-    files = {}
+      # Any: numpy's types would take one of them for its allow_pickle.
+      arrays: dict[str, Any] = {'images': squares, **expected}
+      np.savez_compressed(file, **arrays)
+    files: dict[str, Any] = {}
     for name in formats:
       signals.check()
       files |= _written(
@@ -92,26 +96,32 @@ def export(
       )
     record = _record(model, maps, files, expected)
     known = report.gather(
-      [network.workdir for network in model.networks],
-      model.networks[0].config,
+      [network.workdir for network in networks], networks[0].config
     )
     atomic.write_text(folder / card.FILE, card.render(known, record))
     atomic.write_json(folder / exported.MODEL, record)
   return record
 
 
-def _possible(model, formats, maps):
+def _networks(model: Model) -> list[Network]:
+  """The runs, of which none is an export."""
+  found = []
+  for network in model.networks:
+    if isinstance(network, exported.Exported):
+      raise UserError(f'{network.workdir} is an export already')
+    found.append(network)
+  return found
+
+
+def _possible(networks, formats, maps):
   """The formats to write, all of them possible.
 
   Raises:
     UserError: one is not, or the maps.
   """
-  for network in model.networks:
-    if isinstance(network, exported.Exported):
-      raise UserError(f'{network.workdir} is an export already')
   torch = all(
     isinstance(network.objective.backbone, resnet.ResNet)
-    for network in model.networks
+    for network in networks
   )
   if formats is None:
     formats = [name for name in formats_lib.FORMATS if name != 'torch' or torch]
@@ -133,7 +143,7 @@ def _possible(model, formats, maps):
           f'--format={name} needs {package}: pip install "dpjax[export]"'
         ) from error
   if maps:
-    first = model.networks[0]
+    first = networks[0]
     if not isinstance(first.objective.backbone, resnet.ResNet):
       raise UserError(
         '--maps: Grad-CAM has a closed form in a ResNet only; leave it out'

@@ -13,10 +13,10 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from dpjax import machine
 from dpjax.data import vocabulary
@@ -198,8 +198,8 @@ class Model:
     lesion = spread = positive = unlike = None
     if self.any_lesion:
       lesion = calibration.lesion_score(probabilities)
-    if self.threshold is not None:
-      positive = lesion >= self.threshold
+      if self.threshold is not None:
+        positive = lesion >= self.threshold
     if len(each) > 1:
       top = probabilities.argmax(axis=1)
       looked_at = (
@@ -247,15 +247,16 @@ class Model:
 
   def _choose(self):
     """Chooses on validation as evaluate does, of one run and of several."""
-    seen = [network.validation for network in self.networks]
-    if len(seen) == 1:
+    every = [network.validation for network in self.networks]
+    seen = [one for one in every if one is not None]
+    if len(every) == 1:
       self.temperature = self.networks[0].temperature
       self.threshold = self.networks[0].threshold
-    if any(one is None for one in seen):
-      if len(seen) > 1:
+    if len(seen) < len(every):
+      if len(every) > 1:
         without = ', '.join(
           str(network.workdir)
-          for network, one in zip(self.networks, seen, strict=True)
+          for network, one in zip(self.networks, every, strict=True)
           if one is None
         )
         self.notes += (
@@ -285,10 +286,10 @@ class Model:
 
 
 def load(
-  *runs: str | pathlib.Path,
+  *runs: str | os.PathLike[str],
   checkpoint: str | None = None,
   batch_size: int = 64,
-  config: Any = None,
+  config: ConfigDict | None = None,
 ) -> Model:
   """The model of a trained run, or of several as an ensemble.
 

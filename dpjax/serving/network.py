@@ -6,10 +6,10 @@ import functools
 import hashlib
 import os
 import pathlib
-from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from dpjax.config import resolve as resolve_lib
 from dpjax.data import store
@@ -39,7 +39,7 @@ class Network:
   """
 
   workdir: pathlib.Path
-  config: Any
+  config: ConfigDict
   class_names: tuple[str, ...]
   step: int
   objective: objectives.Retraining
@@ -128,7 +128,7 @@ def restore(
   workdir: str | pathlib.Path,
   *,
   checkpoint: str | None = None,
-  config: Any = None,
+  config: ConfigDict = None,
 ) -> Network:
   """Restores a run of stage II to answer.
 
@@ -223,7 +223,7 @@ def _read(workdir, config, which):
     record = saved.read_record(step)
   seen = tree.get('average', tree)  # The weights that are evaluated.
   state = steps.TrainState(
-    step=step,
+    step=jax.numpy.asarray(step),
     params=seen['params'],
     batch_stats=seen.get('batch_stats', {}),
     opt_state=None,
@@ -250,6 +250,10 @@ def _class_names(workdir, config, state, record, evaluation):
   )
 
 
+def _untrained(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  raise ValueError('a restored network has no loss')
+
+
 def _objective(config, state, names):
   """The networks alone; nothing is trained here."""
   attention = None
@@ -267,7 +271,7 @@ def _objective(config, state, names):
       mean=config.data.mean,
       std=config.data.std,
     ),
-    classification=None,
+    classification=_untrained,
     weights={},
     mgacr={},
   )

@@ -101,7 +101,7 @@ def _together(graph, answers, temperature):
 class _Graph:
   """Nodes and constants, in the order in which they are computed."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._nodes: list[onnx.NodeProto] = []
     self._constants: dict[str, onnx.TensorProto] = {}
 

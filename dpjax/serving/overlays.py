@@ -31,7 +31,10 @@ def clear(output: pathlib.Path) -> None:
 
 
 def draw(
-  model: Model, output: pathlib.Path, found: Sequence[Input], settings: Any
+  model: Model,
+  output: pathlib.Path,
+  found: Sequence[Input],
+  settings: Any,
 ) -> dict[str, str]:
   """Draws what is asked for and not there; returns {name: file from output}.
 
@@ -89,14 +92,16 @@ def _chosen(file, count):
       return float(row['p_any_lesion'])
     return -max(table.probabilities(row).values())
 
-  rows = table.read(file)
+  rows = [*table.read(file)]
   if count != ALL:
     rows = heapq.nlargest(count, rows, key=suspicion)
   return {row['file']: row for row in rows}
 
 
 def _picture(square, maps, name, row):
-  shown = {'Grad-CAM': (maps['cam'], None)}
+  shown: dict[str, tuple[np.ndarray, float | None]] = {
+    'Grad-CAM': (maps['cam'], None)
+  }
   shown |= {
     words.map_name(key): (values, 1.0)
     for key, values in maps.items()

@@ -252,7 +252,9 @@ class _Rows:
     count: rows so far.
   """
 
-  def __init__(self, output, model, embeddings, count):
+  def __init__(
+    self, output: pathlib.Path, model: Model, embeddings: bool, count: int
+  ):
     self._output = output
     self._class_names = model.class_names
     self._part = output / f'{table.PREDICTIONS}.part'
@@ -260,7 +262,7 @@ class _Rows:
     self.count = count
     self._width = sum(network.width for network in model.networks)
 
-  def __enter__(self):
+  def __enter__(self) -> '_Rows':
     self._stack = contextlib.ExitStack()
     with _naming(self._part):
       self._file = self._stack.enter_context(
@@ -278,7 +280,7 @@ class _Rows:
         self._features.truncate(size)
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, *_: object) -> None:
     with _naming(self._part):
       self._stack.close()
 

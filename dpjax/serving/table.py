@@ -44,7 +44,7 @@ def read(file: pathlib.Path) -> Iterator[dict[str, str]]:
   """The rows of the file as {column: cell}, one after the other."""
   with open(file, newline='', encoding='utf-8') as stream:
     found = csv_cells.read(stream)
-    columns = next(found, None)
+    columns = next(found, [])
     for row in found:
       yield dict(zip(columns, row, strict=True))
 
