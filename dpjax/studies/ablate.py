@@ -6,11 +6,12 @@ it.
 """
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.figure
 import numpy as np
+from ml_collections import ConfigDict
 
 from dpjax import prepare
 from dpjax.metrics import score_table
@@ -28,7 +29,7 @@ _MARKERS = 'os^Dv<>'
 
 
 def run_ablation(
-  config: Any,
+  config: ConfigDict,
   workdir: str | pathlib.Path,
   resolve: Callable[[Any], Any],
   *,
@@ -95,7 +96,7 @@ def run_ablation(
 
 
 def tabulate(
-  by_row: dict[str, Sequence[runs.Run]],
+  by_row: Mapping[str, Sequence[runs.Run]],
   overrides: dict[str, Sequence[str]],
   images: tables.Images,
 ) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def tabulate(
     and images.
   """
   rows = []
-  above = None
+  above: Sequence[runs.Run] | None = None
   for name, own in by_row.items():
     rows.append(
       {
@@ -126,16 +127,20 @@ def tabulate(
         'runs': tables.records(own),
         'seconds': tables.mean_seconds(own),
         'scores': tables.over_seeds(own),
-        'to_above': above and tables.differences(own, above, images),
+        'to_above': None
+        if above is None
+        else tables.differences(own, above, images),
       }
     )
     above = own
-  first, last = next(iter(by_row.values())), above
+  every = [*by_row.values()]
   return {
     **tables.about(by_row),
     'rows': rows,
     'last_to_first': (
-      tables.differences(last, first, images) if len(by_row) > 1 else None
+      tables.differences(every[-1], every[0], images)
+      if len(every) > 1
+      else None
     ),
   }
 
@@ -238,7 +243,7 @@ def _difference(entry):
 
 
 def draw(
-  by_row: dict[str, Sequence[runs.Run]],
+  by_row: Mapping[str, Sequence[runs.Run]],
 ) -> matplotlib.figure.Figure | None:
   """Validation scores against training time, a line a row (the paper's Fig. 7).
 
@@ -257,10 +262,10 @@ def draw(
   if not panels:
     return None
   longest = max(time[-1] for own in curves.values() for time, _ in own.values())
-  unit, name = next(
-    pair for pair in ((3600, 'h'), (60, 'min'), (1, 's'))
-    if longest >= 3 * pair[0] or pair[0] == 1
-  )  # fmt: skip
+  unit, name = 1, 's'
+  for seconds, shown in ((60, 'min'), (3600, 'h')):
+    if longest >= 3 * seconds:
+      unit, name = seconds, shown
   figure = matplotlib.figure.Figure(
     figsize=(0.4 + 3.4 * len(panels), 3.9), dpi=150
   )
@@ -314,7 +319,7 @@ def _curves(own):
 
   Runs of one row have the same validations; seconds are the mean over them.
   """
-  found = {}
+  found: dict[str, dict[int, list]] = {}
   for run in tables.finished(own):
     for seconds, entry in runs.validations(run):
       for score, value in entry.items():
@@ -324,6 +329,6 @@ def _curves(own):
   curves = {}
   for score, by_seed in found.items():
     shortest = min(map(len, by_seed.values()))
-    points = np.array([p[:shortest] for p in by_seed.values()])
-    curves[score] = points[..., 0].mean(axis=0), points[..., 1]
+    both = np.array([p[:shortest] for p in by_seed.values()])
+    curves[score] = both[..., 0].mean(axis=0), both[..., 1]
   return curves

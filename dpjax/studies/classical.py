@@ -13,6 +13,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from sklearn import calibration as sklearn_calibration
 from sklearn import ensemble, neighbors, svm, tree
 
@@ -111,7 +112,7 @@ def predict(fitted: Any, inputs: np.ndarray, num_classes: int) -> np.ndarray:
   return probabilities
 
 
-def pixels(split: Any, side: int) -> np.ndarray:
+def pixels(split: store.Rows, side: int) -> np.ndarray:
   """Every image of a split as a row of grey levels in 0..1.
 
   Args:
@@ -133,7 +134,7 @@ def pixels(split: Any, side: int) -> np.ndarray:
 class Features:
   """Pooled features of a backbone, computed in float32 on one device."""
 
-  def __init__(self, config: Any, data: store.Store, source: str):
+  def __init__(self, config: ConfigDict, data: store.Store, source: str):
     """Reads the backbone.
 
     Args:
@@ -157,7 +158,7 @@ class Features:
 
     self._pooled = jax.jit(pooled)
 
-  def __call__(self, split: Any) -> np.ndarray:
+  def __call__(self, split: store.Rows) -> np.ndarray:
     """Of every image of a split, plain: (N, D) float32."""
     batch_size = self._run.config.evaluate.batch_size
     found = inference.collect(
@@ -174,7 +175,7 @@ class Inputs:
     self._make = make
     self._made: dict[int, tuple[Any, np.ndarray, float]] = {}
 
-  def __call__(self, split: Any) -> tuple[np.ndarray, float]:
+  def __call__(self, split: store.Rows) -> tuple[np.ndarray, float]:
     """(N, D) float32, and seconds."""
     if id(split) not in self._made:
       start = time.perf_counter()

@@ -6,10 +6,11 @@ stage I, networks from scratch under plain cross-entropy, and the recipe.
 
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.figure
+from ml_collections import ConfigDict
 
 from dpjax import prepare
 from dpjax.errors import UserError
@@ -51,7 +52,7 @@ _KINDS = {
 
 
 def run_comparison(
-  config: Any,
+  config: ConfigDict,
   workdir: str | pathlib.Path,
   resolve: Callable[[Any], Any],
   *,
@@ -95,7 +96,7 @@ def run_comparison(
   }
   data = prepare.open_prepared(base)
   plan = {}  # (title, seed) -> (kind, task, what trains it, or None)
-  kept = {}
+  kept: dict[tuple[str, str | None], classical.Inputs] = {}
   for (method, seed), own in configs.items():
     own = prepare.as_made(own)
     for title, kind, task, work in _tasks(method, own, workdir, data, kept):
@@ -190,7 +191,7 @@ def network_title(model: Any) -> str:
 
 
 def tabulate(
-  by_row: dict[str, Sequence[runs.Run]],
+  by_row: Mapping[str, Sequence[runs.Run]],
   kinds: dict[str, str],
   images: tables.Images,
 ) -> dict[str, Any]:
@@ -333,10 +334,10 @@ def format_markdown(table: dict[str, Any]) -> str:
       cells = [f'{seconds["training"]:.1f}', f'{seconds["ms_per_image"]:.2f}']
       for column in columns:
         entry = row['scores'].get(column)
-        text = tables.number(entry and entry['mean'])
+        shown = tables.number(entry and entry['mean'])
         if entry and (interval := tables.whole_interval(entry)):
-          text += f' ({tables.span(interval)})'
-        cells.append(text)
+          shown += f' ({tables.span(interval)})'
+        cells.append(shown)
     rows.append([row['name'], *cells])
   header = ['method', 'train s', 'ms', *columns.values()]
   text = [

@@ -68,7 +68,7 @@ class _Unit:
     """The stage I before it."""
     return None if self.shared else self.task.pretraining
 
-  def __str__(self):
+  def __str__(self) -> str:
     return f'{self.name}, for {self.task}' if self.shared else str(self.task)
 
   def stages(self):

@@ -21,10 +21,11 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import xxhash
+from ml_collections import ConfigDict
 
 from dpjax import atomic, signals
 from dpjax.config import fields as fields_lib
@@ -54,7 +55,7 @@ class Task:
 
   name: str
   workdir: pathlib.Path
-  config: Any
+  config: ConfigDict
   pretraining: pathlib.Path | None
   retraining: 'Task | None' = None
 
@@ -63,7 +64,7 @@ class Task:
     """Where all of it is but a stage I that it shares; seedN/NAME."""
     return self.workdir if self.retraining is None else self.workdir.parent
 
-  def __str__(self):
+  def __str__(self) -> str:
     return f'{self.name}, seed {self.config.seed}'
 
 
@@ -74,13 +75,13 @@ class Run:
   Attributes:
     seed: of its training.
     workdir: where it is kept.
-    result: its evaluation.json; None if it is not finished.
+    result: its evaluation.json; empty if it is not finished.
     error: the line with which it diverged; None if it did not.
   """
 
   seed: int
   workdir: pathlib.Path
-  result: dict[str, Any] | None = None
+  result: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   error: str | None = None
 
   @property
@@ -88,7 +89,7 @@ class Run:
     """'finished', 'diverged' or 'missing'."""
     if self.error is not None:
       return 'diverged'
-    return 'missing' if self.result is None else 'finished'
+    return 'finished' if self.result else 'missing'
 
   @functools.cached_property
   def seconds(self) -> dict[str, float]:
@@ -113,7 +114,7 @@ class Run:
     }
 
 
-def apply_overrides(config: Any, overrides: Sequence[str]) -> Any:
+def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> Any:
   """A copy of `config` changed by texts like 'mgacr.features=False'.
 
   Args:
@@ -165,7 +166,7 @@ def _wrong_type(name, text, kind):
 
 
 def resolved(
-  config: Any, name: str, overrides: Sequence[str], seed: int,
+  config: ConfigDict, name: str, overrides: Sequence[str], seed: int,
   resolve: Callable[[Any], Any],
 ) -> Any:  # fmt: skip
   """The checked config of one run of a study.
@@ -202,7 +203,7 @@ def slug(name: str) -> str:
 
 def check_names(names: Sequence[str]) -> None:
   """Raises UserError where two names give one folder."""
-  seen = {}
+  seen: dict[str, str] = {}
   for name in names:
     if (other := seen.setdefault(slug(name), name)) is not name:
       raise UserError(
@@ -220,7 +221,7 @@ def place(workdir: str | pathlib.Path, name: str, seed: int) -> pathlib.Path:
   return pathlib.Path(workdir) / f'seed{seed}' / slug(name)
 
 
-def network(config: Any, workdir: str | pathlib.Path, name: str) -> Task:
+def network(config: ConfigDict, workdir: str | pathlib.Path, name: str) -> Task:
   """The task of stage II, after its stage I where init.backbone is 'auto'.
 
   With finetune.epochs above 0, that of fine-tuning, after both.
@@ -246,7 +247,7 @@ def network(config: Any, workdir: str | pathlib.Path, name: str) -> Task:
 
 
 def make_task(
-  config: Any, workdir: str | pathlib.Path, name: str, stage: str,
+  config: ConfigDict, workdir: str | pathlib.Path, name: str, stage: str,
   backbone: str | None,
 ) -> Task:  # fmt: skip
   """A task whose record says `stage`, and where it starts from.
@@ -270,7 +271,7 @@ def make_task(
   return Task(name, folder, config, pretraining)
 
 
-def pretraining_key(config: Any) -> str:
+def pretraining_key(config: ConfigDict) -> str:
   """Eight hex digits of all that stage I reads of a resolved config.
 
   Configs of one key have the same stage I, whatever their stage II.
@@ -308,7 +309,7 @@ def pretrain(task: Task) -> None:
     training.
   """
   folder = task.pretraining
-  if is_pretrained(task):
+  if folder is None or is_pretrained(task):
     return
   config = task.config.copy_and_resolve_references()
   if (error := failure(folder)) is not None:
@@ -399,7 +400,7 @@ def look(task: Task) -> Run:
 
 
 def _result(task):
-  """Its evaluation.json; None if it is not of config.evaluate as it is now."""
+  """Its evaluation.json; {} if it is not of config.evaluate as it is now."""
   try:
     result = files.read_evaluation(
       task.workdir,
@@ -407,7 +408,7 @@ def _result(task):
        'images_per_second', 'seconds'),
     )  # fmt: skip
   except FileNotFoundError:
-    return None
+    return {}
   wanted = task.config.evaluate
   record = record_lib.load(task.workdir / 'config.json', whole=True)
   # The evaluate command may have been there since, with other flags.
@@ -423,7 +424,7 @@ def _result(task):
     and _same_path(record.data.path, task.config.data.path)
     and _same_path(result['data'], wanted.path or task.config.data.path)
   )
-  return result if same else None
+  return result if same else {}
 
 
 def _settings_before():
@@ -531,7 +532,7 @@ def _train_recorded(task):
     raise
 
 
-def lines(workdir: pathlib.Path, *splits: str) -> list[dict[str, Any]]:
+def lines(workdir: str | pathlib.Path, *splits: str) -> list[dict[str, Any]]:
   """The lines of a metrics.jsonl that are about one of `splits`, in order."""
   try:
     found = metrics_log.read(pathlib.Path(workdir) / 'metrics.jsonl')

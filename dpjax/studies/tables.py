@@ -8,7 +8,7 @@ networks held fixed). A difference has a third interval, of both.
 import io
 import pathlib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.figure
@@ -110,7 +110,8 @@ def differences(
         continue
       found[name]['image_interval'] = interval
       found[name]['both_interval'] = significance.over_seeds_and_images(
-        [x[name] - y[name] for x, y in scores], float(np.nanvar(means))
+        [resampling.difference(x[name], y[name]) for x, y in scores],
+        float(np.nanvar(means)),
       )
   return found
 
@@ -150,7 +151,9 @@ class Images:
   def __init__(self, resamples: int, seed: int):
     self._resamples = resamples
     self._seed = seed
-    self._ids = self._labels = self._patients = None
+    self._ids: list[str] = []
+    self._labels = np.empty(0, int)
+    self._patients: np.ndarray | None = None
     self._read: dict[tuple, np.ndarray] = {}  # probabilities
     self._drawn: dict[tuple, dict[str, np.ndarray]] = {}
 
@@ -197,7 +200,7 @@ class Images:
     key = file, file.stat().st_mtime_ns
     if key not in self._read:
       ids, labels, found, patients = predictions.read_predictions(file)
-      if self._ids is None:
+      if not self._ids:
         self._ids, self._labels = ids, labels
       if ids != self._ids or not np.array_equal(labels, self._labels):
         raise UserError(
@@ -234,7 +237,7 @@ class Images:
 def write(
   workdir: pathlib.Path,
   name: str,
-  by_row: dict[str, Sequence[runs.Run]],
+  by_row: Mapping[str, Sequence[runs.Run]],
   table: dict[str, Any],
 ) -> None:
   """Writes NAME.json, the table so far, and NAME_runs.csv, its runs."""
@@ -271,7 +274,7 @@ def finish(
   return f'{text}\nwritten: {paths}'
 
 
-def about(by_row: dict[str, Sequence[runs.Run]]) -> dict[str, Any]:
+def about(by_row: Mapping[str, Sequence[runs.Run]]) -> dict[str, Any]:
   """What was run and scored, as the JSON of a study begins.
 
   Args:
@@ -325,7 +328,7 @@ def records(of: Sequence[runs.Run]) -> list[dict[str, Any]]:
   ]
 
 
-def runs_csv(by_row: dict[str, Sequence[runs.Run]]) -> str:
+def runs_csv(by_row: Mapping[str, Sequence[runs.Run]]) -> str:
   """The finished runs as CSV: row, seed, seconds of training, main scores."""
   file = io.StringIO()
   rows = [['row', 'seed', 'training_seconds', *MAIN]]
@@ -336,7 +339,7 @@ def runs_csv(by_row: dict[str, Sequence[runs.Run]]) -> str:
       rows.append(
         [
           name,
-          run.seed,
+          str(run.seed),
           f'{run.seconds["training"]:.1f}',
           *('' if score is None else f'{score:.6f}' for score in scores),
         ]
@@ -354,7 +357,7 @@ def shown(scores: Sequence[dict[str, Any]]) -> dict[str, str]:
   }
 
 
-def explained(columns: Sequence[str]) -> str:
+def explained(columns: Iterable[str]) -> str:
   """What the columns hold, in lines of at most 80 columns."""
   parts = [_EXPLAINED[name] for name in columns if name in _EXPLAINED]
   return textwrap.fill(' '.join(parts), 80)

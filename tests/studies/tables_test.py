@@ -67,7 +67,7 @@ def test_means_over_seeds_have_the_t_interval_of_scipy():
 def test_differences_pair_the_seeds_that_both_rows_finished():
   a = [make_run(0, f1=0.9), make_run(1, f1=0.1), make_run(2, f1=0.8)]
   b = [make_run(2, f1=0.5), make_run(1, f1=0.0), make_run(0, f1=0.7)]
-  a[1] = dataclasses.replace(a[1], result=None, error='diverged')
+  a[1] = dataclasses.replace(a[1], result={}, error='diverged')
   found = tables.differences(a, b, NoImages())['f1']
   assert found['num_runs'] == 2
   assert found['mean'] == pytest.approx((0.2 + 0.3) / 2)
