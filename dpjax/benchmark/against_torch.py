@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from dpjax.benchmark import programs, timing, torch_baseline
 from dpjax.data.feed import pipeline, render_device
@@ -31,7 +32,7 @@ _OWN_TOLERANCE = {'float32': 2e-3, 'bfloat16': 2e-2}
 _GRADIENT_TOLERANCE = 5e-3
 
 
-def check(config: Any) -> dict[str, Any]:
+def check(config: ConfigDict) -> dict[str, Any]:
   """What the peer is.
 
   Args:
@@ -246,8 +247,8 @@ def _unlike(differences, variant, what, theirs, ours, allowed):
 def _ratios(rates, variants):
   """Ours by theirs, of medians."""
   medians = {name: of['median'] for name, of in rates.items()}
-  theirs = max(variants, key=medians.get)
-  ours = max((n for n in medians if n not in variants), key=medians.get)
+  theirs = max(variants, key=medians.__getitem__)
+  ours = max((n for n in medians if n not in variants), key=medians.__getitem__)
   return {
     'ratios': {
       name: {

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from dpjax import atomic, prepare, signals
 from dpjax.benchmark import (
@@ -71,7 +72,7 @@ class Compiled:
   seconds: float
 
 
-def resolve(config: Any, target: targets.Target) -> Any:
+def resolve(config: ConfigDict, target: targets.Target) -> Any:
   """The config as a run on the target would resolve it.
 
   What follows the devices follows those of the target, and not those here.
@@ -131,7 +132,7 @@ def compile_part(
   with timing.uncached():
     program = lowered.compile(compiler_options=_OPTIONS[run.devices.platform])
   return Compiled(
-    program.as_text(), _memory(program), time.perf_counter() - began
+    program.as_text() or '', _memory(program), time.perf_counter() - began
   )
 
 
@@ -166,7 +167,7 @@ def _memory(program):
 
 
 def run_ahead(
-  config: Any,
+  config: ConfigDict,
   workdir: str | pathlib.Path,
   target: targets.Target,
   *,

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from dpjax import prepare
 from dpjax.benchmark import (
@@ -76,7 +77,7 @@ _NOTES = {
 
 
 def run_benchmark(
-  config: Any, workdir: str | pathlib.Path, peer: str | None = None
+  config: ConfigDict, workdir: str | pathlib.Path, peer: str | None = None
 ) -> str:
   """Measures what benchmark.parts names.
 
@@ -397,11 +398,11 @@ def _input_call(bench, stage, kind, stack):
   stack.enter_context(contextlib.closing(stream))
   if kind in ('decisions', 'host'):
 
-    def call(number):
+    def draw(number):
       for _ in range(number):
         next(stream)
 
-    return call
+    return draw
   images = batches.resident_images(run, run.records)
   # Without `gather` each device keeps its own rows: nothing is sent about.
   render = compile_step(

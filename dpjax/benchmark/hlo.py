@@ -177,8 +177,9 @@ def parse(text: str) -> Module:
   """
   computations, entry = {}, None
   tables: dict[str, dict[int, str]] = {title: {} for title in _TABLES}
-  table = {}
-  name, lines = None, []
+  table: dict[int, str] = {}
+  name: str | None = None
+  lines: list[Instruction] = []
   for line in text.splitlines():
     line = line.strip()
     if name is None:

@@ -275,9 +275,10 @@ def _flops(module, computation, one):
     return 2 * one.arrays[0].size * math.prod(shapes[0][i] for i in contracted)
   target = one.attribute('custom_call_target')
   if one.opcode == 'convolution':
-    return _convolution_flops(one, *shapes[:2], one.arrays[0].dims)
+    return _convolution_flops(one, shapes[0], shapes[1], one.arrays[0].dims)
   if one.opcode == 'custom-call' and one.attribute('dim_labels'):
-    return _library_flops(one, target, *shapes[:2], one.arrays[0].dims)
+    first, second, *_ = shapes
+    return _library_flops(one, target, first, second, one.arrays[0].dims)
   if 'gemm' in target or 'matmul' in target:
     found = re.search(
       r'"lhs_contracting_dimensions":\[([^\]]*)\]', one.attributes

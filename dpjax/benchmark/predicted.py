@@ -159,7 +159,7 @@ def collective_seconds(
   if devices == 1:
     return 0.0
   turns = 2 if kind == 'all-reduce' else 1
-  moved = turns * sent * (devices - 1)
+  moved = float(turns * sent * (devices - 1))
   if kind != 'all-gather':
     moved /= devices
   if device.cuda is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from dpjax.benchmark import timing
 from dpjax.data.feed import pipeline
@@ -39,7 +40,10 @@ class Bench:
   """
 
   def __init__(
-    self, config: Any, data: Any, topology: parallel.Topology | None = None
+    self,
+    config: ConfigDict,
+    data: Any,
+    topology: parallel.Topology | None = None,
   ):
     self.config = config
     self.data = data

@@ -9,6 +9,8 @@ import platform
 import sys
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from dpjax import atomic
 
 # Variables that are put on record, by how they begin.
@@ -17,7 +19,7 @@ _PACKAGES = ('dpjax', 'jax', 'jaxlib', 'flax', 'optax', 'grain', 'numpy')
 _COMPILERS = ('libtpu', 'jax-cuda13-plugin', 'jax-cuda12-plugin')
 
 
-def circumstances(config: Any, *packages: str) -> dict[str, Any]:
+def circumstances(config: ConfigDict, *packages: str) -> dict[str, Any]:
   """'started', 'command', 'host', 'versions', 'environment' and 'config'.
 
   Args:

@@ -6,6 +6,7 @@ None of them has to be there.
 
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import math
 import os
@@ -85,13 +86,10 @@ class Device:
     return int(self.memory * (_MEMORY_SHARE if self.cuda else 1))
 
 
-_HOPPER = {'cores': 132, 'lanes': 128, 'clock': 1.98, 'cache': 50 << 20,
-           'threads': 2048, 'shared': 228 << 10}  # fmt: skip
-_BLACKWELL = {'lanes': 128, 'threads': 2048, 'shared': 228 << 10}
-_AMPERE = {'capability': '8.0', 'cores': 108, 'lanes': 64, 'clock': 1.41,
-           'cache': 40 << 20, 'threads': 2048, 'shared': 164 << 10}  # fmt: skip
-_ADA = {'capability': '8.9', 'lanes': 128, 'threads': 1536,
-        'shared': 100 << 10}  # fmt: skip
+_HOPPER = Cuda('9.0a', 132, 128, 1.98, 50 << 20, 2048, 228 << 10)
+_BLACKWELL = functools.partial(Cuda, lanes=128, threads=2048, shared=228 << 10)
+_AMPERE = Cuda('8.0', 108, 64, 1.41, 40 << 20, 2048, 164 << 10)
+_ADA = functools.partial(Cuda, '8.9', lanes=128, threads=1536, shared=100 << 10)
 
 # A TPU's clock is its peak over what its matrix units do in a cycle: of v4 and
 # v5, four of 128 x 128 products in each core. Of v6e and TPU7x the maker names
@@ -105,41 +103,41 @@ _ADA = {'capability': '8.9', 'lanes': 128, 'threads': 1536,
 DEVICES = {
   'a100': Device(
     'NVIDIA A100-SXM4-80GB', 85_100_068_864, 312e12, 2.039e12, 300e9,
-    'NVIDIA, A100 Tensor Core GPU datasheet (2021), SXM4', Cuda(**_AMPERE),
+    'NVIDIA, A100 Tensor Core GPU datasheet (2021), SXM4', _AMPERE,
   ),
   'a100-40gb': Device(
     'NVIDIA A100-SXM4-40GB', 42_331_013_120, 312e12, 1.555e12, 300e9,
-    'NVIDIA, A100 Tensor Core GPU datasheet (2021), SXM4', Cuda(**_AMPERE),
+    'NVIDIA, A100 Tensor Core GPU datasheet (2021), SXM4', _AMPERE,
   ),
   'b200': Device(
     'NVIDIA B200', 191_514_411_008, 2250e12, 7.672e12, 900e9,
     'NVIDIA, Blackwell Architecture Technical Brief (2024), HGX B200',
-    Cuda('10.0a', 148, clock=1.965, cache=132_644_864, **_BLACKWELL),
+    _BLACKWELL('10.0a', 148, clock=1.965, cache=132_644_864),
   ),
   'h100': Device(
     'NVIDIA H100 80GB HBM3', 84_942_979_072, 989.4e12, 3.352e12, 450e9,
     'NVIDIA, H100 Tensor Core GPU Architecture white paper (2022), SXM5',
-    Cuda('9.0a', **_HOPPER),
+    _HOPPER,
   ),
   'h200': Device(
     'NVIDIA H200', 151_397_597_184, 989.4e12, 4.8e12, 450e9,
     'NVIDIA, H200 Tensor Core GPU datasheet (2024), SXM',
-    Cuda('9.0a', **_HOPPER),
+    _HOPPER,
   ),
   'l4': Device(
     'NVIDIA L4', 24_152_899_584, 121e12, 0.300e12, 32e9,
     'NVIDIA, L4 Tensor Core GPU datasheet (2023); link: PCIe 4.0 x16',
-    Cuda(cores=58, clock=2.04, cache=48 << 20, **_ADA),
+    _ADA(cores=58, clock=2.04, cache=48 << 20),
   ),
   'l40s': Device(
     'NVIDIA L40S', 48_305_799_168, 362e12, 0.864e12, 32e9,
     'NVIDIA, L40S datasheet (2023); link: PCIe 4.0 x16',
-    Cuda(cores=142, clock=2.52, cache=96 << 20, **_ADA),
+    _ADA(cores=142, clock=2.52, cache=96 << 20),
   ),
   'rtx4090': Device(
     'NVIDIA GeForce RTX 4090', 25_757_220_864, 165.2e12, 1.008e12, 32e9,
     'NVIDIA, Ada GPU Architecture white paper (2022); link: PCIe 4.0 x16',
-    Cuda(cores=128, clock=2.52, cache=72 << 20, **_ADA),
+    _ADA(cores=128, clock=2.52, cache=72 << 20),
   ),
   'rtx5090': Device(
     'NVIDIA GeForce RTX 5090', 34_190_917_632, 209.5e12, 1.792e12, 64e9,
@@ -302,8 +300,14 @@ def _installed(extra):
 
 
 def cuda_config(device: Device) -> str:
-  """XLA's GpuTargetConfigProto of a GPU, as text."""
+  """XLA's GpuTargetConfigProto of a GPU, as text.
+
+  Raises:
+    ValueError: it is none.
+  """
   cuda = device.cuda
+  if cuda is None:
+    raise ValueError(f'{device.kind} is no GPU')
   major, minor = cuda.capability.rstrip('a').split('.')
   special = cuda.capability.endswith('a')
   fields = {

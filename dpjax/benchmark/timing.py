@@ -89,7 +89,7 @@ def uncached() -> Iterator[None]:
   """Within it nothing compiled is read from the persistent cache, or kept."""
   from jax.experimental.compilation_cache import compilation_cache
 
-  before = jax.config.jax_enable_compilation_cache
+  before = jax.config.values['jax_enable_compilation_cache']
   try:
     jax.config.update('jax_enable_compilation_cache', False)
     compilation_cache.reset_cache()  # Else JAX remembers that it has one.
@@ -246,7 +246,7 @@ def _addition(size):
 class Others:
   """The CPU cores that other processes have kept busy since this was made."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._began = time.perf_counter(), _seconds_of_others()
 
   def cores(self) -> float | None:

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
+from ml_collections import ConfigDict
 
 from dpjax.errors import UserError
 from dpjax.models import resnet
@@ -61,7 +62,7 @@ def variants() -> tuple[tuple[str, ...], dict[str, str]]:
   return ('eager', 'compile'), {graphs: 'torch sees no CUDA device'}
 
 
-def check(config: Any) -> None:
+def check(config: ConfigDict) -> None:
   """Refuses what the peer cannot do, before anything is made.
 
   Args:
@@ -143,7 +144,9 @@ class Step:
     network: the modules; their names follow torchvision's.
   """
 
-  def __init__(self, run, state, total, variant):
+  def __init__(
+    self, run: Run, state: steps.TrainState, total: int, variant: str
+  ):
     torch = _torch()
     self._model = run.objective
     self._bfloat16 = run.config.model.dtype == 'bfloat16'
@@ -168,10 +171,10 @@ class Step:
     self._clip = settings.clip
     self._steps = 0
     self._losses = self._compiled(lambda batch: _losses(self, batch))
-    self._captured = None  # the update as a CUDA graph
-    self._folded = None  # the backbone for inference ...
+    self._captured: _Graph | None = None  # the update as a CUDA graph
+    self._folded: Any = None  # the backbone for inference ...
     self._fresh = False  # ... with today's weights
-    self._infer = None
+    self._infer: Any = None
 
   def _compiled(self, function):
     if not self._compile:
@@ -296,7 +299,7 @@ class _Graph:
       self._outputs = function(batch)
     _put_back(changed, before)
 
-  def __call__(self, batch):
+  def __call__(self, batch: Tensors) -> Any:
     if batch is not self._batch:
       for name, tensor in self._batch.items():
         tensor.copy_(batch[name])
@@ -606,7 +609,8 @@ def _mgacr(
 def _optimizer(network, settings, rate):
   """optim.make in one fused kernel a group; `rate` is its learning rate."""
   torch = _torch()
-  decayed, plain = [], []
+  decayed: list[Any] = []  # torch.nn.Parameter
+  plain: list[Any] = []
   for parameter in network.parameters():
     decay = settings.decay_norm_and_bias or parameter.ndim > 1
     (decayed if decay else plain).append(parameter)
