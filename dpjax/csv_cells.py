@@ -13,14 +13,14 @@ Source: OWASP, CSV Injection.
 import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TextIO
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _GUARDED = re.compile(r"'+[=+\-@\t\r]")
 _NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf', re.I)
 
 
-def harmless(cell: Any) -> Any:
+def harmless(cell: object) -> object:
   """A cell as it is written: a text that would be run gets an apostrophe."""
   if not isinstance(cell, str) or _NUMBER.fullmatch(cell):
     return cell
@@ -33,7 +33,7 @@ def original(cell: str) -> str:
 
 
 def write(
-  stream: Any, rows: Iterable[Sequence[Any]], lineterminator: str = '\n'
+  stream: TextIO, rows: Iterable[Sequence[object]], lineterminator: str = '\n'
 ) -> None:
   """Writes rows of harmless cells to a text stream (opened with newline='')."""
   plain = csv.writer(stream, lineterminator=lineterminator)

@@ -5,8 +5,6 @@ training ends before its time is no error of anyone's: `Stopped`, `NonFinite`.
 Any other exception keeps its traceback and ends with status 1.
 """
 
-from typing import Any
-
 _LONGEST = 500  # signs of a line that is told
 
 
@@ -34,7 +32,7 @@ def printable(text: str) -> str:
   return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def one_line(text: Any) -> str:
+def one_line(text: object) -> str:
   """A text as a line that can be read: printable, of 500 signs at the most.
 
   Of a longer one the middle is left out: what is wrong stands at its beginning,

@@ -33,7 +33,7 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable
-from typing import Any
+from types import TracebackType
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -224,7 +224,9 @@ def _users_line(error):
   return processes.too_little_memory(error)
 
 
-def report_bug(kind: type, error: BaseException, trace: Any) -> None:
+def report_bug(
+  kind: type, error: BaseException, trace: TracebackType | None
+) -> None:
   """A sys.excepthook: the traceback, and for a bug of ours whom to tell."""
   sys.__excepthook__(kind, error, trace)
   mended = isinstance(error, flags.Error) or _users_line(error) is not None

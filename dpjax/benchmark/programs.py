@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dpjax.benchmark import timing
+from dpjax.data import store
 from dpjax.data.feed import pipeline
 from dpjax.distributed import parallel, processes
 from dpjax.errors import UserError
@@ -42,7 +43,7 @@ class Bench:
   def __init__(
     self,
     config: ConfigDict,
-    data: Any,
+    data: store.Store,
     topology: parallel.Topology | None = None,
   ):
     self.config = config
@@ -159,7 +160,7 @@ def attempt(
 
 
 def training_program(
-  run: Run, state: Any, images: Any, count: int = 1
+  run: Run, state: steps.TrainState, images: jax.Array | None, count: int = 1
 ) -> tuple[Any, Any, dict[str, Any]]:
   """The compiled step, its batch on the devices, and what is known of it.
 
@@ -179,7 +180,10 @@ def training_program(
 
 
 def train_call(
-  program: Any, state: Any, batch: Any, images: Any
+  program: jax.stages.Compiled,
+  state: steps.TrainState,
+  batch: Any,
+  images: jax.Array | None,
 ) -> Callable[[int], None]:
   """f(n) that makes n dispatches, the state going from one to the next."""
 
@@ -193,7 +197,7 @@ def train_call(
 
 
 def evaluation_batches(
-  run: Run, images: Any, count: int
+  run: Run, images: jax.Array | None, count: int
 ) -> list[dict[str, Any]]:
   """The first batches of the training split, plain, on the host."""
   split = run.data.split('train')
@@ -204,14 +208,17 @@ def evaluation_batches(
 
 
 def evaluation_program(
-  run: Run, state: Any, batch: Any, images: Any
+  run: Run, state: steps.TrainState, batch: Any, images: jax.Array | None
 ) -> tuple[Any, dict[str, Any]]:
   """The compiled steps.eval_step, and what is known of it."""
   return timing.compile_ahead(compile_evaluation(run), state, batch, images)
 
 
 def infer_call(
-  program: Any, state: Any, placed: list[Any], images: Any
+  program: jax.stages.Compiled,
+  state: steps.TrainState,
+  placed: list[Any],
+  images: jax.Array | None,
 ) -> Callable[[int], None]:
   """f(n) that evaluates n batches, going round those that are there."""
 

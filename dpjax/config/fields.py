@@ -100,7 +100,7 @@ class Field:
     return value
 
 
-def refuse(name: str, value: Any, wanted: str) -> None:
+def refuse(name: str, value: object, wanted: str) -> None:
   """Raises the UserError for a field that must be something else."""
   raise UserError(f'config.{name} is {value!r}; it must be {wanted}')
 

@@ -41,7 +41,7 @@ class Topology:
     free_bytes: what JAX would have of the memory of each.
   """
 
-  devices: tuple[Any, ...]
+  devices: tuple[jax.Device, ...]
   free_bytes: int
 
   @property

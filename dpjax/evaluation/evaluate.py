@@ -136,7 +136,7 @@ def score_classifier(
   settings: ConfigDict,
   class_names: Sequence[str],
   images: Images,
-  predict: Callable[[Any], tuple[np.ndarray, dict[str, float]]],
+  predict: Callable[[store.Split], tuple[np.ndarray, dict[str, float]]],
 ) -> dict[str, Any]:
   """Scores any classifier; writes its predictions of the split and validation.
 

@@ -141,13 +141,11 @@ def compile_maps(run: Run, target: str, stage: str) -> jax.stages.Wrapped:
   Raises:
     ValueError: the run is of stage I.
   """
-  if not isinstance(run.objective, objectives.Retraining):
-    raise ValueError(f'{run.stage} has no classifier to explain')
   return programs.compile_step(
     run,
     functools.partial(
       explain_step,
-      objective=run.objective,
+      objective=run.classifier,
       target=target,
       cam_stage=stage,
     ),
@@ -176,7 +174,7 @@ def localise(
   shown: Rows,
   maps: dict[str, np.ndarray],
   validation: tuple[Rows, dict[str, np.ndarray]] | None,
-  training: Any,
+  training: store.Split,
   *,
   size: int,
   resamples: int,

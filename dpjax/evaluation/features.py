@@ -3,7 +3,7 @@
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,10 +14,13 @@ from dpjax.evaluation import explain, files
 from dpjax.metrics import unlike
 from dpjax.training import inference, programs
 
+if TYPE_CHECKING:
+  from dpjax.evaluation.evaluate import RestoredRun
+
 KEPT = 1024  # images of training, and of validation, at most
 
 
-def write(restored: Any, workdir: pathlib.Path) -> None:
+def write(restored: 'RestoredRun', workdir: pathlib.Path) -> None:
   """Writes features.npz of a restored run (evaluate.RestoredRun).
 
   Seeded images stand for a set that is larger than KEPT. Without a validation
@@ -28,9 +31,9 @@ def write(restored: Any, workdir: pathlib.Path) -> None:
   step = programs.compile_embedding(run)
   infer = functools.partial(inference.collect, run, step, restored.state)
   known = _features(run.data.split('train'), rng, infer, settings.batch_size)
-  validation = run.data.splits.get('validation', ())
+  validation = run.data.splits.get('validation')
   seen = None
-  if len(validation):
+  if validation is not None:
     seen = _features(validation, rng, infer, settings.batch_size)
   unlike.write(
     workdir / files.FEATURES,

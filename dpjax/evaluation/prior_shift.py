@@ -2,13 +2,16 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from dpjax.data import vocabulary
 from dpjax.metrics import prevalence, resampling, scores
+
+if TYPE_CHECKING:
+  from dpjax.evaluation.evaluate import Images
 
 # Those that a shift is judged by, of those of score_table.SUMMARY.
 SHOWN = ('accuracy', 'balanced_accuracy', 'balanced_accuracy_0_2', 'macro_f1',
@@ -36,7 +39,7 @@ def warn_of_balanced(config: ConfigDict) -> None:
 
 
 def scored(
-  settings: ConfigDict, images: Any, class_names: Sequence[str],
+  settings: ConfigDict, images: 'Images', class_names: Sequence[str],
   probabilities: np.ndarray, validation: np.ndarray | None,
 ) -> dict[str, Any] | None:  # fmt: skip
   """What evaluate.prevalence asks for; None for 'none'.

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from dpjax.models import platforms
 
@@ -39,7 +40,7 @@ class BatchNorm(nn.Module):
   use_running_average: bool
   momentum: float = 0.9
   epsilon: float = 1e-5
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   axis_name: str | None = None
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -103,7 +104,7 @@ def normalize(
   scale: jax.Array,
   bias: jax.Array,
   epsilon: float,
-  dtype: Any,
+  dtype: DTypeLike,
   axis_name: str | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Normalises by the statistics of the batch.
@@ -154,7 +155,11 @@ def statistics(
 
 
 def affine(
-  x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array, dtype: Any
+  x: jax.Array,
+  mean: jax.Array,
+  factor: jax.Array,
+  bias: jax.Array,
+  dtype: DTypeLike,
 ) -> jax.Array:
   """(x - mean) factor + bias, of (..., C) and (C,), in float32, as `dtype`."""
   return (deviation(x, mean) * _beside(x, factor) + _beside(x, bias)).astype(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
+from jax.typing import DTypeLike
 
 from dpjax.errors import UserError
 from dpjax.models.batch_norm import BatchNorm, jointly
@@ -39,7 +40,7 @@ kaiming = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 def batch_norm(
-  train: bool, dtype: Any, axis_name: str | None
+  train: bool, dtype: DTypeLike, axis_name: str | None
 ) -> Callable[..., BatchNorm]:
   """torch's BatchNorm, to be named; the arguments are those of `ResNet`."""
   # The momentum is the share that stays: torch's 0.1 is 0.9 here.
@@ -77,7 +78,7 @@ class SpaceToDepthStem(nn.Module):
   """
 
   features: int
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -176,7 +177,7 @@ class ResNet(nn.Module):
   stage_sizes: Sequence[int] = (2, 2, 2, 2)
   num_classes: int = 5
   width: int = 64
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   block: str | type[nn.Module] = 'basic'
   axis_name: str | None = None
   stem: str = 'conv'

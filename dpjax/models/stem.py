@@ -9,11 +9,11 @@ read once and written once.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from dpjax.models import batch_norm, max_pool, platforms
 
@@ -24,7 +24,7 @@ def norm_relu_pool(
   scale: jax.Array,
   bias: jax.Array,
   epsilon: float,
-  dtype: Any,
+  dtype: DTypeLike,
   axis_name: str | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """max_pool(relu(normalize(x))): arguments and results as of `normalize`.

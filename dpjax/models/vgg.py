@@ -10,12 +10,12 @@ data. Instead of it, regularise by weight decay.
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from dpjax.models import resnet
 
@@ -46,7 +46,7 @@ class VGG16(nn.Module):
 
   num_classes: int = 5
   width: int = 64
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   axis_name: str | None = None
   batch_norm: bool = True
 

@@ -44,12 +44,12 @@ class Fact(NamedTuple):
   note: str = ''
 
 
-def escape(value: Any) -> Html:
+def escape(value: object) -> Html:
   """`value` as HTML."""
   return value if isinstance(value, Html) else Html(html.escape(str(value)))
 
 
-def join(parts: Iterable[Any], between: str = '') -> Html:
+def join(parts: Iterable[object], between: str = '') -> Html:
   """The parts, escaped where they are not HTML."""
   return Html(between.join(map(escape, parts)))
 
@@ -106,8 +106,8 @@ class Section:
 
   def table(
     self,
-    header: Sequence[Any],
-    rows: Iterable[Sequence[Any]],
+    header: Sequence[object],
+    rows: Iterable[Sequence[object]],
     caption: str,
     kind: str = 'numbers',
   ) -> None:

@@ -128,7 +128,7 @@ def restore(
   workdir: str | pathlib.Path,
   *,
   checkpoint: str | None = None,
-  config: ConfigDict = None,
+  config: ConfigDict | None = None,
 ) -> Network:
   """Restores a run of stage II to answer.
 

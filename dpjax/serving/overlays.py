@@ -8,7 +8,7 @@ import contextlib
 import heapq
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tqdm
@@ -19,6 +19,9 @@ from dpjax.report import overlay, words
 from dpjax.serving import decode, table
 from dpjax.serving.inputs import OVERLAYS, Input
 from dpjax.serving.model import Model
+
+if TYPE_CHECKING:
+  from dpjax.serving.predict import Settings
 
 ALL = -1
 _BATCH = 16
@@ -34,7 +37,7 @@ def draw(
   model: Model,
   output: pathlib.Path,
   found: Sequence[Input],
-  settings: Any,
+  settings: 'Settings',
 ) -> dict[str, str]:
   """Draws what is asked for and not there; returns {name: file from output}.
 

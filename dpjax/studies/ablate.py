@@ -31,7 +31,7 @@ _MARKERS = 'os^Dv<>'
 def run_ablation(
   config: ConfigDict,
   workdir: str | pathlib.Path,
-  resolve: Callable[[Any], Any],
+  resolve: Callable[[ConfigDict], ConfigDict],
   *,
   jobs: jobs_lib.Jobs | None = None,
   only: str | None = None,

@@ -170,7 +170,7 @@ class Features:
 class Inputs:
   """What the methods see of each split: computed once, and how long it took."""
 
-  def __init__(self, make: Callable[[Any], np.ndarray]):
+  def __init__(self, make: Callable[[store.Rows], np.ndarray]):
     """Args: make: split -> (N, D) float32."""
     self._make = make
     self._made: dict[int, tuple[Any, np.ndarray, float]] = {}

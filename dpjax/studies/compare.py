@@ -54,7 +54,7 @@ _KINDS = {
 def run_comparison(
   config: ConfigDict,
   workdir: str | pathlib.Path,
-  resolve: Callable[[Any], Any],
+  resolve: Callable[[ConfigDict], ConfigDict],
   *,
   jobs: jobs_lib.Jobs | None = None,
   only: str | None = None,

@@ -114,7 +114,7 @@ def without(words: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def run_all(
-  tasks: Sequence[tuple[runs.Task, Any]],
+  tasks: Sequence[tuple[runs.Task, Callable[[runs.Task], None] | None]],
   save: Callable[[], Any],
   jobs: Jobs | None,
 ) -> Any:
@@ -300,7 +300,10 @@ def _ended_with_us(running: dict[int, _Running]) -> Iterator[None]:
         process.wait()
 
 
-def run_only(tasks: Sequence[tuple[runs.Task, Any]], only: str) -> str:
+def run_only(
+  tasks: Sequence[tuple[runs.Task, Callable[[runs.Task], None] | None]],
+  only: str,
+) -> str:
   """Does one run of a study, or a stage I of it, and makes no table.
 
   Args:

@@ -167,7 +167,7 @@ def _wrong_type(name, text, kind):
 
 def resolved(
   config: ConfigDict, name: str, overrides: Sequence[str], seed: int,
-  resolve: Callable[[Any], Any],
+  resolve: Callable[[ConfigDict], ConfigDict],
 ) -> Any:  # fmt: skip
   """The checked config of one run of a study.
 

@@ -121,7 +121,9 @@ def _spec(run, *, augmented, masks, images):
   )
 
 
-def resident_images(run: Run, records: pipeline.Records) -> jax.Array | None:
+def resident_images(
+  run: Run, records: store.Rows | pipeline.Records
+) -> jax.Array | None:
   """The stored squares (N, S, S) on every device, or None if not resident.
 
   Args:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from dpjax import losses
@@ -314,7 +315,9 @@ def unweighted_loss(
   return classification_loss(settings, counts)
 
 
-def make_optimizer(run: Run, total: int) -> tuple[Any, Any]:
+def make_optimizer(
+  run: Run, total: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """The run's optimizer and schedule over `total` steps (optim.make)."""
   frozen = None
   if isinstance(run.objective, objectives.Retraining) and run.objective.frozen:
@@ -328,7 +331,7 @@ def make_optimizer(run: Run, total: int) -> tuple[Any, Any]:
 
 def initial_state(
   run: Run,
-  optimizer: Any,
+  optimizer: optax.GradientTransformation,
   backbone: Any = None,
   source: str = '',
   attention: Any = None,

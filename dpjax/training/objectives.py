@@ -91,7 +91,7 @@ class Pretraining:
     temperature: of the loss.
   """
 
-  backbone: Any
+  backbone: Any  # nn.Module: of what its apply returns Flax says too little
   projector: Any
   pixels: Pixels
   temperature: float

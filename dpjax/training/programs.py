@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 
 from dpjax import signals
 from dpjax.training import steps
@@ -37,7 +38,11 @@ def compile_step(
 
 
 def compile_training(
-  run: Run, optimizer: Any, schedule: Any, count: int = 1, donate: bool = True
+  run: Run,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  count: int = 1,
+  donate: bool = True,
 ) -> jax.stages.Wrapped:
   """`compile_step` of the run's update, `count` of them a dispatch."""
   step = functools.partial(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import ml_collections
 
@@ -12,7 +11,9 @@ from dpjax.distributed import parallel
 from dpjax.training import objectives
 
 
-def stage_settings(config: ml_collections.ConfigDict, stage: str) -> Any:
+def stage_settings(
+  config: ml_collections.ConfigDict, stage: str
+) -> ml_collections.ConfigDict:
   """A stage's section of a config; fine-tuning has the batches of stage II.
 
   Args:
@@ -51,9 +52,20 @@ class Run:
   devices: parallel.Devices
 
   @functools.cached_property
-  def settings(self) -> Any:
+  def settings(self) -> ml_collections.ConfigDict:
     """The stage's own section of the config (stage_settings)."""
     return stage_settings(self.config, self.stage)
+
+  @property
+  def classifier(self) -> objectives.Retraining:
+    """The objective of a stage that classifies.
+
+    Raises:
+      ValueError: the run is of stage I.
+    """
+    if not isinstance(self.objective, objectives.Retraining):
+      raise ValueError(f'{self.stage} has no classifier')
+    return self.objective
 
   @functools.cached_property
   def steps_per_epoch(self) -> float:

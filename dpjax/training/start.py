@@ -6,6 +6,9 @@ import pathlib
 import sys
 from typing import Any
 
+import grain
+import optax
+
 from dpjax import leakage
 from dpjax.distributed import processes
 from dpjax.errors import UserError, one_line
@@ -39,7 +42,7 @@ class Start:
 
 def find_start(
   run: Run, workdir: pathlib.Path, saved: checkpoint.Checkpoints,
-  optimizer: Any, stream: Any,
+  optimizer: optax.GradientTransformation, stream: grain.DatasetIterator,
 ) -> Start:  # fmt: skip
   """The state to go on from; sets the stream to the batch after it.
 

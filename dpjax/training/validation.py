@@ -1,12 +1,15 @@
 """Validation: when, and how a state scores on the held-out split."""
 
 import math
+from collections.abc import Callable
 from typing import Any
+
+import jax
 
 from dpjax.data import vocabulary
 from dpjax.metrics import predictions
 from dpjax.metrics import scores as scores_lib
-from dpjax.training import inference
+from dpjax.training import inference, steps
 from dpjax.training.run import Run
 
 
@@ -30,7 +33,10 @@ def validation_steps(
 
 
 def validate(
-  run: Run, eval_step: Any, state: Any, images: Any = None
+  run: Run,
+  eval_step: Callable[[Any, Any, Any], Any] | None,
+  state: steps.TrainState,
+  images: jax.Array | None = None,
 ) -> dict[str, float | None]:
   """Scores the whole validation split; {} where the set has none.
 
@@ -40,11 +46,11 @@ def validate(
 
   Args:
     run: of the step.
-    eval_step: compiled, as by programs.compile_evaluation.
+    eval_step: compiled, as by programs.compile_evaluation; None without a set.
     state: a steps.TrainState.
     images: of the split, if they are on the devices (batches.resident_images).
   """
-  if 'validation' not in run.data.splits:
+  if eval_step is None or 'validation' not in run.data.splits:
     return {}
   split = run.data.split('validation')
   outputs = inference.collect(
