@@ -270,7 +270,7 @@ def mean(
   Source: Lakshminarayanan et al. (2017), arXiv 1612.01474, section 2.4.
   """
   ids = [str(image) for image in ids]
-  total, count = 0, None
+  total, count = np.zeros(()), None
   for place, found in members.items():
     at = {image: i for i, image in enumerate(found.ids)}
     count = count or found.probabilities.shape[1]

@@ -56,7 +56,9 @@ class _Unit:
   @property
   def folder(self) -> pathlib.Path:
     """Where it is kept."""
-    return self.task.pretraining if self.shared else self.task.folder
+    if self.shared and self.task.pretraining is not None:
+      return self.task.pretraining
+    return self.task.folder
 
   @property
   def name(self):

@@ -297,7 +297,8 @@ def _compile(compiled, run, optimizer, schedule, sizes, state, host, batch):
   def validate(state):
     state = packed.as_modules_know(state)
     scores = validation.validate(run, eval_step, state, held_out)
-    if math.isfinite(scores.get('loss', 0.0)):  # Else the loop stops.
+    loss = scores.get('loss')
+    if loss is None or math.isfinite(loss):  # Else the loop stops.
       scores |= probed(state)
     return scores
 

@@ -34,7 +34,7 @@ def validation_steps(
 
 def validate(
   run: Run,
-  eval_step: Callable[[Any, Any, Any], Any] | None,
+  eval_step: Callable[[Any, Any, Any], Any],
   state: steps.TrainState,
   images: jax.Array | None = None,
 ) -> dict[str, float | None]:
@@ -46,11 +46,11 @@ def validate(
 
   Args:
     run: of the step.
-    eval_step: compiled, as by programs.compile_evaluation; None without a set.
+    eval_step: compiled, as by programs.compile_evaluation.
     state: a steps.TrainState.
     images: of the split, if they are on the devices (batches.resident_images).
   """
-  if eval_step is None or 'validation' not in run.data.splits:
+  if 'validation' not in run.data.splits:
     return {}
   split = run.data.split('validation')
   outputs = inference.collect(
