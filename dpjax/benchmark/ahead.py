@@ -4,7 +4,6 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -219,7 +218,7 @@ def run_ahead(
   return page
 
 
-def _compile_parts(bench, target, parts, found, keep, fit) -> Iterator[None]:
+def _compile_parts(bench, target, parts, found, keep, fit):
   """Puts the programs into `found`; yields after each, so that it is kept."""
   cases = {part: _cases(bench, part) for part in parts}
   number, of = 0, sum(len(some) for some in cases.values())
@@ -291,7 +290,7 @@ def _program(bench, target, part, size, count, keep):
   }
 
 
-def _patiently(bench, part, size, count) -> Compiled | str:
+def _patiently(bench, part, size, count):
   """The program, or the compiler's reason; says every minute that it works.
 
   Raises:

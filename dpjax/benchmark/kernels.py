@@ -10,7 +10,7 @@ an operand, would be charged to each batch.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def read(text: str) -> list[Kernel]:
     raise hlo.UnknownForm(f'nothing there is {error}') from error
 
 
-def _run(module, name, times) -> Iterator[Kernel]:
+def _run(module, name, times):
   """The kernels of a computation that is run so often."""
   computation = module.computations[name]
   for one in computation.instructions:
@@ -340,7 +340,7 @@ def _valid_pairs(size, taps, outputs, window):
   return int((inside & (place % spread == 0)).sum())
 
 
-def _window(text) -> Sequence[dict[str, Any]]:
+def _window(text: str) -> Sequence[dict[str, Any]]:
   """'size=3x3 pad=1_1x1_1' -> [{'size': 3, 'pad': 1}, ...]; of pads the low."""
   axes: list[dict[str, Any]] = []
   for word in text.split():

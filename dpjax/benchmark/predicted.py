@@ -126,7 +126,7 @@ def _number(found, chosen):
   return sum(k.times for k in found if chosen(k))
 
 
-def _seconds(kernel: Kernel, device, peak, mesh):
+def _seconds(kernel, device, peak, mesh):
   """One run of a kernel, without its launch."""
   if kernel.collective:
     return collective_seconds(kernel.kind, kernel.sent, device, *mesh)

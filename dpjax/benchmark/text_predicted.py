@@ -53,7 +53,7 @@ def _about(found):
   ]
 
 
-def _tables(part, found) -> Iterator[Table]:
+def _tables(part: str, found: dict[str, Any]) -> Iterator[Table]:
   own = found[part]
   yield _programs(part, own, found['target'])
   shown = [one for one in own['programs'] if 'error' not in one]

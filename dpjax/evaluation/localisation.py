@@ -334,7 +334,7 @@ def read_scores(
 
 
 def _pairs(
-  maps, boxes, num_boxes, size
+  maps: np.ndarray, boxes: np.ndarray, num_boxes: np.ndarray, size: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
   """Yields (i, map at size, lesion): (size, size) float32 and bool."""
   maps, boxes, num_boxes = map(np.asarray, (maps, boxes, num_boxes))
@@ -396,7 +396,11 @@ def _average_precision(grid, lesion):
 
 
 def _resampled_means(
-  scores: Mapping[str, np.ndarray], resamples, seed, level, patients
+  scores: Mapping[str, np.ndarray],
+  resamples: int,
+  seed: int,
+  level: float,
+  patients: np.ndarray | None,
 ) -> dict[str, np.ndarray | None]:
   """{score: (R,) means of resamples, or None}: the same ones of each score."""
   resampling.check_resamples(resamples)

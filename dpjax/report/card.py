@@ -8,7 +8,7 @@ Source: Mitchell et al. (2019), "Model Cards for Model Reporting".
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -414,7 +414,7 @@ def _weaknesses(subject):
   return [f'- {line}' for line in dict.fromkeys(lines)]
 
 
-def _weaknesses_of(run) -> Iterable[str]:
+def _weaknesses_of(run):
   result, name = run.evaluation, run.name
   if not result:
     yield (

@@ -12,7 +12,7 @@ What the predict command does, it does by this.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -217,7 +217,7 @@ class Model:
       np.concatenate([one['pooled'] for one in found], axis=1),
     )  # fmt: skip
 
-  def _decoded(self, images, workers) -> Iterator[tuple[str, decode.Decoded]]:
+  def _decoded(self, images, workers):
     """Each image, and what an error calls it."""
     if isinstance(images, str | os.PathLike | np.ndarray):
       images = [images]

@@ -114,7 +114,9 @@ class _Graph:
     )
     return name
 
-  def add(self, operator: str, *inputs: str, name: str = '', **attributes: Any):
+  def add(
+    self, operator: str, *inputs: str, name: str = '', **attributes: Any
+  ) -> str:
     """Appends a node; returns the name of its output."""
     import onnx
 
@@ -192,7 +194,9 @@ class _Layers:
       x = self.add(operator, x, self._put(name, np.float32(value)))
     return self.add('Unsqueeze', x, self._put('axis', np.array([1], np.int64)))
 
-  def add(self, operator: str, *inputs: str, name: str = '', **attributes: Any):
+  def add(
+    self, operator: str, *inputs: str, name: str = '', **attributes: Any
+  ) -> str:
     """A node of this run."""
     name = '/'.join(filter(None, (self._prefix, name or operator.lower())))
     return self._graph.add(operator, *inputs, name=name, **attributes)
@@ -271,7 +275,9 @@ class _Layers:
     name = 'shape_' + '_'.join(map(str, shape))
     return self.add('Reshape', x, self._put(name, np.array(shape, np.int64)))
 
-  def matmul(self, name: str, left: np.ndarray, x: str, right: np.ndarray):
+  def matmul(
+    self, name: str, left: np.ndarray, x: str, right: np.ndarray
+  ) -> str:
     """left x right, over the last two axes."""
     x = self.add('MatMul', self._put(f'{name}/left', left), x)
     return self.add('MatMul', x, self._put(f'{name}/right', right))

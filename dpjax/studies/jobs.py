@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import tqdm
@@ -265,7 +265,7 @@ def _say(text):
 
 
 @contextlib.contextmanager
-def _on_cores(cores) -> Iterator[None]:
+def _on_cores(cores: Collection[int] | None) -> Iterator[None]:
   """What is started within it runs on these cores."""
   if cores is None:
     yield

@@ -198,7 +198,7 @@ def patients(
   return found
 
 
-def _search(field, pattern) -> Callable[[str], str | None]:
+def _search(field: str, pattern: str) -> Callable[[str], str | None]:
   """What a field's regular expression finds in a text, if anything."""
   try:
     expression = re.compile(pattern)
