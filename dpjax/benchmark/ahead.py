@@ -27,7 +27,10 @@ from dpjax.training.programs import compile_evaluation, compile_training
 
 _PARTS = ('pretrain', 'retrain', 'inference')
 # Without a device nothing can be tried out.
-_OPTIONS = {'gpu': {'xla_gpu_autotune_level': 0}, 'tpu': {}}
+_OPTIONS: dict[str, dict[str, Any]] = {
+  'gpu': {'xla_gpu_autotune_level': 0},
+  'tpu': {},
+}
 _PATIENCE = 60  # seconds after which it is said that the compiler is at work
 _FITTED = (64, 256)  # rows of a device, where fewer than two sizes are compiled
 _ROUNDED = 16  # rows of a device
