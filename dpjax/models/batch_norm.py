@@ -162,14 +162,14 @@ def affine(
   dtype: DTypeLike,
 ) -> jax.Array:
   """(x - mean) factor + bias, of (..., C) and (C,), in float32, as `dtype`."""
-  return (deviation(x, mean) * _beside(x, factor) + _beside(x, bias)).astype(
+  return (deviation(x, mean) * beside(x, factor) + beside(x, bias)).astype(
     dtype
   )
 
 
 def deviation(x: jax.Array, mean: jax.Array) -> jax.Array:
   """x - mean, of (..., C) and (C,), in float32."""
-  return x.astype(jnp.float32) - _beside(x, mean)
+  return x.astype(jnp.float32) - beside(x, mean)
 
 
 def input_gradient(
@@ -190,12 +190,12 @@ def input_gradient(
   of_dy, of_product = (total / count for total in own)
   if axis_name is not None:
     of_dy, of_product = _over_devices(of_dy, of_product, axis_name)
-  slope = _beside(x, of_product * inverse * inverse)
-  dx = dy - _beside(x, of_dy) - deviation(x, mean) * slope
-  return (dx * _beside(x, scale * inverse)).astype(x.dtype)
+  slope = beside(x, of_product * inverse * inverse)
+  dx = dy - beside(x, of_dy) - deviation(x, mean) * slope
+  return (dx * beside(x, scale * inverse)).astype(x.dtype)
 
 
-def _beside(x, values):
+def beside(x: jax.Array, values: jax.Array) -> jax.Array:
   """Values (C,) as an array that broadcasts to x (..., C)."""
   return values.reshape((1,) * (x.ndim - 1) + (-1,))
 

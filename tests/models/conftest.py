@@ -5,9 +5,12 @@ import pytest
 from dpjax.models import platforms
 
 
-@pytest.fixture(params=['as here', 'as on a GPU'])
+@pytest.fixture(params=['as here', 'as on a GPU', 'as on a TPU'])
 def form(request, monkeypatch):
-  if request.param == 'as on a GPU':
-    monkeypatch.setattr(
-      platforms, 'choose', lambda *args, gpu, other: gpu(*args)
-    )
+  def choose(*args, gpu, other, tpu=None):
+    if request.param == 'as on a GPU':
+      return gpu(*args)
+    return (tpu or other)(*args)
+
+  if request.param != 'as here':
+    monkeypatch.setattr(platforms, 'choose', choose)
