@@ -9,4 +9,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 make_env test --quiet
+# All of them: each file to one of so many workers, in the order of the files.
+if [[ $# == 0 ]]; then
+  set -- -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+fi
 exec "$VENV/bin/python" -m pytest "$@"

@@ -500,3 +500,17 @@ def test_jobset_keeps_data_and_workdir_on_storage_of_all_pods(jobset):
   workdir = read(expanded(jobset, 0))['workdir']
   for folder in ('data', workdir.partition('/')[0]):
     assert 'persistentVolumeClaim' in volumes[mounts[f'{home}/{folder}']]
+
+
+# The tests.
+
+
+def test_all_tests_go_to_several_workers_and_a_part_as_it_is_asked_for(machine):
+  machine.installed('test')
+  part = ['tests/losses_test.py', '-k', 'a b']
+  for asked in ([], part):
+    done = machine.run('bash', 'launch/test.sh', *asked)
+    assert done.returncode == 0, done.stderr
+  whole, same = (c for c in calls(machine.python) if c[:2] == ['-m', 'pytest'])
+  assert same[2:] == part
+  assert '--dist=loadfile' in whole and '-n' in whole
