@@ -30,6 +30,8 @@ def test_the_three_streams_of_dpjax_have_rates(small, stage):
     assert measure(0.01) > 0
 
 
+# torchvision decodes as it did, and says that TorchCodec will.
+@pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')
 @pytest.mark.torch
 def test_a_table_has_the_loaders_beside_them(small, tmp_path, capsys):
   pytest.importorskip('torchvision')
