@@ -86,7 +86,7 @@ def _of_its_checkpoints(report_data, model):
         f'{run.name} was evaluated at step {step}, and this is step'
         f' {told["step"]}: nothing of that evaluation stands here.'
       )
-      run = dataclasses.replace(run, evaluation=None)
+      run = dataclasses.replace(run, evaluation={})
     runs.append(run)
   return dataclasses.replace(report_data, runs=runs), lines
 

@@ -38,7 +38,9 @@ def study(tmp_path, monkeypatch):
     run = runs.Run(task.config.seed, task.workdir)
     error = runs.failure(task.pretraining) or runs.failure(task.workdir)
     done = (task.workdir / 'done').exists()
-    return runs.Run(run.seed, run.workdir, {} if done else None, error)
+    return runs.Run(
+      run.seed, run.workdir, {'scores': {}} if done else {}, error
+    )
 
   monkeypatch.setattr(runs, 'look', look)
   config = fake_runs.make_config()
@@ -267,7 +269,7 @@ def test_one_run_is_done_alone(study, tmp_path, monkeypatch):
 
   def run(task, work):
     done.append(task.workdir)
-    return runs.Run(task.config.seed, task.workdir, {})
+    return runs.Run(task.config.seed, task.workdir, {'scores': {}})
 
   monkeypatch.setattr(runs, 'run', run)
   monkeypatch.setattr(runs, 'pretrain', lambda task: done.append('stage I'))

@@ -231,13 +231,13 @@ def test_a_bar_in_a_name_stays_in_its_cell():
   assert text.splitlines() == ['| a | b |', '| --- | --- |', r'| x\|y | 1 |']
 
 
-def test_the_runs_are_listed_with_their_scores_an_undefined_one_empty(
-  monkeypatch,
-):
-  monkeypatch.setattr(runs, 'seconds', lambda run: {'training': 12.34})
+def test_the_runs_are_listed_with_their_scores_an_undefined_one_empty():
+  first = make_run(0, accuracy=0.5, macro_f1=None)
+  seconds = {'pretraining': 2.0, 'training': 12.34}
+  timed = {**first.result, 'seconds': seconds, 'images_per_second': 50.0}
   of = {
     'a, b': [
-      make_run(0, accuracy=0.5, macro_f1=None),
+      dataclasses.replace(first, result=timed),
       runs.Run(1, 'x', error='diverged'),
     ]
   }
