@@ -77,12 +77,13 @@ def every_table() -> dict[str, str]:
     if file.stem.endswith('-images'):
       continue
     study = Study(file.stem)
-    found[study.name] = _means(study, RECIPES, _OF_RECIPES)
+    # Their runs were trained beside other work, so times say nothing.
+    found[study.name] = _means(study, RECIPES, _OF_RECIPES, timed=False)
     found[f'{study.name}-differences'] = _asked(study)
   return found
 
 
-def _means(study, titles, shown=_SHOWN):
+def _means(study, titles, shown=_SHOWN, timed=True):
   """The runs of a study over their seeds, and what always 0 would score."""
   own = [run for run in titles if run in study.runs]
   columns = study.known(shown, own)
@@ -91,7 +92,7 @@ def _means(study, titles, shown=_SHOWN):
       titles[run],
       str(len(study.runs[run])),
       *(study.mean(run, column) for column in (*columns, _IN_BOX)),
-      f'{study.seconds(run):.0f}',
+      *([f'{study.seconds(run):.0f}'] if timed else []),
     ]
     for run in own
   ]
@@ -99,11 +100,10 @@ def _means(study, titles, shown=_SHOWN):
   if share is not None:
     always = _always_0(share, 5 if 'balanced_accuracy_0_2' in columns else 2)
     cells = [tables.number(always[column]) for column in columns]
-    rows.append(['always 0', '', *cells, '', ''])
+    rows.append(['always 0', '', *cells, '', *([''] if timed else [])])
   heads = [score_table.SUMMARY[column].short for column in columns]
-  return tables.markdown(
-    ['technique', 'runs', *heads, 'in box', 'training, s'], rows
-  )
+  last = ['in box', *(['training, s'] if timed else [])]
+  return tables.markdown(['technique', 'runs', *heads, *last], rows)
 
 
 def _always_0(share, classes):
