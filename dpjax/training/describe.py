@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 
+from dpjax.training import packed
 from dpjax.training.run import Run
 from dpjax.training.start import Start
 
@@ -11,13 +12,15 @@ from dpjax.training.start import Start
 def start(run: Run, workdir: pathlib.Path, begin: Start) -> str:
   """Where it starts and ends, on what, and the size of its networks."""
   anew = run.settings.optim.begin
+  # Their shapes: unpacked, they would lie on the devices twice.
+  params = jax.eval_shape(packed.unpack, begin.state.params)
   return (
     f'{run.stage}: {workdir}, {begin.origin}, to step {run.total_steps}'
     f' ({run.settings.epochs:g} epochs of {len(run.records)} radiographs by'
     f' {run.settings.batch_size}), {_devices(run)}'
     + (f', the schedule drawn anew from step {anew}' if anew else '')
     + '\n'
-    f'{run.stage}: {_parameters(begin.state.params)}'
+    f'{run.stage}: {_parameters(params)}'
   )
 
 

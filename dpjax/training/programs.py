@@ -64,7 +64,7 @@ def compile_evaluation(run: Run) -> jax.stages.Wrapped:
 
 def compile_embedding(run: Run) -> Callable[[Any, Any, Any], Any]:
   """`compile_step` of what its backbone makes of plain images."""
-  step = functools.partial(steps.embed_step, objective=run.classifier)
+  step = functools.partial(steps.embed_step, objective=run.objective)
   return compile_step(run, step, gather=True)
 
 

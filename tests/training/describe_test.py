@@ -31,7 +31,7 @@ def test_the_start_has_the_parameters_of_each_part(run):
     ' 16), jit on 1 x '
   )
   assert parameters == (
-    'retrain: 0.05 M parameters (backbone 0.049 M, attention 0.001 M)'
+    'retrain: 0.05 M parameters (attention 0.001 M, backbone 0.049 M)'
   )
 
 
