@@ -50,9 +50,10 @@ def test_numbers_and_gradients_are_those_of_the_three(form, sides):
 
 def test_bfloat16_loses_no_more_than_its_own_rounding(form):
   # Levels that stay apart behind BatchNorm: of equal ones a TPU takes another.
-  levels = RNG.permuted(np.tile(np.linspace(-8, 7.75, 64), (12, 1)), axis=1)
+  rng = np.random.default_rng(0)
+  levels = rng.permuted(np.tile(np.linspace(-8, 7.75, 64), (12, 1)), axis=1)
   x = jnp.asarray(levels.T.reshape(8, 8, 4, 3).swapaxes(0, 2), jnp.bfloat16)
-  dy = jnp.asarray(RNG.normal(size=(4, 4, 4, 3)), jnp.bfloat16)
+  dy = jnp.asarray(rng.normal(size=(4, 4, 4, 3)), jnp.bfloat16)
   got = results(norm_relu_pool, x, dy, jnp.bfloat16)
   assert got[0].dtype == got[2][0].dtype == jnp.bfloat16
   # The gradient of a pixel is a sum of up to four in bfloat16.
