@@ -7,7 +7,7 @@ attention to lesions of each stage.
 import contextlib
 import heapq
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -95,7 +95,8 @@ def _chosen(file, count):
       return float(row['p_any_lesion'])
     return -max(table.probabilities(row).values())
 
-  rows = [*table.read(file)]
+  # One after the other: of a whole archive only `count` are kept.
+  rows: Iterable[dict[str, str]] = table.read(file)
   if count != ALL:
     rows = heapq.nlargest(count, rows, key=suspicion)
   return {row['file']: row for row in rows}
