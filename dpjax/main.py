@@ -469,8 +469,7 @@ def _predict(resolve, workdir):
     progress=config.train.progress,
   )
   for network in loaded.networks:
-    at = '' if network.step is None else f', step {network.step}'
-    print(f'predict: {network.workdir}{at}', flush=True)
+    print(f'predict: {model.called(network)}', flush=True)
   try:
     record = predict.predict(loaded, given, output, settings)
   except (Stopped, KeyboardInterrupt) as stopped:

@@ -247,41 +247,34 @@ class Model:
 
   def _choose(self):
     """Chooses on validation as evaluate does, of one run and of several."""
-    every = [network.validation for network in self.networks]
-    seen = [one for one in every if one is not None]
-    if len(every) == 1:
+    several = len(self.networks) > 1
+    if not several:
       self.temperature = self.networks[0].temperature
       self.threshold = self.networks[0].threshold
+    every = {str(n.workdir): n.validation for n in self.networks}
+    seen = {place: one for place, one in every.items() if one is not None}
     if len(seen) < len(every):
-      if len(every) > 1:
-        without = ', '.join(
-          str(network.workdir)
-          for network, one in zip(self.networks, every, strict=True)
-          if one is None
-        )
+      if several:
+        without = ', '.join(place for place in every if place not in seen)
         self.notes += (
           'the mean of the runs is not calibrated, and there is no threshold:'
           f' {without} has no validation split to choose them on',
         )
       return
-    ids, labels = seen[0].ids, seen[0].labels
-    members = {
-      str(network.workdir): one
-      for network, one in zip(self.networks, seen, strict=True)
-    }
+    first = next(iter(seen.values()))
     try:
-      mean = predictions.mean(members, ids, labels)
+      mean = predictions.mean(seen, first.ids, first.labels)
     except UserError as error:
       self.notes += (
         'the runs have other validation splits, so the mean is not calibrated,'
         f' and there is no threshold ({error})',
       )
       return
-    if len(seen) > 1:
-      self.temperature = calibration.fit_temperature(labels, mean)
+    if several:
+      self.temperature = calibration.fit_temperature(first.labels, mean)
     if self.any_lesion:
       self.threshold = calibration.choose_threshold(
-        labels, self._calibrated(mean)
+        first.labels, self._calibrated(mean)
       )
 
 
@@ -323,11 +316,16 @@ def _check_finite(network, found, names):
   """Refuses an answer that is none: argmax would call it the first class."""
   bad = ~np.isfinite(found['logits']).all(axis=1)
   if bad.any():
-    at = '' if network.step is None else f', step {network.step}'
     raise UserError(
-      f'{names[int(bad.argmax())]}: the answer of {network.workdir}{at} is not'
+      f'{names[int(bad.argmax())]}: the answer of {called(network)} is not'
       ' finite; has the run diverged?'
     )
+
+
+def called(network: network_lib.Network | exported.Exported) -> str:
+  """'WORKDIR, step N', for a line; of an export of several steps WORKDIR."""
+  at = '' if network.step is None else f', step {network.step}'
+  return f'{network.workdir}{at}'
 
 
 def _batches(images, size):
