@@ -22,9 +22,10 @@ EXPORT = 'model.json'
 ANSWERS = 'predict.json'
 
 _RUN = 'config.json'
+_STAGES = ('pretrain', 'retrain', 'finetune')  # folders of a recipe
 # What a folder holds in which there is such a file.
 _HOLDS = {
-  _RUN: 'a run',
+  **dict.fromkeys((_RUN, *(f'{s}/{_RUN}' for s in _STAGES)), 'a run'),
   EXPORT: 'an export',
   ANSWERS: 'what predict has written',
   EVALUATION: 'an evaluation',
@@ -52,14 +53,11 @@ def check_output(output: str | pathlib.Path, own: str) -> None:
     UserError: one line.
   """
   output = pathlib.Path(output)
-  holds = [_HOLDS[n] for n in _HOLDS if n != own and (output / n).exists()]
-  stages = ('pretrain', 'retrain', 'finetune')
-  if any((output / stage / _RUN).exists() for stage in stages):
-    holds.append('a run')
-  if holds:
-    raise UserError(
-      f'--output={output} holds {holds[0]}; name a folder of its own'
-    )
+  for name, what in _HOLDS.items():
+    if name != own and (output / name).exists():
+      raise UserError(
+        f'--output={output} holds {what}; name a folder of its own'
+      )
 
 
 _NUMBER = int | float
