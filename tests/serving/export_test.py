@@ -209,7 +209,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next(
     with pytest.raises(TypeError):
       export.export(model, out, ['torch'])
   assert [*out.iterdir()]
-  export.export(model, out, ['torch'])  # Of the same process id.
+  export.export(model, out, ['torch'])
   assert {file.name for file in out.iterdir()} == {
     'weights.safetensors', 'model.json', 'test_vectors.npz', 'MODEL_CARD.md',
   }  # fmt: skip

@@ -202,9 +202,10 @@ def test_a_run_that_answers_otherwise_now_is_not_gone_on_with(
 
 
 def test_an_export_in_another_ones_place_is_not_gone_on_with(
-  model, folder, tmp_path
+  opened, folder, tmp_path
 ):
-  export.export(model, tmp_path / 'model', ['stablehlo'])
+  (network,) = opened.networks
+  shutil.copytree(network.workdir, tmp_path / 'model')
   run(dpjax.load(tmp_path / 'model'), folder, tmp_path / 'out')
   record = json.loads((tmp_path / 'model' / 'model.json').read_text())
   record['runs'][0]['hashes']['weights'] = 'another'
