@@ -39,7 +39,6 @@ def evaluate_ensemble(
   Raises:
     UserError: one line: a run is not evaluated, or on another set or split, has
       other classes, or is named twice; `output` holds something else.
-
   """
   members = [files.workdir_of(workdir) for workdir in workdirs]
   output = pathlib.Path(output)

@@ -25,12 +25,11 @@ def warn_of_balanced(config: ConfigDict) -> None:
     config: of the run, with its stage.
   """
   loss = (config.finetune if config.stage == 'finetune' else config).loss
-  if config.evaluate.prevalence == 'none' or loss.classification in (
-    'ce', 'focal'
-  ):  # fmt: skip
+  asked = config.evaluate.prevalence != prevalence.NONE
+  if not asked or loss.classification in ('ce', 'focal'):
     return
   print(
-    f'warning: config.evaluate.prevalence: the run was trained under'
+    'warning: config.evaluate.prevalence: the run was trained under'
     f' {loss.classification}, which moves its answers already; shifted again'
     ' they go too far. It is for runs under ce',
     file=sys.stderr,

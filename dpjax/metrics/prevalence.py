@@ -46,17 +46,16 @@ def target(text: str, counts: ArrayLike) -> np.ndarray | None:
   """
   if text == NONE:
     return None
+  present = np.asarray(counts) > 0
   if text == BALANCED:
-    present = np.asarray(counts) > 0
     return present / present.sum()
-  counts = np.asarray(counts)
   shares = np.array(parse(text))
-  if len(shares) != len(counts):
+  if len(shares) != len(present):
     raise UserError(
       f'config.evaluate.prevalence has {len(shares)} shares; the run tells'
-      f' {len(counts)} classes apart'
+      f' {len(present)} classes apart'
     )
-  if not shares[counts > 0].any():
+  if not shares[present].any():
     raise UserError(
       'config.evaluate.prevalence gives nothing to the classes that the run was'
       ' trained on'

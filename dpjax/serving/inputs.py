@@ -35,8 +35,8 @@ def find(
 
   A folder is looked through at any depth, for images by their suffix or else
   their content; hidden files are none, nor are pictures that predict has drawn.
-  Of a table the column counts that names
-  files in its first row: absolute, or from the table's folder.
+  Of a table the column counts that names files in its first row: absolute, or
+  from the table's folder.
 
   Args:
     given: an image or DICOM file, a folder, or a csv.
