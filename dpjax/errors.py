@@ -32,6 +32,11 @@ def printable(text: str) -> str:
   return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def reason_of(error: UserError, name: str) -> str:
+  """What an error says, without the file's name that it begins with."""
+  return str(error).removeprefix(printable(f'{name}: '))
+
+
 def one_line(text: object) -> str:
   """A text as a line that can be read: printable, of 500 signs at the most.
 

@@ -20,6 +20,13 @@ def test_a_long_line_keeps_what_is_wrong_and_what_would_be_right(length):
   assert ('[...]' in line) == (length > 500)
 
 
+def test_a_reason_stands_without_the_name_however_that_is_printed():
+  for name in ('a.png', 'a\nb.png', 'a\udce9.png'):
+    fault = errors.SourceFault(errors.printable(f'{name}: no image'))
+    assert errors.reason_of(fault, name) == 'no image'
+  assert errors.reason_of(errors.UserError('b: no'), 'a') == 'b: no'
+
+
 def test_a_line_end_in_a_name_starts_no_line():
   assert errors.one_line("no file 'a\nb\r\u2028'") == (
     r"no file 'a\nb\r\u2028'"

@@ -65,7 +65,11 @@ def evaluate_ensemble(
     }
     seconds = sum(result['seconds']['inference'] for result in results)
     rates = [result['images_per_second'] for result in results]
-    return predictions.mean(said, split.ids, split.labels), {
+    try:
+      mean = predictions.mean(said, split.ids, split.labels)
+    except UserError as error:
+      raise UserError(f'{error}; run evaluate there again') from error
+    return mean, {
       'inference': seconds,
       'images_per_second': (
         None if None in rates else 1 / sum(1 / rate for rate in rates)

@@ -16,7 +16,7 @@ import numpy as np
 from dpjax import signals
 from dpjax.data.decode import image_file
 from dpjax.data.prepare import guards, runners, shards
-from dpjax.errors import SourceFault, printable
+from dpjax.errors import SourceFault, printable, reason_of
 
 CHUNK = 8  # files that go to a worker at once
 _FEW = 32  # files that are not worth a worker's start
@@ -63,8 +63,7 @@ def unnamed(path: str) -> Iterator[None]:
   try:
     yield
   except SourceFault as fault:
-    reason = str(fault).removeprefix(printable(f'{path}: '))
-    raise SourceFault(reason) from fault
+    raise SourceFault(reason_of(fault, path)) from fault
 
 
 def from_pixels(pixels: np.ndarray, size: int, fit: str) -> Decoded:

@@ -124,7 +124,9 @@ def test_members_of_other_classes_sets_or_splits_are_refused(
 def test_a_member_of_other_images_is_refused(members, tmp_path):
   text = (members[1] / files.PREDICTIONS).read_text()
   (members[1] / files.PREDICTIONS).write_text(text.replace('2-5,', '9-5,'))
-  with pytest.raises(UserError, match='not of the images and classes'):
+  with pytest.raises(
+    UserError, match=r'not of the images and classes.*run evaluate there again'
+  ):
     ensemble.evaluate_ensemble(CONFIG, members, tmp_path / 'x')
 
 

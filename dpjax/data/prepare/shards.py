@@ -23,7 +23,7 @@ import xxhash
 from dpjax.data import radiograph
 from dpjax.data.prepare import duplicates, guards
 from dpjax.data.sources import tables
-from dpjax.errors import SourceFault
+from dpjax.errors import SourceFault, reason_of
 
 
 def decode_block(
@@ -82,8 +82,7 @@ def decode_block(
           found, out = record.unit_boxes(height, width)
           check_levels(pixels)
         except SourceFault as fault:
-          reason = str(fault).removeprefix(f'{place}: ')
-          raise SourceFault(reason) from fault
+          raise SourceFault(reason_of(fault, place)) from fault
         squared, found = square(pixels, found, size, fit)
         stream.write(squared.tobytes())
         kept.append(i)

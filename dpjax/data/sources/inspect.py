@@ -16,7 +16,7 @@ from dpjax.data.decode import formats, image_file
 from dpjax.data.sources import facts as facts_lib
 from dpjax.data.sources import guess as guess_lib
 from dpjax.data.sources import registry
-from dpjax.errors import UserError
+from dpjax.errors import UserError, reason_of
 
 WIDTH = 80
 _DECODED = 24  # images at most ...
@@ -219,7 +219,7 @@ def _odd_images(facts):
     try:
       pixels = image_file.read(str(facts.root / path))
     except UserError as error:
-      failed[path] = str(error).removeprefix(f'{facts.root / path}: ')
+      failed[path] = reason_of(error, str(facts.root / path))
       continue
     sizes.append(pixels.shape[::-1])
     if pixels.std() < 2:
