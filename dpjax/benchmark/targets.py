@@ -243,9 +243,9 @@ def of_kind(kind: str) -> Device | None:
 
 def slice_shape(devices: Sequence[Any]) -> tuple[int, ...]:
   """Chips along each axis of the TPU slice that devices make; () for others."""
-  places = [getattr(device, 'coords', None) for device in devices]
-  if None in places:
+  if devices[0].platform != 'tpu':  # A GPU has coordinates too.
     return ()
+  places = (device.coords for device in devices)
   return tuple(len({*along}) for along in zip(*places, strict=True))
 
 

@@ -85,10 +85,13 @@ def test_the_compiler_is_told_the_figures_of_the_gpu():
 
 
 def test_the_shape_of_a_slice_is_that_of_the_chips_that_share_a_batch():
-  chips = [
-    types.SimpleNamespace(coords=(x, y, 0)) for y in range(2) for x in range(4)
-  ]
+  def at(*coords, platform='tpu'):
+    return types.SimpleNamespace(platform=platform, coords=coords)
+
+  chips = [at(x, y, 0) for y in range(2) for x in range(4)]
   assert targets.slice_shape(chips) == (4, 2, 1)
   assert targets.slice_shape(chips[:4]) == (4, 1, 1)
-  # A GPU, or a CPU, has no place.
-  assert targets.slice_shape([types.SimpleNamespace()]) == ()
+  # Those of a GPU are its number, and a CPU has none.
+  gpus = [at(0, 0, i, platform='gpu') for i in range(8)]
+  assert targets.slice_shape(gpus) == ()
+  assert targets.slice_shape([types.SimpleNamespace(platform='cpu')]) == ()
