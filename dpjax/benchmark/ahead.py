@@ -261,7 +261,7 @@ def _cases(bench, part):
 
 
 def _program(bench, target, part, size, count, keep):
-  """What is known of one program, or why it does not compile."""
+  """What is known of one program; why it cannot be compiled, or read."""
   about = {'batch_size': size, 'steps_per_dispatch': count}
   compiled = _patiently(bench, part, size, count)
   if isinstance(compiled, str):
@@ -273,8 +273,13 @@ def _program(bench, target, part, size, count, keep):
     path = keep / f'{part}-b{size}-k{count}-{name}.txt'
     atomic.write_text(path, compiled.text)
     about['text'] = str(path.relative_to(keep.parent))
+  about |= {
+    'compile_seconds': compiled.seconds,
+    'memory': compiled.memory,
+    'fits': compiled.memory['all'] <= target.device.usable,
+  }
   try:
-    described = predicted.describe(
+    return about | predicted.describe(
       compiled.text,
       target.device,
       rows=size,
@@ -285,12 +290,6 @@ def _program(bench, target, part, size, count, keep):
     )
   except hlo.UnknownForm as error:
     return about | {'error': f'its program cannot be read: {error}'}
-  return about | {
-    'compile_seconds': compiled.seconds,
-    'memory': compiled.memory,
-    'fits': compiled.memory['all'] <= target.device.usable,
-    **described,
-  }
 
 
 def _patiently(bench, part, size, count):

@@ -72,8 +72,8 @@ def _programs(part, own, target):
     row = [str(one['batch_size']), str(one['steps_per_dispatch'])]
     if 'error' in one:
       rows.append([*row, *['-'] * (len(head) - len(row))])
-      notes.append(f'batch {row[0]}, K {row[1]}: does not compile: '
-                   f'{one["error"]}')  # fmt: skip
+      why = '' if 'memory' in one else 'does not compile: '
+      notes.append(f'batch {row[0]}, K {row[1]}: {why}{one["error"]}')
       continue
     rates = one['per_second']
     row += [

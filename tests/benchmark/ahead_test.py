@@ -222,21 +222,27 @@ def test_what_is_compiled_already_is_not_compiled_again_to_fit(
 def test_a_program_that_cannot_be_read_is_said_and_the_rest_goes_on(
   monkeypatch, tmp_path
 ):
+  asked = []
+
   def compile_part(bench, part, size, count):
-    found = compiled(10**6)
+    asked.append(size)
+    found = compiled(10**9 + 10**8 * size)
     if size == 16:
       line = 'ENTRY %main () -> f32[] {\n  %a = opaque[] parameter(0)\n}\n'
       return dataclasses.replace(found, text=line.replace('parameter', '#'))
     return found
 
   found, page = run(
-    monkeypatch, tmp_path, compile_part,
+    monkeypatch, tmp_path, compile_part, fit=True,
     changes={'benchmark__parts': ('inference',),
              'benchmark__batch_sizes': (16, 32)},
   )  # fmt: skip
   unread, read = found['inference']['programs']
   assert unread['error'].startswith('its program cannot be read: no operation')
   assert read['kernels'] > 0 and 'cannot be read' in ' '.join(page.split())
+  # It was compiled, and what it takes is a point of the line.
+  assert unread['fits'] and 'does not compile' not in page
+  assert asked == [16, 32, found['inference']['fit']['batch_size']]
 
 
 def test_a_compiler_that_takes_long_is_said_to_be_at_work(monkeypatch):
