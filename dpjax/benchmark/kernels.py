@@ -84,8 +84,13 @@ def read(text: str) -> list[Kernel]:
   module = hlo.parse(text)
   try:
     return [*_run(module, module.entry, 1)]
-  except LookupError as error:  # It has not what programs have had so far.
+  except hlo.UnknownForm:
+    raise
+  except KeyError as error:
     raise hlo.UnknownForm(f'nothing there is {error}') from error
+  # It has not what programs have had so far.
+  except (IndexError, ValueError) as error:
+    raise hlo.UnknownForm(f'an operation of another form: {error}') from error
 
 
 def _run(module, name, times):

@@ -88,6 +88,8 @@ def test_other_texts_are_refused():
   for line, said in (
     ('ROOT %a = odd[3] custom-call()', 'a type of unknown size: odd'),
     ('ROOT %a = f32[] add(%b)', "nothing there is 'b'"),
+    ('ROOT %a = f32[] custom-call(), dim_labels=b0f_0io->b0f', 'another form'),
+    ('ROOT %a = f32[] dot(), lhs_contracting_dims={0}', 'another form'),
   ):
     with pytest.raises(hlo.UnknownForm, match=said):
       kernels.read(f'ENTRY %main () -> f32[] {{\n  {line}\n}}\n')
