@@ -73,12 +73,11 @@ class Records:
       return self.splits[0].images(indices)
     starts = np.cumsum([0] + [len(split) for split in self.splits])
     which = np.searchsorted(starts, indices, side='right') - 1
-    found: dict[int, np.ndarray] = {}
-    for i, split in enumerate(self.splits):
-      rows = np.flatnonzero(which == i)
-      images = split.images(indices[rows] - starts[i])
-      found |= dict(zip(rows.tolist(), images, strict=True))
-    return np.stack([found[row] for row in range(len(indices))])
+    parts = [
+      iter(split.images(indices[which == i] - starts[i]))
+      for i, split in enumerate(self.splits)
+    ]
+    return np.stack([next(parts[i]) for i in which])
 
 
 @dataclasses.dataclass(frozen=True)
