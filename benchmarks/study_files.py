@@ -98,12 +98,12 @@ class Study:
     '+.012 ± .034' over seeds and images; where no error over the images was
     kept, over the seeds, and their interval in brackets.
     """
-    entry = significance.paired_over_seeds(*self._pairs(a, b, column))
+    pair = self._pairs(a, b, column)
+    entry = significance.paired_over_seeds(*pair)
     images = self._images(a, b, column)
     if images and images.error is not None and entry['interval']:
-      pairs = zip(*self._pairs(a, b, column), strict=True)
       entry['both_interval'] = significance.over_seeds_and_images(
-        [x - y for x, y in pairs], images.error**2
+        [*map(resampling.difference, *pair)], images.error**2
       )
     text = tables.with_half(entry, '+', ' ')
     if images and 'both_interval' not in entry:
@@ -121,7 +121,7 @@ class Study:
 
   def _pairs(self, a, b, column):
     seeds = sorted(self.runs[a].keys() & self.runs[b].keys())
-    return ([self.runs[x][s].get(column) for s in seeds] for x in (a, b))
+    return [[self.runs[x][s].get(column) for s in seeds] for x in (a, b)]
 
 
 def collect(
@@ -161,11 +161,11 @@ def collect(
   pairs = [*((run, '') for run in order), *itertools.combinations(order, 2)]
   rows = []
   for a, b in pairs:
+    of = [found[a]]
     if b:
-      of = zip(*tables.common(found[a], found[b]), strict=True)
-    else:
-      of = (found[a],)
-    for score, values in drawn.resampled(*of).items():
+      of = [*zip(*tables.common(found[a], found[b]), strict=True)]
+    # Runs without a seed in common have no difference.
+    for score, values in drawn.resampled(*of).items() if of else ():
       interval = resampling.percentile_interval(values, 0.95)
       if interval is not None:
         numbers = (*interval, float(values.std()))

@@ -47,19 +47,22 @@ def test_a_figure_that_is_not_that_of_the_runs_is_put_right():
     tables.rewritten('<!-- benchmarks.tables: other -->\n', COMPUTED)
 
 
+def write_run(folder, seed, strength):
+  folder.mkdir(parents=True)
+  config = fakes.make_config(init__backbone='None')
+  record_lib.save(config, folder / 'config.json')
+  split = fakes.make_split(60, 16, seed=3)
+  rng = np.random.default_rng(seed)
+  fake_runs.write_evaluation(folder, split, rng, strength)
+
+
 @pytest.fixture(scope='module')
 def study(tmp_path_factory):
   """A study of four runs, of which nothing was trained, and its csv files."""
   root = tmp_path_factory.mktemp('study')
-  split = fakes.make_split(60, 16, seed=3)
   for seed in (0, 1, 2):
     for i, name in enumerate(('plain', 'full-late')):
-      folder = root / f'seed{seed}' / name
-      folder.mkdir(parents=True)
-      config = fakes.make_config(init__backbone='None')
-      record_lib.save(config, folder / 'config.json')
-      rng = np.random.default_rng([seed, i])
-      fake_runs.write_evaluation(folder, split, rng, 1 + i)
+      write_run(root / f'seed{seed}' / name, [seed, i], 1 + i)
   (root / 'seed2' / 'unfinished').mkdir()
   study_files.collect(root, 'recipe-x', root, resamples=80)
   return study_files.Study('recipe-x', root)
@@ -110,6 +113,16 @@ def test_a_difference_is_the_same_whichever_run_is_named_first(study):
   there = study.difference('full-late', 'plain', 'accuracy')
   back = study.difference('plain', 'full-late', 'accuracy')
   assert there.startswith('+') and back == there.replace('+', '-', 1)
+
+
+def test_runs_without_a_seed_in_common_have_no_difference(tmp_path):
+  write_run(tmp_path / 'seed0' / 'plain', 0, 1)
+  write_run(tmp_path / 'seed1' / 'full-late', 1, 2)
+  study_files.collect(tmp_path, 'x', tmp_path, resamples=20)
+  images = study_files.Study('x', tmp_path).images
+  assert {(run, minus) for run, minus, _ in images} == {
+    ('plain', ''), ('full-late', ''),
+  }  # fmt: skip
 
 
 def test_a_study_without_a_finished_run_is_one_line(
