@@ -132,13 +132,6 @@ def make_schedule(
   return rate
 
 
-def _joined(before, after, begin):
-  """One schedule up to `begin`, then another from its own start."""
-  return lambda count: jnp.where(
-    count < begin, before(count), after(count - begin)
-  )
-
-
 def decay_mask(params: optax.Params) -> optax.Params:
   """True for kernels; False for biases and BatchNorm's scale and bias.
 
@@ -207,7 +200,7 @@ def make(
   )
   rate = course(steps=max(min(steps, 1), steps - begin))
   if begin:
-    rate = _joined(course(steps=begin), rate, begin)
+    rate = optax.join_schedules([course(steps=begin), rate], [begin])
   mask = None if decay_norm_and_bias else decay_mask
   optimizer = optax.chain(
     optax.clip_by_global_norm(clip) if clip else optax.identity(),
