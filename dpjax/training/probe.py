@@ -7,14 +7,14 @@ nothing of the training, which sees no label.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
+import jax
 import numpy as np
 
 from dpjax.data import vocabulary
 from dpjax.distributed import processes
 from dpjax.metrics import predictions, scores
-from dpjax.training import inference, programs
+from dpjax.training import inference, programs, steps
 from dpjax.training.run import Run
 
 _NEIGHBOURS = 20
@@ -81,9 +81,9 @@ def linear(
 
 
 def make(
-  run: Run, compiled: programs.Programs, state: Any,
-  images: Any, held_out: Any,
-) -> Callable[[Any], dict[str, float]]:  # fmt: skip
+  run: Run, compiled: programs.Programs, state: steps.TrainState,
+  images: jax.Array | None, held_out: jax.Array | None,
+) -> Callable[[steps.TrainState], dict[str, float]]:  # fmt: skip
   """f(state) -> {'knn/SCORE', 'linear/SCORE': on validation}.
 
   It returns when its programs are compiled: a validation waits for none, which
@@ -115,16 +115,16 @@ def make(
   size = run.settings.batch_size
   # The training split comes first in run.records, so its rows are theirs.
   squares = {'train': images, 'validation': held_out}
-  # Images that come with the batch fit one program, whatever the split.
-  program = {
-    name: 'probe' if own is None else f'probe, {name}'
-    for name, own in squares.items()
-  }
+
+  def title(name):
+    # Images that come with the batch fit one program, whatever the split.
+    return 'probe' if images is None else f'probe, {name}'
+
   step = programs.compile_embedding(run)
-  for name in {title: name for name, title in program.items()}.values():
+  for name in names[:1] if images is None else names:
     first = inference.first_batch(plain, splits[name], size, squares[name])
-    compiled.begin(program[name], step, state, first, squares[name])
-  ready = {name: compiled[title] for name, title in program.items()}
+    compiled.begin(title(name), step, state, first, squares[name])
+  ready = {name: compiled[title(name)] for name in names}
 
   def features(state, name):
     return inference.collect(

@@ -62,7 +62,7 @@ def compile_evaluation(run: Run) -> jax.stages.Wrapped:
   return compile_step(run, step, gather=True)
 
 
-def compile_embedding(run: Run) -> Callable[[Any, Any, Any], Any]:
+def compile_embedding(run: Run) -> jax.stages.Wrapped:
   """`compile_step` of what its backbone makes of plain images."""
   step = functools.partial(steps.embed_step, objective=run.objective)
   return compile_step(run, step, gather=True)

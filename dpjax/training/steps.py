@@ -156,14 +156,16 @@ def embed_step(
     axis_name: unused; rows do not depend on each other.
 
   Returns:
-    {'logits': (b, C), 'pooled': (b, K)} float32; without a classifier the
-    logits are the pooled features.
+    {'logits': (b, C), 'pooled': (b, K)} float32; without a classifier no
+    logits, which would be the pooled features once more.
   """
   del axis_name
   images = objective.pixels.views(batch)[:, 0]
   network = {part: tree['backbone'] for part, tree in state.network.items()}
   logits, features = objective.backbone.apply(network, images, train=False)
-  found = {'logits': logits, 'pooled': features['pooled']}
+  found = {'pooled': features['pooled']}
+  if objective.backbone.num_classes:
+    found['logits'] = logits
   return {name: value.astype(jnp.float32) for name, value in found.items()}
 
 
