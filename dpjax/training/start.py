@@ -82,12 +82,12 @@ def find_start(
 
 
 def _begin(run, workdir, optimizer):
-  source = run.config.init.backbone if run.stage != 'pretrain' else None
+  source = '' if run.stage == 'pretrain' else run.config.init.backbone or ''
   backbone = attention = None
   if run.stage == 'finetune':
     frozen = run.config.finetune.freeze
     backbone, attention = checkpoint.load_stage_two(
-      run.config.init.backbone, classifier=not frozen
+      source, classifier=not frozen
     )
     if attention is None and run.objective.attention is not None:
       raise UserError(
@@ -96,14 +96,14 @@ def _begin(run, workdir, optimizer):
       )
   elif source:
     backbone = build.read_backbone(source, run)
-  is_run = backbone is not None and source and os.path.isdir(source)
+  is_run = backbone is not None and os.path.isdir(source)
 
   def write_manifest():
     leakage.write(workdir, run.stage, run.records, source if is_run else None)
     _warn_of_seen(run, workdir)
 
   processes.on_process_0(f'{run.stage}: manifest', write_manifest)
-  state = build.initial_state(run, optimizer, backbone, source or '', attention)
+  state = build.initial_state(run, optimizer, backbone, source, attention)
   origin = Start.origin if backbone is None else f'from {source}'
   return Start(
     packed.at_rest(run, state),
