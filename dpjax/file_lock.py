@@ -76,24 +76,25 @@ def _take(path, work):
   """A descriptor of the lock file, locked where there are locks."""
   while True:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      os.close(file)
-      raise _refusal(_read(path), work) from error
-    except OSError as error:
-      if error.errno not in _NO_LOCKS:
-        os.close(file)
-        raise
-      try:
-        _ask_the_file(path, work)
-      except UserError:
-        os.close(file)
-        raise
-      return file
-    if _is_there(path, file):
-      return file
-    os.close(file)  # Its holder has removed it meanwhile.
+    with contextlib.ExitStack() as unless_taken:
+      unless_taken.callback(os.close, file)
+      if _lock(file, path, work):
+        unless_taken.pop_all()
+        return file
+
+
+def _lock(file, path, work):
+  """Whether the open file is ours; False: its holder has removed it."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    raise _refusal(_read(path), work) from error
+  except OSError as error:
+    if error.errno not in _NO_LOCKS:
+      raise
+    _ask_the_file(path, work)
+    return True
+  return _is_there(path, file)
 
 
 def _is_there(path, file):
