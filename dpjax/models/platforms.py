@@ -8,22 +8,24 @@ import jax
 
 def choose(
   *args: Any,
-  gpu: Callable[..., Any],
   other: Callable[..., Any],
+  gpu: Callable[..., Any] | None = None,
   tpu: Callable[..., Any] | None = None,
 ) -> Any:
-  """`gpu(*args)` in a program for GPUs, `other(*args)` in one for the rest.
+  """The form of what is done that suits the platform of the program.
 
   What counts is the platform that the program is compiled for, which need not
   be that of this machine. All return arrays of the same shapes and types.
 
   Args:
     *args: of whichever is taken.
-    gpu: the form for GPUs.
     other: the form for what has none of its own.
-    tpu: the form for TPUs, where it is not `other`.
+    gpu: the form for GPUs, where it is not `other`.
+    tpu: likewise for TPUs.
   """
-  forms = {'cuda': gpu, 'rocm': gpu}
+  forms = {}
+  if gpu is not None:
+    forms['cuda'] = forms['rocm'] = gpu
   if tpu is not None:
     forms['tpu'] = tpu
   return jax.lax.platform_dependent(*args, **forms, default=other)

@@ -15,11 +15,11 @@ was the largest before, elsewhere to the first.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from dpjax.models import batch_norm, max_pool, platforms
 
@@ -30,7 +30,7 @@ def norm_relu_pool(
   scale: jax.Array,
   bias: jax.Array,
   epsilon: float,
-  dtype: Any,
+  dtype: DTypeLike,
   axis_name: str | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """max_pool(relu(normalize(x))): arguments and results as of `normalize`.
@@ -46,7 +46,7 @@ def norm_relu_pool(
 
 
 def _forward(x, scale, bias, epsilon, dtype, axis_name):
-  x, sign = platforms.choose(x, scale, gpu=_as_is, tpu=_upwards, other=_as_is)
+  x, sign = platforms.choose(x, scale, tpu=_upwards, other=_as_is)
   mean, var, inverse = batch_norm.statistics(x, epsilon, axis_name)
   affine = mean, inverse * (scale * sign), bias
 

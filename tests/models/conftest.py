@@ -7,10 +7,9 @@ from dpjax.models import platforms
 
 @pytest.fixture(params=['as here', 'as on a GPU', 'as on a TPU'])
 def form(request, monkeypatch):
-  def choose(*args, gpu, other, tpu=None):
-    if request.param == 'as on a GPU':
-      return gpu(*args)
-    return (tpu or other)(*args)
+  def choose(*args, other, gpu=None, tpu=None):
+    own = gpu if request.param == 'as on a GPU' else tpu
+    return (own or other)(*args)
 
   if request.param != 'as here':
     monkeypatch.setattr(platforms, 'choose', choose)
