@@ -38,20 +38,18 @@ def validate(
   state: steps.TrainState,
   images: jax.Array | None = None,
 ) -> dict[str, float | None]:
-  """Scores the whole validation split; {} where the set has none.
+  """Scores the whole validation split.
 
   Stage I: the loss and accuracy among the views of each batch, by the running
   statistics; the rows that fill the last batch are not among them. Stage II:
   the loss and metrics.scores.summary.
 
   Args:
-    run: of the step.
+    run: of the step, on a set with a validation split.
     eval_step: compiled, as by programs.compile_evaluation.
     state: a steps.TrainState.
     images: of the split, if they are on the devices (batches.resident_images).
   """
-  if 'validation' not in run.data.splits:
-    return {}
   split = run.data.split('validation')
   outputs = inference.collect(
     run, eval_step, state, split, run.settings.batch_size, images
