@@ -214,7 +214,7 @@ class Devices:
     return self.topology.devices if self.topology else jax.devices()
 
   @property
-  def used(self) -> list[Any]:
+  def used(self) -> list[jax.Device]:
     """The devices of all processes that share a batch, in order.
 
     In the order of the processes, so that the rows of one are in a row. (What

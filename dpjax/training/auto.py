@@ -4,8 +4,6 @@ dpjax.config resolves what needs no more than the command line. What is left is
 filled in here, once, before the run's config.json is written.
 """
 
-from typing import Any
-
 import jax
 from ml_collections import ConfigDict
 
@@ -21,7 +19,7 @@ def resolve(
   data: store.Store,
   records: pipeline.Records,
   topology: parallel.Topology | None = None,
-) -> Any:
+) -> ConfigDict:
   """A copy of `config` in which nothing stays open.
 
   That is its placement, who shuffles, its steps a dispatch, and the columns of

@@ -3,7 +3,6 @@
 import contextlib
 import pathlib
 import tempfile
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -52,7 +51,7 @@ def claim_workdir(
     tempfile.TemporaryFile(dir=workdir).close()
 
 
-def as_begun(workdir: pathlib.Path, config: ConfigDict) -> Any:
+def as_begun(workdir: pathlib.Path, config: ConfigDict) -> ConfigDict:
   """A copy of `config` that goes on in the order in which a run began.
 
   Args:
@@ -69,7 +68,7 @@ def as_begun(workdir: pathlib.Path, config: ConfigDict) -> Any:
 
 def extended(
   workdir: pathlib.Path, config: ConfigDict, stage: str, extend: bool
-) -> tuple[Any, float | None]:
+) -> tuple[ConfigDict, float | None]:
   """The config of a run that may have been, or is to be, extended.
 
   An extended run has a larger `epochs`, and its schedule begins where the run
