@@ -12,6 +12,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dpjax import atomic
 from dpjax.errors import UserError
 from dpjax.evaluation import files, localisation
@@ -168,7 +170,7 @@ def collect(
     for score, values in drawn.resampled(*of).items() if of else ():
       interval = resampling.percentile_interval(values, 0.95)
       if interval is not None:
-        numbers = (*interval, float(values.std()))
+        numbers = (*interval, float(np.nanstd(values)))
         rows.append(
           {'run': a, 'minus': b, 'score': score}
           | dict(zip(('low', 'high', 'error'), map(_digits, numbers),
