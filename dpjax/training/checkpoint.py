@@ -15,6 +15,7 @@ Where a run starts, the first that is there:
 """
 
 import contextlib
+import copy
 import itertools
 import os
 import pathlib
@@ -37,6 +38,9 @@ from dpjax.errors import UserError
 from dpjax.training import checkpoint_files
 
 DAMAGED = 'damaged'  # beside checkpoints/: the steps that were set aside
+# In checkpoints/: old steps on their way out. Orbax would remove them in place,
+# and a kill meanwhile would leave a step that looks damaged.
+_REMOVED = 'removed'
 
 
 class _Listed(atomicity.AtomicRenameTemporaryPath):
@@ -90,6 +94,7 @@ class Checkpoints:
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         best_fn=self._score if best else None,  # else no score is written
         create=write,
+        todelete_subdir=_REMOVED if write else None,
         temporary_path_class=_Listed,
         # Else it would read the scores of damaged steps too.
         lightweight_initialize=not write,
@@ -158,6 +163,9 @@ class Checkpoints:
     Raises:
       UserError: the disk is full, or gone: at this save or the one before.
     """
+    # Orbax writes them later, in a thread; by then the caller has gone on.
+    data, run = copy.deepcopy((data, run))
+    self.wait()
     with self._writing():
       self._manager.save(
         step,
@@ -213,11 +221,18 @@ class Checkpoints:
     """Blocks until the save under way is complete; raises as `save`."""
     with self._writing():
       self._manager.wait_until_finished()
+      self._sweep()
 
   def close(self) -> None:
     """Waits, and frees what Orbax holds; raises as `save`."""
     with self._writing():
       self._manager.close()
+      self._sweep()
+
+  def _sweep(self):
+    """Removes the old steps; not while Orbax puts one there."""
+    if self._write and jax.process_index() == 0:
+      _remove(self._folder / _REMOVED)
 
   @contextlib.contextmanager
   def _writing(self):
@@ -258,6 +273,12 @@ def _clear(folder):
   if folder.is_dir():
     for half in ocp.utils.tmp_checkpoints(folder):
       shutil.rmtree(half.get())
+  _remove(folder / _REMOVED)
+
+
+def _remove(folder):
+  if folder.is_dir():
+    shutil.rmtree(folder)
 
 
 def _alone():

@@ -1,5 +1,7 @@
 """Checkpoints: what comes back, what is kept, and what is refused."""
 
+import json
+import pathlib
 import shutil
 import threading
 
@@ -124,6 +126,56 @@ def interrupted(workdir, tmp_path):
   half = folder / '9.orbax-checkpoint-tmp'
   shutil.copytree(folder / '7' / 'run', half / 'run')
   return tmp_path
+
+
+def test_what_is_saved_is_of_the_moment_when_it_was_given(
+  tmp_path, monkeypatch
+):
+  gone_on, dumps = threading.Event(), json.dumps
+
+  def late(*args, **kwargs):  # The thread that writes is behind.
+    if threading.current_thread() is not threading.main_thread():
+      gone_on.wait(60)
+    return dumps(*args, **kwargs)
+
+  monkeypatch.setattr(json, 'dumps', late)
+  saved = checkpoint.Checkpoints(tmp_path)
+  data, record = {'next_index': 7}, {'interval': {'sums': {'loss': 1.5}}}
+  saved.save(3, make_state(), data, record)
+  data['next_index'] += 1
+  record['interval']['sums']['loss'] += 1.5
+  gone_on.set()
+  saved.wait()
+  _, data, record = saved.restore(3, make_state())
+  saved.close()
+  assert data == {'next_index': 7}
+  assert record == {'interval': {'sums': {'loss': 1.5}}}
+
+
+def test_a_kill_while_an_old_step_is_removed_leaves_no_damaged_one(
+  tmp_path, monkeypatch, capsys
+):
+  class Killed(BaseException):
+    pass
+
+  def half(folder, *args, **kwargs):
+    for file in pathlib.Path(folder).rglob('manifest.ocdbt'):
+      file.unlink()
+      raise Killed
+    return rmtree(folder, *args, **kwargs)
+
+  rmtree = shutil.rmtree
+  monkeypatch.setattr(shutil, 'rmtree', half)
+  saved = checkpoint.Checkpoints(tmp_path, keep=1)
+  with pytest.raises(Killed):
+    for step in (1, 2, 3):
+      saved.save(step, make_state(), ITERATOR, RECORD)
+      saved.wait()
+  monkeypatch.undo()
+  checkpoint.set_aside_damaged(tmp_path)
+  assert not capsys.readouterr().err
+  checkpoint.Checkpoints(tmp_path, keep=1).close()
+  assert kept(tmp_path) == {'2'}
 
 
 def test_a_half_written_checkpoint_counts_as_none_and_is_cleared(interrupted):
