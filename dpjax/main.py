@@ -456,8 +456,9 @@ def _predict(resolve, workdir):
   config = resolve_lib.checked(_CONFIG.value)
   loaded = model.load(
     *_several(workdir),
-    checkpoint=_asked_checkpoint(),
+    checkpoint=_asked('evaluate.checkpoint'),
     batch_size=config.evaluate.batch_size,
+    prevalence=_asked('evaluate.prevalence'),
     config=config,
   )
   settings = predict.Settings(
@@ -487,15 +488,9 @@ def _needed(flag: flags.FlagHolder[str | None], what: str) -> str:
   return os.path.expanduser(flag.value)
 
 
-def _asked_checkpoint():
-  """What evaluate.checkpoint was given, for what answers; None: nothing."""
-  changed = config_flags.get_override_values(flags.FLAGS['config'])
-  if changed.get('evaluate.prevalence', 'none') != 'none':
-    raise UserError(
-      'config.evaluate.prevalence is for evaluate alone; predict and export'
-      ' answer for the shares of the classes in training'
-    )
-  return changed.get('evaluate.checkpoint')
+def _asked(field):
+  """What a field was given on the command line; None: nothing."""
+  return config_flags.get_override_values(flags.FLAGS['config']).get(field)
 
 
 def _export(resolve, workdir):
@@ -503,11 +498,16 @@ def _export(resolve, workdir):
 
   del resolve
   output = _needed(_OUTPUT, 'the folder to write')
+  if (_asked('evaluate.prevalence') or 'none') != 'none':
+    raise UserError(
+      'config.evaluate.prevalence is for evaluate and predict; an export'
+      ' answers for the shares of the classes in training'
+    )
   config = resolve_lib.checked(_CONFIG.value)
   config.model.dtype = 'float32'  # An export answers alike everywhere.
   loaded = model.load(
     *_several(workdir),
-    checkpoint=_asked_checkpoint(),
+    checkpoint=_asked('evaluate.checkpoint'),
     config=config,
   )
   record = export.export(loaded, output, _FORMAT.value, maps=_MAPS.value)

@@ -224,18 +224,15 @@ def test_a_flag_of_another_command_is_refused(checkout, command, flag, line):
   assert result.stderr == f'error: {line}\n'
 
 
-@pytest.mark.parametrize('words', [('predict', '--input=.'), ('export',)])
-def test_other_shares_of_the_classes_are_not_ignored_by_what_answers(
-  checkout, words
-):
+def test_other_shares_of_the_classes_are_not_ignored_by_export(checkout):
   result = run(
-    checkout, *words, '--output=answers', '--workdir=run',
+    checkout, 'export', '--output=answers', '--workdir=run',
     '--config.evaluate.prevalence=balanced', driver=('-m', 'dpjax.main'),
   )  # fmt: skip
   assert result.returncode == 2
   assert result.stderr == (
-    'error: config.evaluate.prevalence is for evaluate alone; predict and'
-    ' export answer for the shares of the classes in training\n'
+    'error: config.evaluate.prevalence is for evaluate and predict; an export'
+    ' answers for the shares of the classes in training\n'
   )
   assert not (checkout / 'answers').exists()
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -296,7 +297,9 @@ def open_run(config: ConfigDict, workdir: pathlib.Path) -> RestoredRun:
   data = prepare.open_prepared(own)
   run = build_lib.build(own, own.stage, data)
   images = images_to_score(own.evaluate, data)
-  prior_shift.warn_of_balanced(own)
+  asked = own.evaluate.prevalence != prevalence.NONE
+  if asked and (warning := prior_shift.too_far(own)):
+    print(f'warning: {warning}', file=sys.stderr, flush=True)
   leakage.check_unseen(
     workdir,
     images.split,

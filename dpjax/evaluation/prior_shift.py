@@ -1,6 +1,5 @@
 """Scores of the answers under other shares of the classes, beside the plain."""
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +17,19 @@ SHOWN = ('accuracy', 'balanced_accuracy', 'balanced_accuracy_0_2', 'macro_f1',
          'auroc_any_lesion', 'quadratic_kappa')  # fmt: skip
 
 
-def warn_of_balanced(config: ConfigDict) -> None:
-  """Says on stderr that answers which a run has learnt to shift are shifted.
+def too_far(config: ConfigDict) -> str | None:
+  """A line where a run has learnt to shift its answers; they are not again to.
 
   Args:
     config: of the run, with its stage.
   """
   loss = (config.finetune if config.stage == 'finetune' else config).loss
-  asked = config.evaluate.prevalence != prevalence.NONE
-  if not asked or loss.classification in ('ce', 'focal'):
-    return
-  print(
-    'warning: config.evaluate.prevalence: the run was trained under'
+  if loss.classification in ('ce', 'focal'):
+    return None
+  return (
+    'config.evaluate.prevalence: the run was trained under'
     f' {loss.classification}, which moves its answers already; shifted again'
-    ' they go too far. It is for runs under ce',
-    file=sys.stderr,
-    flush=True,
+    ' they go too far. It is for runs under ce'
   )
 
 

@@ -21,7 +21,9 @@ from ml_collections import ConfigDict
 from dpjax import machine
 from dpjax.data import vocabulary
 from dpjax.errors import SourceFault, UserError
+from dpjax.evaluation import prior_shift
 from dpjax.metrics import calibration, predictions
+from dpjax.metrics import prevalence as prevalence_lib
 from dpjax.serving import decode, exported
 from dpjax.serving import network as network_lib
 
@@ -34,7 +36,8 @@ class Predictions:
 
   Attributes:
     class_names: of each class.
-    probabilities: (N, C), the mean over the runs, calibrated.
+    probabilities: (N, C), the mean over the runs, calibrated, and shifted to
+      other shares of the classes where the model was asked to.
     p_any_lesion: (N,) 1 - p of class 0; None where no class says that there is
       no lesion.
     positive: (N,) whether p_any_lesion reaches the model's threshold; None
@@ -88,6 +91,7 @@ class Model:
     any_lesion: whether class 0 says that there is no lesion.
     temperature: that calibrates the mean of the runs; None: nothing does.
     threshold: of p_any_lesion, chosen on validation; None without one.
+    shares: (C,) of the classes, that it answers for; None: those in training.
     notes: lines on what is missing.
     batch_size: images that are answered at once.
   """
@@ -97,15 +101,18 @@ class Model:
     networks: Sequence[network_lib.Network | exported.Exported],
     *,
     batch_size: int = 64,
+    prevalence: str = prevalence_lib.NONE,
   ):
     """Puts networks together.
 
     Args:
       networks: that tell the same classes apart and take the same squares.
       batch_size: images at a time.
+      prevalence: of the classes where it is used, as evaluate.prevalence.
 
     Raises:
-      UserError: one line: they do not go together.
+      UserError: one line: they do not go together, or there are shares of
+        another number of classes, or nothing says those in training.
     """
     self.networks = tuple(networks)
     self.batch_size = batch_size
@@ -127,6 +134,9 @@ class Model:
     self.notes = tuple(note for n in self.networks for note in n.notes)
     self.temperature: float | None = None
     self.threshold: float | None = None
+    self.shares: np.ndarray | None = None
+    if prevalence != prevalence_lib.NONE:
+      self._shift_to(prevalence)
     self._choose()
 
   def predict(
@@ -241,9 +251,43 @@ class Model:
       yield f'array {i}', decode.from_pixels(image, self.size, self.fit)
 
   def _calibrated(self, probabilities):
-    if self.temperature is None:
-      return probabilities
-    return calibration.scale(probabilities, self.temperature)
+    if self.temperature is not None:
+      probabilities = calibration.scale(probabilities, self.temperature)
+    if self.shares is not None:
+      probabilities = prevalence_lib.shift(
+        probabilities, self._counts, self.shares
+      )
+    return probabilities
+
+  def _shift_to(self, prevalence):
+    """Answers for other shares of the classes from now on."""
+    configs, counts = [], []
+    for network in self.networks:
+      if isinstance(network, exported.Exported):
+        raise UserError(
+          f'config.evaluate.prevalence: {network.workdir} is an export, which'
+          ' answers for the shares of the classes in training; ask its run'
+        )
+      if network.class_counts is None:
+        raise UserError(
+          f'config.evaluate.prevalence: {network.workdir} does not say how many'
+          ' images of each class it was trained on: an earlier version has'
+          ' trained it'
+        )
+      configs.append(network.config)
+      counts.append(network.class_counts)
+    self._counts = np.sum(counts, axis=0)
+    shares = prevalence_lib.target(prevalence, self._counts)
+    assert shares is not None  # It is not called for 'none'.
+    self.shares = shares
+    said = ', '.join(
+      f'{name} {share:.3g}'
+      for name, share in zip(self.class_names, shares, strict=True)
+    )
+    self.notes += (
+      f'it answers for these shares of the classes: {said}',
+      *dict.fromkeys(filter(None, map(prior_shift.too_far, configs))),
+    )
 
   def _choose(self):
     """Chooses on validation as evaluate does, of one run and of several."""
@@ -282,6 +326,7 @@ def load(
   *runs: str | os.PathLike[str],
   checkpoint: str | None = None,
   batch_size: int = 64,
+  prevalence: str | None = None,
   config: ConfigDict | None = None,
 ) -> Model:
   """The model of a trained run, or of several as an ensemble.
@@ -290,6 +335,9 @@ def load(
     *runs: workdirs of stage II runs or recipes, or folders of exports.
     checkpoint: 'last' or 'best'; None: the one that was evaluated.
     batch_size: images that are answered at once; changes the speed only.
+    prevalence: 'balanced', or the share of each class where the model is used
+      ('0.7,0.2,0.1'): answers and threshold are for those. None, 'none': for
+      the shares in training.
     config: as resolved; see network.restore.
 
   Raises:
@@ -300,6 +348,7 @@ def load(
   return Model(
     [_restore(run, checkpoint, config) for run in runs],
     batch_size=batch_size,
+    prevalence=prevalence or prevalence_lib.NONE,
   )
 
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -36,6 +37,8 @@ class Network:
       without one.
     known: what training has seen; None where no evaluation has kept it.
     notes: what a user should know of it, in lines.
+    class_counts: training images of each class; None where the checkpoint is
+      of a version that did not say it.
   """
 
   workdir: pathlib.Path
@@ -48,6 +51,7 @@ class Network:
   validation: predictions.Predictions | None
   known: unlike.Known | None
   notes: tuple[str, ...]
+  class_counts: Sequence[int] | None = None
   threshold = None  # An export has one on record; a run's is chosen anew.
   has_maps = True
 
@@ -162,6 +166,7 @@ def restore(
     step=step,
     objective=_objective(own, state, names),
     state=state,
+    class_counts=record.get('class_counts'),
     **_chosen(workdir, step, evaluation),
   )
 

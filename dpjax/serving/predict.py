@@ -32,7 +32,8 @@ RECORD = files.ANSWERS
 _KEPT = {
   'input': 'input', 'files': 'list of files', 'runs': 'set of runs',
   'class_names': 'list of classes', 'temperature': 'temperature',
-  'threshold': 'threshold', 'embeddings': 'value of --embeddings',
+  'threshold': 'threshold', 'shares': 'value of evaluate.prevalence',
+  'embeddings': 'value of --embeddings',
 }  # fmt: skip
 
 
@@ -158,6 +159,7 @@ def _record(model, given, found, settings, remarks):
     'class_names': [*model.class_names],
     'temperature': model.temperature,
     'threshold': model.threshold,
+    'shares': None if model.shares is None else model.shares.tolist(),
     'unlike_training': None
     if model.networks[0].known is None
     else {'false_alarms': _number(model.networks[0].known.alarms)},

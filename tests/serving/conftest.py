@@ -75,6 +75,9 @@ def make_run(root, name, config, seed=0):
     'trained_on': leakage.fingerprint(run.records),
     'manifest': leakage.digest(workdir),
     'class_names': [*data.class_names],
+    'class_counts': build_lib.class_counts(
+      data.split('train'), data.num_classes
+    ).tolist(),
   }
   saved.save(3, state.replace(params=params), {}, record)
   saved.close()

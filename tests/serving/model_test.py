@@ -73,6 +73,47 @@ def test_the_threshold_is_that_of_the_calibrated_validation_split(
   assert found.spread is None
 
 
+def test_answers_and_threshold_are_for_the_shares_that_are_asked_for(
+  served, model, paths
+):
+  shares = np.array([0.2, 0.3, 0.1, 0.4, 0.0])
+  asked = dpjax.load(served.workdir, prevalence='0.2,0.3,0.1,0.4,0')
+  labels = served.data.split('train').labels
+  trained = np.bincount(labels[labels >= 0], minlength=5)
+
+  def moved(p):  # Bayes, row by row.
+    p = calibration.scale(p, served.result['temperature'])
+    p *= np.divide(shares, trained, out=np.zeros(5), where=trained > 0)
+    return p / p.sum(axis=1, keepdims=True)
+
+  _, _, raw, _ = predictions.read_predictions(
+    served.workdir / files.PREDICTIONS
+  )
+  found = asked.predict(paths)
+  np.testing.assert_allclose(found.probabilities, moved(raw), atol=1e-5)
+  assert np.abs(found.probabilities - model.predict(paths).probabilities).max()
+  _, labels, raw, _ = predictions.read_predictions(
+    served.workdir / files.VALIDATION
+  )
+  assert asked.threshold == calibration.choose_threshold(labels, moved(raw))
+  assert asked.notes[-2] == (
+    'it answers for these shares of the classes: 0 0.2, 1 0.3, 2 0.1, 3 0.4,'
+    ' 4 0'
+  )
+  assert 'shifted again they go too far' in asked.notes[-1]
+
+
+def test_shares_are_refused_where_those_in_training_are_not_known(
+  served, model
+):
+  with pytest.raises(UserError, match='has 2 shares; the run tells 5 classes'):
+    dpjax.load(served.workdir, prevalence='0.5,0.5')
+  (network,) = model.networks
+  earlier = dataclasses.replace(network, class_counts=None)
+  with pytest.raises(UserError, match='one does not say how many images'):
+    model_lib.Model([network, earlier], prevalence='balanced')
+
+
 def test_a_file_an_array_and_a_batch_of_any_size_are_answered_alike(
   model, paths
 ):
