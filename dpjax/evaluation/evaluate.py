@@ -123,6 +123,7 @@ def evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
   result = {
     **result,
     'step': restored.step,
+    'weights': steps.weights_digest(restored.state),
     'device': jax.devices()[0].device_kind,
     'dtype': run.config.model.dtype,
     **_localise(restored, workdir),

@@ -63,7 +63,7 @@ def check_output(output: str | pathlib.Path, own: str) -> None:
 _NUMBER = int | float
 # What is of which kind in evaluation.json, where it is there.
 _KINDS = {
-  **dict.fromkeys(('split', 'data', 'device'), str),
+  **dict.fromkeys(('split', 'data', 'device', 'weights'), str),
   **dict.fromkeys(('checkpoint',), str | None),
   **dict.fromkeys(('class_names', 'confusion_matrix'), list),
   **dict.fromkeys(

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -77,13 +76,8 @@ class Network:
 
   @functools.cached_property
   def sha256(self) -> str:
-    """Of all parameters and statistics, in the order of their names."""
-    total = hashlib.sha256()
-    state = {'params': self.state.params, 'stats': self.state.batch_stats}
-    for path, leaf in jax.tree.leaves_with_path(state):
-      total.update(jax.tree_util.keystr(path).encode())
-      total.update(np.ascontiguousarray(leaf, np.float32).tobytes())
-    return total.hexdigest()
+    """Of all parameters and statistics (steps.weights_digest)."""
+    return steps.weights_digest(self.state)
 
   @functools.cached_property
   def _answer(self):
@@ -167,7 +161,7 @@ def restore(
     objective=_objective(own, state, names),
     state=state,
     class_counts=record.get('class_counts'),
-    **_chosen(workdir, step, evaluation),
+    **_chosen(workdir, step, state, evaluation),
   )
 
 
@@ -187,13 +181,17 @@ def _own_config(workdir, config):
   return own
 
 
-def _chosen(workdir, step, evaluation):
+def _chosen(workdir, step, state, evaluation):
   """What an evaluation of this step has chosen and kept, as Network has it."""
   found = dict.fromkeys(('temperature', 'validation', 'known'))
-  if not evaluation or evaluation.get('step') != step:
+  why = None
+  if not evaluation:
     why = 'not evaluated'
-    if evaluation:
-      why = f'evaluated at step {evaluation.get("step")}, and this is {step}'
+  elif evaluation.get('step') != step:
+    why = f'evaluated at step {evaluation.get("step")}, and this is {step}'
+  elif evaluation.get('weights') not in (None, steps.weights_digest(state)):
+    why = f'evaluated with other weights than step {step} has now'
+  if why is not None:
     note = (
       f'{workdir}: {why}: probabilities are not calibrated, there is no'
       ' threshold and nothing is flagged; evaluate chooses all three'

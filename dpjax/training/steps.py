@@ -10,11 +10,13 @@ psum adds the devices' cotangents, and the mean takes the factor off again.
 """
 
 import dataclasses
+import hashlib
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dpjax.training import packed
@@ -46,6 +48,17 @@ class AveragedState(TrainState):
   def network(self) -> dict[str, Any]:
     """The average."""
     return self.average
+
+
+def weights_digest(state: TrainState) -> str:
+  """sha256 of all parameters and statistics that evaluation sees, by name."""
+  total = hashlib.sha256()
+  seen = state.network
+  named = {'params': seen['params'], 'stats': seen['batch_stats']}
+  for path, leaf in jax.tree.leaves_with_path(named):
+    total.update(jax.tree_util.keystr(path).encode())
+    total.update(np.ascontiguousarray(leaf, np.float32).tobytes())
+  return total.hexdigest()
 
 
 def with_average(state: TrainState) -> AveragedState:

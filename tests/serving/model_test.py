@@ -221,6 +221,17 @@ def test_thresholds_of_another_checkpoint_are_not_taken(served, tmp_path):
   assert 'evaluated at step 9, and this is 3' in found.notes[0]
 
 
+def test_thresholds_of_other_weights_of_that_step_are_not_taken(
+  served, second, tmp_path
+):
+  copy = shutil.copytree(served.workdir, tmp_path / 'copy')
+  shutil.rmtree(copy / 'checkpoints')  # As if it was trained once more.
+  shutil.copytree(second / 'checkpoints', copy / 'checkpoints')
+  plain = dpjax.load(copy)
+  assert (plain.threshold, plain.temperature) == (None, None)
+  assert 'evaluated with other weights than step 3 has now' in plain.notes[0]
+
+
 def test_what_is_no_radiograph_of_a_chest_is_flagged(served, model, paths):
   assert sum(map(bool, model.predict(paths).unlike_training)) <= 3
   rng = np.random.default_rng(0)
