@@ -45,6 +45,8 @@ _LOST = re.compile(
   re.IGNORECASE,
 )
 
+_STATUS = re.compile(r'[A-Z_]{5,}: ')  # that an error of XLA begins with
+
 
 def start(
   *,
@@ -276,7 +278,10 @@ def job() -> Iterator[None]:
     return
   try:
     yield
-  except jax.errors.JaxRuntimeError as error:
+  except (jax.errors.JaxRuntimeError, ValueError) as error:
+    # Some of XLA's errors come as a ValueError, Gloo's UNKNOWN among them.
+    if isinstance(error, ValueError) and not _STATUS.match(str(error)):
+      raise
     reason = one_line(_first_line(error))
     if too_little_memory(error):
       print(f'error: {too_little_memory(error)}', file=sys.stderr)

@@ -14,6 +14,7 @@ import pytest
 from dpjax.distributed import processes
 from dpjax.errors import UserError
 
+XLA = jax.errors.JaxRuntimeError
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -69,16 +70,17 @@ def test_an_error_of_jax_in_a_process_alone_stays_what_it_is():
 
 
 @pytest.mark.parametrize(
-  ('message', 'status'),
+  ('message', 'status', 'kind'),
   [
-    ('FAILED_PRECONDITION: Gloo all-reduce failed: Connection closed', 75),
-    ('UNAVAILABLE: failed to connect', 75),
-    ('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes', 2),
-    ('INTERNAL: autotuning failed', 1),
+    ('FAILED_PRECONDITION: Gloo all-reduce failed: Connection closed', 75, XLA),
+    ('UNKNOWN: Gloo AllGather failed: Connection closed', 75, ValueError),
+    ('UNAVAILABLE: failed to connect', 75, XLA),
+    ('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes', 2, XLA),
+    ('INTERNAL: autotuning failed', 1, XLA),
   ],
 )
 def test_in_a_job_only_a_lost_process_asks_for_another_start(
-  message, status, monkeypatch, capsys
+  message, status, kind, monkeypatch, capsys
 ):
   class Ended(Exception):
     pass
@@ -89,10 +91,16 @@ def test_in_a_job_only_a_lost_process_asks_for_another_start(
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   monkeypatch.setattr(os, '_exit', end)
   with pytest.raises(Ended, match=f'^{status}$'), processes.job():
-    raise jax.errors.JaxRuntimeError(message)
+    raise kind(message)
   said = capsys.readouterr().err
   assert message in said
   assert ('another process is gone' in said) == (status == 75)
+
+
+def test_in_a_job_an_error_of_our_own_stays_what_it_is(monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(ValueError, match='peer'), processes.job():
+    raise ValueError('a peer: of our own')
 
 
 class Coordinator:
