@@ -152,6 +152,37 @@ def rates(kind, **options):
   return np.array(jax.vmap(rate)(jnp.arange(STEPS + 2)))
 
 
+def test_what_is_frozen_moves_neither_itself_nor_its_momentum():
+  def frozen(params):
+    return {
+      name: jax.tree.map(lambda _, name=name: name != 'dense', tree)
+      for name, tree in params.items()
+    }
+
+  options = {'steps': STEPS, 'learning_rate': 0.1, 'weight_decay': 0.1}
+  params = jax.tree.map(jnp.asarray, parameters())
+  gradients = jax.tree.map(jnp.asarray, parameters(seed=1))
+  moved = {}
+  for kept, name in ((None, 'all'), (frozen, 'some')):
+    optimizer, _ = optim.make(**options, frozen=kept)
+    # As of a run that an earlier version began, which moved all momentum.
+    state = optax.tree.map_params(
+      optimizer, jnp.ones_like, optimizer.init(params)
+    )
+    updates, after = jax.jit(optimizer.update)(gradients, state, params)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    moved[name] = updates, optax.tree.get(after, 'trace')
+    assert optax.tree.get(after, 'count') == 1
+  for before, after in zip(moved['all'], moved['some'], strict=True):
+    jax.tree.map(np.testing.assert_array_equal, after['dense'], before['dense'])
+  updates, momentum = moved['some']
+  for name in ('conv', 'norm'):
+    for update in jax.tree.leaves(updates[name]):
+      np.testing.assert_array_equal(update, 0)
+    for value in jax.tree.leaves(momentum[name]):
+      np.testing.assert_array_equal(value, 1)
+
+
 def test_constant_is_constant():
   np.testing.assert_allclose(rates('constant'), 0.4, rtol=1e-6)
 

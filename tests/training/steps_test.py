@@ -158,6 +158,9 @@ def test_a_frozen_backbone_stays_to_the_bit_and_its_classifier_learns():
     != params['attention']['stage1_pos']['conv']['kernel']
   ).any()
   jax.tree.map(np.testing.assert_array_equal, after, old)
+  momentum = dict(optax.tree.get(state.opt_state, 'trace')['backbone'])
+  assert (momentum.pop('fc')['kernel'] != 0).any()
+  assert not any(np.any(v) for v in jax.tree.leaves(momentum))
   jax.tree.map(
     np.testing.assert_array_equal,
     state.batch_stats['backbone'],
