@@ -153,9 +153,18 @@ def _kernel(module, computation, one, times):
     flops=_flops(module, computation, one),
     cycles=int(cycles[1]) if cycles else 0,
     scatters=scatters,
-    sent=sum(taken) if kind in _COLLECTIVES else 0,
+    sent=_sent(computation, one) if kind in _COLLECTIVES else 0,
     op_name=named.op_name,
     sources=tuple(module.sources(named)),
+  )
+
+
+def _sent(computation, one):
+  """Bytes that a device hands in, wherever they lie."""
+  return sum(
+    array.bytes
+    for name in one.operands
+    for array in computation.by_name[name].arrays
   )
 
 

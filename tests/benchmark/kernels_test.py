@@ -75,6 +75,28 @@ def test_collectives_are_found_with_what_each_device_hands_in():
   assert {kernel.times for kernel in found} == {1}
 
 
+def test_a_collective_hands_in_what_lies_beside_the_cores_too():
+  (reduction,) = kernels.read(
+    """HloModule m, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+ENTRY %main (p: f32[72], q: f32[8]) -> (f32[72], f32[8]) {
+  %p = f32[72]{0:T(128)S(1)} parameter(0)
+  %q = f32[8]{0:T(128)} parameter(1)
+  ROOT %all-reduce = (f32[72]{0:T(128)S(1)}, f32[8]{0:T(128)}) all-reduce(%p, \
+%q), channel_id=1, to_apply=%add
+}
+"""
+  )
+  assert reduction.sent == 4 * (72 + 8)
+  assert reduction.bytes == 2 * 4 * 8
+
+
 def test_a_tpu_has_cycles_and_what_lies_beside_its_cores_moves_nothing():
   """Some kernels of stage II, 256 images, for a v5e; the rest is cut off."""
   found = {kernel.name: kernel for kernel in recorded('v5e')}
