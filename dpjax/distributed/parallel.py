@@ -185,7 +185,7 @@ class Devices:
   def replicate(self, tree: Any) -> Any:
     """Puts a tree of arrays, the same in every process, on every device."""
     if self.topology:
-      return self._described(tree, P())
+      return self.replicated_shapes(tree)
     if self.mode == 'jit':
       return jax.device_put(tree)
     sharding = NamedSharding(self._mesh, P())
@@ -197,6 +197,10 @@ class Devices:
       return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
 
     return jax.tree.map(put, tree)
+
+  def replicated_shapes(self, tree: Any) -> Any:
+    """What `replicate` makes of a tree of such shapes, as shapes."""
+    return self._described(tree, P())
 
   def _described(self, tree, spec):
     """The tree as shapes on the devices; of its arrays only shapes count."""

@@ -313,7 +313,7 @@ def open_run(config: ConfigDict, workdir: pathlib.Path) -> RestoredRun:
   ) as saved:
     step = saved.find(own.evaluate.checkpoint)
     state, _, record = saved.restore(
-      step, build_lib.initial_state(run, optimizer)
+      step, build_lib.state_shapes(run, optimizer)
     )
   leakage.check_trained_on(record, run.records, run.data.path)
   leakage.check_manifest(workdir, record)

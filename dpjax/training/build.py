@@ -345,10 +345,8 @@ def initial_state(
     source: where it comes from, for an error.
     attention: likewise of the attention.
   """
-  begin = functools.partial(_first_state, run, optimizer)
   if run.devices.topology:  # Of what is not there only shapes are known.
-    variables = jax.eval_shape(run.objective.init, jax.random.key(0))
-    return run.devices.replicate(jax.eval_shape(begin, variables))
+    return state_shapes(run, optimizer)
   variables = programs.first_call(
     jax.jit(run.objective.init), jax.random.key(run.config.seed)
   )
@@ -356,7 +354,20 @@ def initial_state(
     variables = checkpoint.merge_backbone(variables, backbone, source)
   if attention is not None:
     variables = checkpoint.merge_attention(variables, attention, source)
-  return run.devices.replicate(begin(jax.tree.map(jnp.asarray, variables)))
+  variables = jax.tree.map(jnp.asarray, variables)
+  return run.devices.replicate(_first_state(run, optimizer, variables))
+
+
+def state_shapes(
+  run: Run, optimizer: optax.GradientTransformation
+) -> steps.TrainState:
+  """What `initial_state` makes, as shapes on the run's devices.
+
+  Nothing is compiled: a saved state is restored into it at once.
+  """
+  variables = jax.eval_shape(run.objective.init, jax.random.key(0))
+  begin = functools.partial(_first_state, run, optimizer)
+  return run.devices.replicated_shapes(jax.eval_shape(begin, variables))
 
 
 def _first_state(run, optimizer, variables):

@@ -182,7 +182,8 @@ class Checkpoints:
 
     Args:
       step: a saved one.
-      like: pytree of arrays with the structure, shapes and shardings wanted.
+      like: pytree of arrays, or jax.ShapeDtypeStruct, with the structure,
+        shapes and shardings wanted.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     restored = self._manager.restore(

@@ -62,8 +62,9 @@ def find_start(
   newest = saved.newest()
   if newest is None:
     return _begin(run, workdir, optimizer)
-  fresh = build.initial_state(run, optimizer)
-  state, data_state, record = saved.restore(newest, fresh)
+  state, data_state, record = saved.restore(
+    newest, build.state_shapes(run, optimizer)
+  )
   leakage.check_trained_on(record, run.records, run.data.path)
   processes.on_process_0(
     f'{run.stage}: manifest', lambda: leakage.check_manifest(workdir, record)

@@ -70,6 +70,23 @@ def test_a_state_for_devices_that_are_not_there_has_the_same_arrays(average):
   assert arrays(absent) == arrays(None)
 
 
+@pytest.mark.parametrize(
+  ('mode', 'devices'), [('jit', 1), ('pmap', 4), ('shard_map', 4)]
+)
+def test_a_state_is_restored_to_where_a_fresh_one_lies(mode, devices):
+  run = build(
+    parallel__mode=mode, parallel__devices=devices, retrain__average=0.9
+  )
+  optimizer, _ = build_lib.make_optimizer(run, 10)
+
+  def same(shape, array):
+    assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
+    assert shape.sharding.is_equivalent_to(array.sharding, array.ndim)
+
+  shapes = build_lib.state_shapes(run, optimizer)
+  jax.tree.map(same, shapes, build_lib.initial_state(run, optimizer))
+
+
 def test_late_class_weights_begin_where_they_began_when_a_run_is_extended():
   late = {'loss__begin': 0.5, 'loss__classification': 'cb_ce'}
   once = build(retrain__epochs=4.0, **late)
