@@ -9,7 +9,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 make_env test --quiet
-# All of them: each file to one of so many workers, in the order of the files.
+# All of them: each file to one of so many workers, the longest first.
 if [[ $# == 0 ]]; then
   set -- -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 fi

@@ -23,8 +23,29 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 import jax
 import pytest
 
+# Begun first, so that no worker is left alone with one of them at the end.
+_LONGEST = (
+  'distributed/several_processes_test.py',
+  'training/loop_test.py',
+  'distributed/parallel_test.py',
+  'main_test.py',
+  'benchmarks/chaos_test.py',
+  'training/disk_test.py',
+  'losses_test.py',
+  'training/objectives_test.py',
+  'benchmark/benchmark_test.py',
+  'earlier_version_test.py',
+)
+
 # (N,) with (N, 1) is (N, N) in silence: the classic mistake in a loss.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def pytest_collection_modifyitems(config, items):
+  """The longest files first, all others in their order."""
+  tests = config.rootpath / 'tests'
+  turn = {tests / name: i for i, name in enumerate(_LONGEST)}
+  items.sort(key=lambda item: turn.get(item.path, len(turn)))
 
 
 def pytest_runtest_setup(item):
