@@ -24,14 +24,14 @@ pytestmark = pytest.mark.slow
 
 FLAGS = (
   '--config=configs/recipe.py',
-  # Under seed 0 a flat region of the second batch has equal maxima in the
-  # max-pool, which the last bits, other on other devices, decide between.
+  # Under some seeds a flat region of a batch has equal maxima in the max-pool,
+  # which the last bits, other on other devices, decide between.
   '--config.seed=1',
   '--config.data.phantom.count=60',
-  '--config.data.store_size=64',
-  '--config.data.image_size=48',
-  '--config.model.stage_sizes=(1,1)',
-  '--config.model.width=8',
+  '--config.data.store_size=48',
+  '--config.data.image_size=32',
+  '--config.model.stage_sizes=(1,)',
+  '--config.model.width=4',
   "--config.mgacr.stages=('stage1',)",
   '--config.pretrain.batch_size=8',
   '--config.pretrain.epochs=1',

@@ -18,10 +18,10 @@ pytestmark = pytest.mark.slow
 FLAGS = (
   '--config=configs/retrain.py',
   '--config.data.phantom.count=60',
-  '--config.data.store_size=64',
-  '--config.data.image_size=48',
+  '--config.data.store_size=48',
+  '--config.data.image_size=32',
   '--config.model.stage_sizes=(1,)',
-  '--config.model.width=8',
+  '--config.model.width=4',
   "--config.mgacr.stages=('stage1',)",
   '--config.mgacr.attention=False',
   '--config.mgacr.features=False',
@@ -40,12 +40,7 @@ STEPS = 10
 # and answers to nothing. `fill`: not a byte is left.
 DRIVER = """
 import ctypes, os, sys
-from absl import app
-from dpjax import main
-from dpjax.config import flags
-from dpjax.training import checkpoint
 how, folder = sys.argv.pop(1), sys.argv.pop(1)
-count, save = 0, checkpoint.Checkpoints.save
 
 def lose():
   file = os.open('/dev/fuse', os.O_RDWR)
@@ -63,6 +58,16 @@ def fill():
   except OSError:
     pass
 
+if len(sys.argv) == 1:
+  lose()
+  sys.exit()
+
+from absl import app
+from dpjax import main
+from dpjax.config import flags
+from dpjax.training import checkpoint
+count, save = 0, checkpoint.Checkpoints.save
+
 def saved(*arguments):
   global count
   count += 1
@@ -72,10 +77,7 @@ def saved(*arguments):
   save(*arguments)
 
 checkpoint.Checkpoints.save = saved
-if len(sys.argv) == 1:
-  lose()
-else:
-  app.run(main.main, flags_parser=flags.parse_flags)
+app.run(main.main, flags_parser=flags.parse_flags)
 """
 
 
