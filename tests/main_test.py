@@ -40,16 +40,34 @@ except SystemExit as end:
 """
 
 
+# Imports what a command does, all but dpjax.main; then each is a child of it.
+FORKS = """
+import json, os, runpy, signal, sys
+from dpjax.training import loop
+for line in sys.stdin:
+  words, code, files = json.loads(line)
+  if child := os.fork():
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    continue
+  signal.alarm(600)
+  for number, file in enumerate(files, 1):
+    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+  sys.argv = ['dpjax.main', *words]
+  exec(code)
+  runpy.run_module('dpjax.main', run_name='__main__')
+"""
+
+
+def environment(platform):
+  kept = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  return {**kept, 'JAX_PLATFORMS': platform, 'PYTHONPATH': str(ROOT)}
+
+
 def run(cwd, *arguments, driver=('-c', DRIVER), platform='cpu'):
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   return subprocess.run(
     [sys.executable, *driver, *arguments],
     cwd=cwd,
-    env={
-      **environment,
-      'JAX_PLATFORMS': platform,
-      'PYTHONPATH': str(ROOT),
-    },
+    env=environment(platform),
     capture_output=True,
     text=True,
     check=False,
@@ -65,6 +83,31 @@ def checkout(tmp_path_factory):
   made = run(folder, 'prepare', '--config=configs/retrain.py', *FLAGS)
   assert made.returncode == 0, made.stderr
   return folder
+
+
+@pytest.fixture(scope='module')
+def forked(checkout, tmp_path_factory):
+  """`python -m dpjax.main` in `checkout`, but for the time of its imports.
+
+  A function of the words on the command line, and of code that runs before.
+  """
+  folder = tmp_path_factory.mktemp('said')
+  files = [folder / 'out', folder / 'err']
+  server = subprocess.Popen(
+    [sys.executable, '-c', FORKS], cwd=checkout, env=environment('cpu'),
+    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+  def run(*words, code=''):
+    line = json.dumps([words, code, [*map(str, files)]])
+    server.stdin.write(line + '\n')
+    server.stdin.flush()
+    status = int(server.stdout.readline())
+    said = [file.read_text() for file in files]
+    return subprocess.CompletedProcess(words, status, *said)
+
+  with server:
+    yield run
 
 
 @pytest.fixture(scope='module')
@@ -112,14 +155,11 @@ def test_the_workdir_is_named_after_the_config_and_the_set_after_its_settings(
   assert data == {pathlib.Path(config['data']['path']).name}
 
 
-def test_a_workdir_without_a_run_is_one_line_and_exit_status_2(checkout):
-  result = run(
-    checkout,
-    'evaluate',
-    '--config=configs/retrain.py',
-    '--workdir=elsewhere',
-    *FLAGS,
-    driver=('-m', 'dpjax.main'),
+def test_a_workdir_without_a_run_is_one_line_and_exit_status_2(
+  checkout, forked
+):
+  result = forked(
+    'evaluate', '--config=configs/retrain.py', '--workdir=elsewhere', *FLAGS
   )
   assert result.returncode == 2
   lines = result.stderr.strip().splitlines()
@@ -183,14 +223,9 @@ def test_files_are_answered_by_the_runs_own_config(checkout, trained, tmp_path):
   'flag',
   ['--on_error=skip', '--strict', '--preview=3', '--verify', '--beam_runner=X'],
 )
-def test_a_flag_of_prepare_is_refused_elsewhere(checkout, flag):
-  result = run(
-    checkout,
-    '--config=configs/retrain.py',
-    '--workdir=elsewhere',
-    flag,
-    *FLAGS,
-    driver=('-m', 'dpjax.main'),
+def test_a_flag_of_prepare_is_refused_elsewhere(checkout, forked, flag):
+  result = forked(
+    '--config=configs/retrain.py', '--workdir=elsewhere', flag, *FLAGS
   )
   assert result.returncode == 2
   name = flag.partition('=')[0]
@@ -215,19 +250,18 @@ def test_a_flag_of_prepare_is_refused_elsewhere(checkout, flag):
     ),
   ],
 )
-def test_a_flag_of_another_command_is_refused(checkout, command, flag, line):
-  result = run(
-    checkout, command, '--config=configs/retrain.py', flag, *FLAGS,
-    driver=('-m', 'dpjax.main'),
-  )  # fmt: skip
+def test_a_flag_of_another_command_is_refused(forked, command, flag, line):
+  result = forked(command, '--config=configs/retrain.py', flag, *FLAGS)
   assert result.returncode == 2
   assert result.stderr == f'error: {line}\n'
 
 
-def test_other_shares_of_the_classes_are_not_ignored_by_export(checkout):
-  result = run(
-    checkout, 'export', '--output=answers', '--workdir=run',
-    '--config.evaluate.prevalence=balanced', driver=('-m', 'dpjax.main'),
+def test_other_shares_of_the_classes_are_not_ignored_by_export(
+  checkout, forked
+):
+  result = forked(
+    'export', '--output=answers', '--workdir=run',
+    '--config.evaluate.prevalence=balanced',
   )  # fmt: skip
   assert result.returncode == 2
   assert result.stderr == (
@@ -292,15 +326,14 @@ def test_inspect_needs_a_folder_and_no_config(checkout, tmp_path):
      ' others take --config.data.source'),
   ],
 )  # fmt: skip
-def test_what_inspect_is_not_told_rightly_is_one_line(words, line, checkout):
-  result = run(checkout, *words, driver=('-m', 'dpjax.main'))
+def test_what_inspect_is_not_told_rightly_is_one_line(words, line, forked):
+  result = forked(*words)
   assert result.returncode == 2
   assert result.stderr == f'error: {line}\n'
 
 
-# `python -m dpjax.main`, where training meets something.
+# Training meets something.
 MEETS = """
-import runpy, sys
 import numpy as np
 from dpjax.errors import UserError
 from dpjax.training import loop
@@ -309,17 +342,14 @@ def train(*_):
   {what}
 
 loop.train = train
-sys.argv[0] = 'dpjax.main'
-runpy.run_module('dpjax.main', run_name='__main__')
 """
 REPORT_IT = 'please report it'
 
 
-def run_into(checkout, what, *flags):
-  return run(
-    checkout, '--config=configs/retrain.py', *FLAGS, *flags,
-    driver=('-c', MEETS.format(what=what)),
-  )  # fmt: skip
+def run_into(forked, what, *flags):
+  return forked(
+    '--config=configs/retrain.py', *FLAGS, *flags, code=MEETS.format(what=what)
+  )
 
 
 @pytest.mark.parametrize(
@@ -338,9 +368,9 @@ def run_into(checkout, what, *flags):
   ],
 )
 def test_a_bug_of_ours_keeps_its_traceback_and_asks_to_be_reported(
-  what, words, checkout
+  what, words, forked
 ):
-  result = run_into(checkout, what)
+  result = run_into(forked, what)
   assert result.returncode == 1
   *trace, last = result.stderr.strip().splitlines()
   assert REPORT_IT in last
@@ -371,9 +401,9 @@ def test_a_bug_of_ours_keeps_its_traceback_and_asks_to_be_reported(
   ],
 )
 def test_what_the_user_can_mend_is_one_line_and_exit_status_2(
-  what, line, checkout
+  what, line, forked
 ):
-  result = run_into(checkout, what)
+  result = run_into(forked, what)
   assert result.returncode == 2
   assert result.stderr.strip().splitlines()[-1] == line
   assert 'Traceback' not in result.stderr and REPORT_IT not in result.stderr
@@ -386,18 +416,18 @@ def test_what_the_user_can_mend_is_one_line_and_exit_status_2(
     ('raise OSError(28, "No space")', 'OSError: [Errno 28] No space'),
   ],
 )
-def test_traceback_shows_where_a_users_mistake_was_raised(what, last, checkout):
-  result = run_into(checkout, what, '--traceback')
+def test_traceback_shows_where_a_users_mistake_was_raised(what, last, forked):
+  result = run_into(forked, what, '--traceback')
   assert result.returncode == 1
   assert result.stderr.strip().endswith(last)
   assert 'Traceback (most recent call last):' in result.stderr
   assert REPORT_IT not in result.stderr
 
 
-# `python -m dpjax.main`, with a signal in a place where an exception would be
-# discarded, as in a callback of JAX.
+# A signal comes in a place where an exception would be discarded, as in a
+# callback of JAX.
 STOPPED = """
-import os, runpy, signal, sys, time
+import os, signal, time
 
 class Discards:
   def __init__(self, number):
@@ -413,8 +443,6 @@ def before(owner, name, number):
   setattr(owner, name, wrapped)
 
 {moment}
-sys.argv[0] = 'dpjax.main'
-runpy.run_module('dpjax.main', run_name='__main__')
 """
 STARTS = """
 from dpjax.distributed import processes
@@ -454,12 +482,11 @@ before(programs, 'first_call', signal.{number})
   ],
 )
 def test_a_signal_before_the_first_step_is_never_lost(
-  moment, number, status, checkout
+  moment, number, status, forked
 ):
-  driver = STOPPED.format(moment=moment.format(number=number))
-  result = run(
-    checkout, '--config=configs/retrain.py', '--workdir=stopped', *FLAGS,
-    driver=('-c', driver),
+  result = forked(
+    '--config=configs/retrain.py', '--workdir=stopped', *FLAGS,
+    code=STOPPED.format(moment=moment.format(number=number)),
   )  # fmt: skip
   assert result.returncode == status, result.stderr
   said = (result.stdout if number == 'SIGTERM' else result.stderr).strip()
