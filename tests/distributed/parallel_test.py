@@ -13,12 +13,10 @@ from dpjax.training import batches as batches_lib
 from dpjax.training import build as build_lib
 from dpjax.training import programs, steps
 from tests import fakes
+from tests.fakes import PLAIN, SMALL
 
 # Float32 sums of another order; gradients here are of the order of 0.1 to 1.
 ROUNDING = {'rtol': 2e-4, 'atol': 2e-5}
-
-# Compiles in half the time, where attention is not what is tested.
-PLAIN = {'mgacr__attention': False, 'mgacr__features': False}
 
 
 def build(stage, mode, devices, **changes):
@@ -55,16 +53,20 @@ def run(stage, mode, devices, **changes):
   return jax.device_get(compile_step(built)(state, batch, images))
 
 
+# Stage II, which has every term, with two stages of the network.
+NETWORK = {'retrain': {}, 'pretrain': SMALL, 'finetune': SMALL}
+
+
 @functools.cache
-def alone(stage, render):
-  return run(stage, 'jit', 1, data__render=render)
+def alone(stage):
+  return run(stage, 'jit', 1, data__render='host', **NETWORK[stage])
 
 
 @pytest.mark.parametrize('mode', ['pmap', 'shard_map'])
 @pytest.mark.parametrize('stage', ['pretrain', 'retrain', 'finetune'])
 def test_a_step_on_eight_devices_is_the_step_on_one(stage, mode):
-  want_state, want_metrics = alone(stage, 'host')
-  state, metrics = run(stage, mode, 8, data__render='host')
+  want_state, want_metrics = alone(stage)
+  state, metrics = run(stage, mode, 8, data__render='host', **NETWORK[stage])
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, **ROUNDING),
     (state.params, state.batch_stats, state.network, metrics),
@@ -86,7 +88,7 @@ def test_a_step_on_eight_devices_is_the_step_on_one(stage, mode):
   ],
 )
 def test_two_steps_in_one_dispatch_are_two_steps(stage, mode, devices):
-  built, state, batches = build(stage, mode, devices, **PLAIN)
+  built, state, batches = build(stage, mode, devices, **SMALL, **PLAIN)
   once = compile_step(built, rate=0.1)
   want, each = state, []
   for batch in batches:
@@ -114,7 +116,7 @@ def test_images_that_lie_on_the_devices_give_the_same_step_to_the_bit(mode):
     run(
       'retrain', mode, devices,
       data__render='device', data__placement=placement,
-      **({} if mode == 'jit' else PLAIN),
+      **SMALL, **({} if mode == 'jit' else PLAIN),
     )
     for placement in ('stream', 'resident')
   )  # fmt: skip
@@ -125,7 +127,7 @@ def test_images_that_lie_on_the_devices_give_the_same_step_to_the_bit(mode):
 def test_what_an_image_shows_does_not_depend_on_the_number_of_devices(mode):
   def views(mode, devices):
     built, state, batches = build(
-      'pretrain', mode, devices, data__render='device'
+      'pretrain', mode, devices, data__render='device', **SMALL
     )
 
     def step(state, batch, *, axis_name):
@@ -140,7 +142,7 @@ def test_what_an_image_shows_does_not_depend_on_the_number_of_devices(mode):
 
 
 def test_rendering_on_the_devices_gives_the_hosts_step():
-  want_state, want = alone('retrain', 'host')
+  want_state, want = alone('retrain')
   state, metrics = run('retrain', 'pmap', 8, data__render='device')
   # The renders differ by up to two grey levels (data.render), no more.
   np.testing.assert_allclose(metrics['loss'], want['loss'], rtol=2e-2)
@@ -169,27 +171,35 @@ def test_jit_refuses_several_devices():
     parallel.Devices('jit', 2)
 
 
-@pytest.mark.parametrize('mode', ['pmap', 'shard_map'])
-def test_batch_norm_by_device_normalises_each_share_by_itself(mode):
-  changes = {**PLAIN, 'model__batch_norm': 'device'}
-  built, state, batches = build('retrain', mode, 4, **changes)
+BY_DEVICE = {**SMALL, **PLAIN, 'model__batch_norm': 'device'}
+
+
+@functools.cache
+def mean_of_shares():
+  """The mean of the states after a step on each quarter of a batch alone."""
+  built, state, batches = build('retrain', 'jit', 1, **BY_DEVICE)
   step = compile_training(built)
-  got, _ = step(state, batches_lib.place_dispatch(built, batches[:1]), None)
-  alone, state, _ = build('retrain', 'jit', 1, **changes)
-  step = compile_training(alone)
   shares = [
     step(
       state,
       batches_lib.place_dispatch(
-        alone,
+        built,
         [jax.tree.map(lambda x, i=i: x[4 * i : 4 * i + 4], batches[0])],
       ),
       None,
     )[0]
     for i in range(4)
   ]
+  return jax.tree.map(lambda *x: sum(x) / 4, *shares)
+
+
+@pytest.mark.parametrize('mode', ['pmap', 'shard_map'])
+def test_batch_norm_by_device_normalises_each_share_by_itself(mode):
+  built, state, batches = build('retrain', mode, 4, **BY_DEVICE)
+  step = compile_training(built)
+  got, _ = step(state, batches_lib.place_dispatch(built, batches[:1]), None)
   # At rate 1 the mean of the states is that of the gradients.
-  want = jax.tree.map(lambda *x: sum(x) / 4, *shares)
+  want = mean_of_shares()
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, **ROUNDING),
     (got.params, got.batch_stats),

@@ -32,10 +32,9 @@ from dpjax.training import (
 from dpjax.training import build as build_lib
 from dpjax.training import workdir as workdir_lib
 from tests import fakes
+from tests.fakes import PLAIN, SMALL
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Compiles in half the time, where attention is not what is tested.
-PLAIN = {'mgacr__attention': False, 'mgacr__features': False}
 
 
 @pytest.fixture(autouse=True)
@@ -181,6 +180,7 @@ def test_evaluation_does_not_depend_on_its_batch_size(finished):
   np.testing.assert_allclose(*results, atol=1e-6)
 
 
+@pytest.mark.usefixtures('uncompiled')
 def test_the_best_checkpoint_is_the_best_by_validation(tmp_path, monkeypatch):
   values = iter([0.2, 0.9, 0.4, 0.3])
   monkeypatch.setattr(
@@ -245,6 +245,7 @@ def test_a_workdir_of_another_config_is_refused_by_field(finished):
     loop.train(config, 'retrain', finished[1])
 
 
+@pytest.mark.usefixtures('uncompiled')
 @pytest.mark.parametrize('stage', ['pretrain', 'retrain'])
 def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
   stage, tmp_path, monkeypatch
@@ -253,6 +254,7 @@ def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
     **{f'{stage}__optim__schedule': 'constant'},
     **{f'{stage}__epochs': 4.0},
     train__save_every=1,
+    eval__every=0.0,
   )
   real = loop._check_finite
 
@@ -275,7 +277,9 @@ def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
 
 
 def test_a_learning_rate_out_of_hand_is_caught_in_the_real_loss(tmp_path):
-  config = make_config(retrain__optim__learning_rate=1e30, retrain__epochs=4.0)
+  config = make_config(
+    retrain__optim__learning_rate=1e30, retrain__epochs=4.0, **SMALL
+  )
   with pytest.raises(NonFinite, match=r'step \d+: (loss|gradient_norm)'):
     loop.train(config, 'retrain', tmp_path)
   if checkpoint.has_checkpoint(tmp_path):
@@ -476,8 +480,9 @@ def test_a_run_saves_and_logs_at_the_ends_of_dispatches(tmp_path):
 
 def test_k_steps_a_dispatch_train_as_single_steps_do(tmp_path, capsys):
   make = functools.partial(
-    make_config, eval__every=0.0, retrain__epochs=4 / 3, train__save_every=2
-  )
+    make_config, eval__every=0.0, retrain__epochs=4 / 3, train__save_every=2,
+    **SMALL,
+  )  # fmt: skip
   loop.train(make(), 'retrain', tmp_path / 'one')
   loop.train(make(train__steps_per_dispatch=2), 'retrain', tmp_path / 'two')
   one, two = (checkpoint.read_state(tmp_path / name) for name in ('one', 'two'))
@@ -500,7 +505,8 @@ def test_a_run_goes_on_in_another_mode_on_other_devices(tmp_path):
   def train_to(epochs, workdir, mode, devices):
     config = make_config(
       retrain__epochs=epochs, retrain__optim__schedule='constant',
-      parallel__mode=mode, parallel__devices=devices, **PLAIN,
+      parallel__mode=mode, parallel__devices=devices, eval__every=0.0,
+      **SMALL, **PLAIN,
     )  # fmt: skip
     config_file = workdir / 'config.json'
     if config_file.exists():  # Only epochs differ, which a user may not change.
@@ -557,7 +563,7 @@ def test_nothing_reaches_the_devices_but_what_the_loop_sends(
     data__render='device', data__placement=placement, parallel__mode=mode,
     parallel__devices=1 if mode == 'jit' else 4,
     retrain__epochs=1.0, train__steps_per_dispatch=2,
-    **({} if mode == 'jit' else PLAIN),
+    **SMALL, **({} if mode == 'jit' else PLAIN),
   )  # fmt: skip
   loop.train(config, 'retrain', tmp_path)
   # Two steps in one dispatch, one alone, and a validation.
@@ -611,9 +617,9 @@ FLAGS = (
   '--config.data.phantom.count=60',
   '--config.data.store_size=64',
   '--config.data.image_size=48',
-  '--config.model.stage_sizes=(1,1)',
-  '--config.model.width=8',
-  "--config.mgacr.stages=('stage1','stage2')",
+  '--config.model.stage_sizes=(1,)',
+  '--config.model.width=4',
+  "--config.mgacr.stages=('stage1',)",
   '--config.init.backbone=None',
   '--config.retrain.batch_size=8',
   '--config.retrain.epochs=3',
@@ -784,7 +790,7 @@ def small_disk(tmp_path):
       capture_output=True, check=False,
     )  # fmt: skip
 
-  if shutil.which('mount') is None or mount('size=400k').returncode:
+  if shutil.which('mount') is None or mount('size=250k').returncode:
     pytest.skip('mounting a tmpfs takes root')
   yield folder, lambda: mount('remount,size=50m')
   subprocess.run(['umount', folder], check=True)

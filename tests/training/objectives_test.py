@@ -11,6 +11,7 @@ import pytest
 from dpjax.training import batches, objectives, steps
 from dpjax.training import build as build_lib
 from tests import fakes
+from tests.fakes import SMALL
 
 
 @functools.cache
@@ -27,8 +28,13 @@ def first_batch(built):
   return {k: v for k, v in batch.items() if k not in ('index', 'valid')}
 
 
+def fresh(built):
+  """Its first variables: {'params', 'batch_stats'}."""
+  return build_lib.initial_state(built, optax.sgd(0.0)).network
+
+
 def loss_and_gradient(built):
-  variables = jax.jit(built.objective.init)(jax.random.key(0))
+  variables = fresh(built)
   return jax.jit(
     jax.value_and_grad(built.objective.loss, has_aux=True), static_argnums=3
   )(variables['params'], variables['batch_stats'], first_batch(built), None)
@@ -63,7 +69,7 @@ def test_the_total_is_the_weighted_sum_of_the_terms_it_logs():
   ],
 )
 def test_a_flag_takes_its_terms_out(changes, absent):
-  built = build(**changes)
+  built = build(**SMALL, **changes)
   (_, (metrics, _)), grads = loss_and_gradient(built)
   every = {'loss/classification', 'loss/att_pos', 'loss/att_neg', 'loss/feat'}
   assert {k for k in metrics if k.startswith('loss/')} == every - absent
@@ -106,7 +112,7 @@ def test_each_mgacr_term_alone_reaches_every_stage_of_the_backbone(term):
     weights=weights,
     mgacr=built.objective.mgacr,
   )
-  variables = jax.jit(model.init)(jax.random.key(0))
+  variables = fresh(built)
   grads = jax.jit(
     jax.grad(lambda p, b: model.loss(p, variables['batch_stats'], b, None)[0])
   )(variables['params'], first_batch(built))
@@ -121,7 +127,7 @@ def test_each_mgacr_term_alone_reaches_every_stage_of_the_backbone(term):
 
 def test_removing_the_heads_leaves_the_logits_bit_identical():
   taught, plain = build(), build(mgacr__attention=False, mgacr__features=False)
-  variables = jax.jit(taught.objective.init)(jax.random.key(0))
+  variables = fresh(taught)
   batch = first_batch(taught)
 
   @jax.jit
@@ -153,12 +159,13 @@ def test_removing_the_heads_leaves_the_logits_bit_identical():
 
 def test_both_views_pass_in_one_forward_with_one_set_of_statistics():
   built = build('pretrain')
-  variables = jax.jit(built.objective.init)(jax.random.key(0))
+  variables = fresh(built)
   params, stats = variables['params'], variables['batch_stats']
   batch = first_batch(built)
-  _, (_, new) = built.objective.loss(params, stats, batch, None)
+  loss = jax.jit(built.objective.loss, static_argnums=3)
+  _, (_, new) = loss(params, stats, batch, None)
   swapped = {**batch, 'views': batch['views'][:, ::-1]}
-  _, (_, again) = built.objective.loss(params, stats, swapped, None)
+  _, (_, again) = loss(params, stats, swapped, None)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
     new,
@@ -167,23 +174,24 @@ def test_both_views_pass_in_one_forward_with_one_set_of_statistics():
 
 
 def test_bfloat16_computes_with_float32_parameters_statistics_and_losses():
-  built = build(model__dtype='bfloat16')
+  built = build(model__dtype='bfloat16', **SMALL)
   (total, (metrics, stats)), grads = loss_and_gradient(built)
   leaves = jax.tree.leaves((total, metrics, stats, grads))
   assert {leaf.dtype for leaf in leaves} == {np.dtype('float32')}
-  (want, _), _ = loss_and_gradient(build())
+  (want, _), _ = loss_and_gradient(build(**SMALL))
   np.testing.assert_allclose(total, want, rtol=0.05)
 
 
 def test_images_with_lesions_but_no_box_teach_no_mask():
-  built = build(mgacr__lesions_only=())
-  variables = jax.jit(built.objective.init)(jax.random.key(0))
+  built = build(mgacr__lesions_only=(), **SMALL)
+  variables = fresh(built)
+  loss = jax.jit(built.objective.loss, static_argnums=3)
 
   def terms(batch):
-    loss = built.objective.loss(
+    _, (metrics, _) = loss(
       variables['params'], variables['batch_stats'], batch, None
     )
-    return {k: float(v) for k, v in loss[1][0].items()}
+    return {k: float(v) for k, v in metrics.items()}
 
   batch = first_batch(built)
   some = np.flatnonzero(batch['label'] > 0)[:2]
@@ -201,8 +209,8 @@ def test_images_with_lesions_but_no_box_teach_no_mask():
 
 
 def test_three_views_are_the_mean_over_their_three_pairs():
-  built = build('pretrain', pretrain__views='three')
-  variables = jax.jit(built.objective.init)(jax.random.key(0))
+  built = build('pretrain', pretrain__views='three', **SMALL)
+  variables = fresh(built)
   batch = first_batch(built)
   assert batch['views'].shape[:2] == (16, 3)
 
@@ -249,7 +257,7 @@ def test_fine_tuning_is_weighted_logistic_regression_on_the_features():
   config = fakes.make_config(finetune__loss__beta=0.99)
   built = build_lib.build(config, 'finetune', store)
   (total, (metrics, stats)), grads = loss_and_gradient(built)
-  variables = jax.jit(built.objective.init)(jax.random.key(0))
+  variables = fresh(built)
   batch = first_batch(built)
   backbone = {name: part['backbone'] for name, part in variables.items()}
   _, features = built.objective.backbone.apply(
@@ -284,15 +292,16 @@ def test_fine_tuning_is_weighted_logistic_regression_on_the_features():
 
 
 def test_fine_tuning_of_everything_keeps_the_terms_of_stage_two():
-  tuned = loss_and_gradient(build('finetune', finetune__freeze=False))
-  (_, (metrics, _)), grads = tuned
-  (_, (want, _)), other = loss_and_gradient(build(loss__classification='cb_ce'))
+  tuned = build('finetune', finetune__freeze=False, **SMALL)
+  (_, (metrics, _)), grads = loss_and_gradient(tuned)
+  taught = build(loss__classification='cb_ce', **SMALL)
+  (_, (want, _)), other = loss_and_gradient(taught)
   assert metrics == want
   jax.tree.map(np.testing.assert_array_equal, grads, other)
 
 
 def test_a_frozen_backbone_gets_no_gradient():
-  built = build(retrain__freeze=True, init__backbone='auto')
+  built = build(retrain__freeze=True, init__backbone='auto', **SMALL)
   _, grads = loss_and_gradient(built)
   assert norm({k: v for k, v in grads['backbone'].items() if k != 'fc'}) == 0
   assert norm(grads['backbone']['fc']) > 0

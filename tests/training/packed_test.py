@@ -32,6 +32,7 @@ def build(mode='jit', devices=1):
     retrain__optim__clip=0.1,
     retrain__optim__weight_decay=0.01,
     retrain__average=0.5,
+    **fakes.SMALL,
   )
   run = build_lib.build(config, 'retrain', fakes.make_store())
   optimizer, schedule = build_lib.make_optimizer(run, 10)
@@ -146,9 +147,8 @@ def test_in_training_no_state_lies_on_the_devices_unpacked(
   monkeypatch.setattr(packed, 'suits', lambda run: True)
   monkeypatch.setattr(batches, 'place_dispatch', place)
   config = fakes.make_config(
-    init__backbone='None', model__stage_sizes=(1,), model__width=4,
-    mgacr__attention=False, mgacr__features=False, mgacr__stages=('stage1',),
-    retrain__epochs=2.0, eval__every=1.0,
+    init__backbone='None', retrain__epochs=2.0, eval__every=1.0,
+    **fakes.SMALL, **fakes.PLAIN,
   )  # fmt: skip
   # What is saved is copied to the host beside the steps.
   monkeypatch.setattr(checkpoint.Checkpoints, 'save', lambda *args: None)

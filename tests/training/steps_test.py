@@ -47,9 +47,7 @@ def test_training_lowers_the_loss_on_a_fixed_batch(stage):
   assert {'loss', 'gradient_norm', 'learning_rate'} <= set(metrics)
 
 
-SMALL = {'model__stage_sizes': (1,), 'model__width': 4,
-         'mgacr__stages': ('stage1',), 'mgacr__attention': False,
-         'mgacr__features': False}  # fmt: skip
+SMALL = {**fakes.SMALL, **fakes.PLAIN}
 
 
 def test_class_weights_begin_at_their_step_inside_a_dispatch():
@@ -134,7 +132,7 @@ def test_the_average_follows_the_weights_and_is_what_is_looked_at():
 
 
 def test_a_frozen_backbone_stays_to_the_bit_and_its_classifier_learns():
-  built = build(retrain__freeze=True, init__backbone='auto')
+  built = build(retrain__freeze=True, init__backbone='auto', **fakes.SMALL)
   optimizer, schedule = build_lib.make_optimizer(built, 5)
   state = build_lib.initial_state(built, optimizer)
   before = jax.tree.map(np.asarray, (state.params, state.batch_stats))
