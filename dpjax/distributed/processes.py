@@ -146,12 +146,14 @@ def _leave_last_word(text: str) -> None:
   """Has `text` written to stderr if this process ends by a signal.
 
   JAX aborts a process whose peers are gone, and then nothing of ours is run. So
-  a shell waits for us to say that all is well, which we do on every way out.
+  a shell waits for us to say that all is well, which we do on every way out, or
+  to give it another line (_say_last), which it writes once we are gone.
   """
   with signals.no_interrupt_for_children():
     witness = subprocess.Popen(
       ['/bin/sh', '-c',
-       'trap "" INT TERM HUP; read -r done || printf "%s\\n" "$0" >&2', text],
+       'trap "" INT TERM HUP; if read -r said; then cat; else said=$0; fi;'
+       '[ "$said" = done ] || printf "%s\\n" "$said" >&2', text],
       stdin=subprocess.PIPE,
       stdout=subprocess.DEVNULL,
     )  # fmt: skip
@@ -163,6 +165,17 @@ def _withdraw_last_word():
   while _witnesses:
     with contextlib.suppress(BrokenPipeError):  # Somebody has killed it.
       _witnesses.pop().communicate(b'done\n')
+
+
+def _say_last(line):
+  """Has a line written to stderr after all that JAX's threads still say."""
+  for witness in _witnesses:
+    assert witness.stdin is not None  # It has a pipe.
+    with contextlib.suppress(BrokenPipeError):
+      witness.stdin.write(f'{line}\n'.encode())
+      witness.stdin.flush()
+      return
+  print(line, file=sys.stderr, flush=True)
 
 
 def on_process_0(name: str, function: Callable[[], Any]) -> Any:
@@ -290,13 +303,14 @@ def job() -> Iterator[None]:
       traceback.print_exc()
       print(REPORT, file=sys.stderr)
       end(1)
-    print(
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _say_last(
       f'error: process {jax.process_index()} of {jax.process_count()}: another'
       f' process is gone, so this job ends ({reason}); start all processes'
-      ' again with the same command, and they go on from the newest checkpoint',
-      file=sys.stderr,
+      ' again with the same command, and they go on from the newest checkpoint'
     )
-    end(BROKEN_JOB)
+    os._exit(BROKEN_JOB)
 
 
 def too_little_memory(error: BaseException) -> str | None:

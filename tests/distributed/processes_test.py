@@ -14,6 +14,7 @@ import pytest
 from dpjax.distributed import processes
 from dpjax.errors import UserError
 
+SPEAK = "print('JAX: more', file=sys.stderr, flush=True)"
 XLA = jax.errors.JaxRuntimeError
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -162,6 +163,17 @@ def test_a_bug_in_process_0_is_told_to_nobody_as_the_users_mistake(coordinator):
     ('os.kill(os.getpid(), 9)', -signal.SIGKILL, ['error: gone']),
     ('sys.exit(3)', 3, []),
     ('processes._withdraw_last_word(); os._exit(75)', 75, []),
+    # JAX speaks, or aborts, between our line and our end.
+    (
+      f'processes._say_last("error: mine"); {SPEAK}; os._exit(75)',
+      75,
+      ['JAX: more', 'error: mine'],
+    ),
+    (
+      f'processes._say_last("error: mine"); {SPEAK}; os.abort()',
+      -signal.SIGABRT,
+      ['JAX: more', 'error: mine'],
+    ),
   ],
 )
 def test_a_process_that_is_aborted_has_the_last_word(end, status, more):
