@@ -203,13 +203,19 @@ def _watch(job, progress, blow, spans):
         # The others of a job are gone when the first one evaluates.
         which = blow.process if job[blow.process].poll() is None else 0
         _strike(job[which], blow.signal)
-        hit = which, phase, now
+        hit = which, phase_of(which, phase), now
     if any(process.poll() is not None for process in job):
       ended = min(ended, now)
     if now > min(_LIMIT, ended + _PATIENCE):
       break
     time.sleep(0.003)
   return seen, hit
+
+
+def phase_of(process: int, phase: str) -> str:
+  """The phase of a process of a job whose first one is in `phase`."""
+  # The first one evaluates alone: the others have nothing left to do.
+  return 'ending' if process and phase == 'evaluating' else phase
 
 
 def _launch(folder, outputs):

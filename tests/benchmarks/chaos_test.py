@@ -185,6 +185,12 @@ def test_its_output_and_files_tell_what_a_run_is_at(tmp_path):
   assert after('recipe: 20 s') == 'ending'
 
 
+def test_the_others_of_a_job_are_done_when_the_first_one_evaluates():
+  assert blows.phase_of(1, 'evaluating') == 'ending'
+  assert blows.phase_of(0, 'evaluating') == 'evaluating'
+  assert blows.phase_of(1, 'saving II') == 'saving II'
+
+
 def test_what_a_run_leaves_running_is_ended_and_named(monkeypatch):
   monkeypatch.setattr(blows, '_GRACE', 0.1)
   program = (
