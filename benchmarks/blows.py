@@ -164,8 +164,9 @@ def start(
     fault = f'ended by itself with {statuses}' if any(statuses) else ''
   else:
     fault = judge(
-      blow.signal, phase, statuses[which], texts[which], took - struck
-    )
+      blow.signal, phase, statuses[which], texts[which], took - struck,
+      waits=which > 0,
+    )  # fmt: skip
     fault = fault or _check_job(statuses, texts[0], folder / WORKDIR)
   return Start(
     signal=blow.signal.name if hit else '',
@@ -260,8 +261,9 @@ def _strike(process, number):
 
 
 def judge(
-  number: signal.Signals, phase: str, status: int, text: str, later: float
-) -> str:
+  number: signal.Signals, phase: str, status: int, text: str, later: float,
+  waits: bool = False,
+) -> str:  # fmt: skip
   """Why a process did not end as it should after a signal; '' if it did.
 
   Args:
@@ -270,6 +272,7 @@ def judge(
     status: of the exit; negative where a signal has ended the process.
     text: all that the process printed.
     later: seconds from the signal to the end.
+    waits: it waits for the first one of its job, where that one works alone.
   """
   name = f'{signal.Signals(number).name} in {phase}'
   training = phase.startswith(('compiling', 'stage', 'saving'))
@@ -283,6 +286,8 @@ def judge(
     return ''  # Nothing is there to be saved.
   if number == SIGINT and status == -SIGINT and phase == 'starting':
     return ''  # Python itself, before it has come to main.
+  if number == SIGINT and status == -SIGINT and waits and not training:
+    return ''  # Outside of Python (signals.fatal); a shell says 130.
   saved = training and not phase.startswith('compiling')
   statuses = (143,) if saved or number == SIGTERM else (130, 143)
   if status not in statuses:

@@ -151,6 +151,12 @@ def test_any_other_end_is_a_fault(number, phase, status, text, fault):
   assert fault in blows.judge(number, phase, status, text, 10.0)
 
 
+def test_who_waits_for_the_first_of_a_job_may_end_by_the_signal_itself():
+  assert not blows.judge(SIGINT, 'opening II', -2, '', 1.0, waits=True)
+  assert blows.judge(SIGINT, 'opening II', -2, '', 1.0)
+  assert blows.judge(SIGINT, 'stage II', -2, '', 1.0, waits=True)
+
+
 def test_its_output_and_files_tell_what_a_run_is_at(tmp_path):
   output = tmp_path / 'output'
   checkpoints = tmp_path / 'pretrain/checkpoints'
