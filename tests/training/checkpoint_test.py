@@ -176,6 +176,7 @@ def test_a_kill_while_an_old_step_is_removed_leaves_no_damaged_one(
   assert not capsys.readouterr().err
   checkpoint.Checkpoints(tmp_path, keep=1).close()
   assert kept(tmp_path) == {'2'}
+  saved.close()  # Else its threads disturb other tests.
 
 
 def test_a_half_written_checkpoint_counts_as_none_and_is_cleared(interrupted):
