@@ -41,15 +41,21 @@ def target(text: str, counts: ArrayLike) -> np.ndarray | None:
     were trained on.
 
   Raises:
-    UserError: one line: shares of another number of classes, or none of those
-      that were trained on.
+    UserError: one line: no such value, shares of another number of classes, or
+      none of those that were trained on.
   """
   if text == NONE:
     return None
   present = np.asarray(counts) > 0
   if text == BALANCED:
     return present / present.sum()
-  shares = np.array(parse(text))
+  given = parse(text)
+  if given is None:
+    raise UserError(
+      f'config.evaluate.prevalence is {text!r}; wanted none, balanced, or the'
+      ' share of each class, which sum to 1, e.g. 0.7,0.2,0.1'
+    )
+  shares = np.array(given)
   if len(shares) != len(present):
     raise UserError(
       f'config.evaluate.prevalence has {len(shares)} shares; the run tells'

@@ -106,6 +106,8 @@ def test_answers_and_threshold_are_for_the_shares_that_are_asked_for(
 def test_shares_are_refused_where_those_in_training_are_not_known(
   served, model
 ):
+  with pytest.raises(UserError, match="is 'even'; wanted none, balanced, or"):
+    dpjax.load(served.workdir, prevalence='even')
   with pytest.raises(UserError, match='has 2 shares; the run tells 5 classes'):
     dpjax.load(served.workdir, prevalence='0.5,0.5')
   (network,) = model.networks
