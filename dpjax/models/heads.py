@@ -1,12 +1,13 @@
 """Heads that learn beside a backbone: projection and spatial attention."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dpjax.models import batch_norm
+from dpjax.models import batch_norm, initializers
 
 
 class Projector(nn.Module):
@@ -25,8 +26,9 @@ class Projector(nn.Module):
   @nn.compact
   def __call__(self, pooled: jax.Array) -> jax.Array:
     """Projects (B, C) to (B, out) float32, not normalised."""
-    x = nn.relu(nn.Dense(self.hidden, dtype=jnp.float32)(pooled))
-    return nn.Dense(self.out, dtype=jnp.float32)(x)
+    dense = partial(nn.Dense, dtype=jnp.float32, kernel_init=initializers.lecun)
+    x = nn.relu(dense(self.hidden)(pooled))
+    return dense(self.out)(x)
 
 
 def channel_statistics(features: jax.Array) -> jax.Array:
@@ -79,7 +81,7 @@ class _Kernel(nn.Module):
 
   @nn.compact
   def __call__(self) -> jax.Array:
-    return self.param('kernel', nn.initializers.lecun_normal(), self.shape)
+    return self.param('kernel', initializers.lecun, self.shape)
 
 
 def attend(

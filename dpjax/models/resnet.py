@@ -21,6 +21,7 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 
 from dpjax.errors import UserError
+from dpjax.models import initializers
 from dpjax.models.batch_norm import BatchNorm, jointly
 from dpjax.models.max_pool import max_pool
 from dpjax.models.stem import norm_relu_pool
@@ -35,8 +36,6 @@ TORCH_LEAVES = {
 }
 # Words that wrappers put before torch's names (`without_prefix`).
 PREFIXES = ('module', 'model', 'backbone', 'encoder', 'encoder_q')
-# torchvision's: normal, variance 2 / fan_out (He et al., 2015, Eq. 14).
-kaiming = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 def batch_norm(
@@ -84,7 +83,9 @@ class SpaceToDepthStem(nn.Module):
   def __call__(self, images: jax.Array) -> jax.Array:
     """(B, H, W, 1) to (B, ceil(H / 2), ceil(W / 2), features)."""
     shape = (7, 7, 1, self.features)
-    kernel = self.param('kernel', kaiming, shape).astype(self.dtype)
+    kernel = self.param('kernel', initializers.kaiming, shape).astype(
+      self.dtype
+    )
     # Tap k of output i reads pixel 2 i + k - 3. With a zero before the taps it
     # reads 2 (i + k // 2 - 2) + k % 2: square i + k // 2 - 2, its pixel k % 2.
     kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
@@ -213,7 +214,10 @@ class ResNet(nn.Module):
         f'ResNet: images must be (B, H, W, 1), got {tuple(images.shape)}'
       )
     conv = partial(
-      nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=kaiming
+      nn.Conv,
+      use_bias=False,
+      dtype=self.dtype,
+      kernel_init=initializers.kaiming,
     )
     norm = batch_norm(train, self.dtype, self.axis_name)
     block = _block_class(self.block)
@@ -246,7 +250,12 @@ class ResNet(nn.Module):
     features['pooled'] = pooled
     if not self.num_classes:
       return pooled, features
-    classifier = nn.Dense(self.num_classes, dtype=jnp.float32, name='fc')
+    classifier = nn.Dense(
+      self.num_classes,
+      dtype=jnp.float32,
+      kernel_init=initializers.lecun,
+      name='fc',
+    )
     return classifier(pooled), features
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from dpjax.models import resnet
+from dpjax.models import initializers, resnet
 
 # Convolutions of each block and their channels in units of `width`.
 BLOCKS = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
@@ -89,13 +89,13 @@ class VGG16(nn.Module):
       padding=1,
       use_bias=not self.batch_norm,
       dtype=self.dtype,
-      kernel_init=resnet.kaiming,
+      kernel_init=initializers.kaiming,
     )
     norm = resnet.batch_norm(train, self.dtype, self.axis_name)
     # torchvision's deviation of .01, widened in narrower networks: the
     # variance times the number of inputs stays the same.
     deviation = 0.01 * math.sqrt(64 / self.width)
-    dense = partial(nn.Dense, kernel_init=nn.initializers.normal(deviation))
+    dense = partial(nn.Dense, kernel_init=initializers.normal(deviation))
 
     x = images
     features = {}
