@@ -53,12 +53,12 @@ def in_float64(test):
 def check_gradient(f, *args, step=1e-6):
   """Central differences along one random direction, in float64."""
   rng = np.random.default_rng(0)
-  f = jax.jit(f)
+  f = jax.jit(jax.value_and_grad(f, argnums=tuple(range(len(args)))))
   direction = [rng.normal(size=np.shape(a)) for a in args]
-  grads = jax.grad(f, argnums=tuple(range(len(args))))(*args)
+  _, grads = f(*args)
   slope = sum(np.sum(g * d) for g, d in zip(grads, direction, strict=True))
   ahead, behind = (
-    f(*(a + s * d for a, d in zip(args, direction, strict=True)))
+    f(*(a + s * d for a, d in zip(args, direction, strict=True)))[0]
     for s in (step, -step)
   )
   # The truncation is step**2, the rounding 1e-16 / step.
@@ -140,7 +140,7 @@ def test_nt_xent_has_the_mean_of_optax():
   z_a, z_b = views()
   pair = jnp.tile(jnp.arange(len(z_a)), 2)
   with jax.numpy_rank_promotion('allow'):  # optax broadcasts in silence
-    oracle = optax.losses.ntxent(np.concatenate([z_a, z_b]), pair, 0.2)
+    oracle = jax.jit(optax.losses.ntxent)(np.concatenate([z_a, z_b]), pair, 0.2)
   np.testing.assert_allclose(nt_xent(z_a, z_b).mean(), oracle, **EXACT)
 
 
@@ -172,10 +172,11 @@ def test_nt_xent_gives_a_zero_vector_no_gradient_and_no_nan():
   z_a = z_a.at[0].set(0)
 
   @jax.jit
+  @functools.partial(jax.value_and_grad, argnums=(0, 1))
   def mean_loss(a, b):
     return nt_xent(a, b).mean()
 
-  loss, (grad_a, grad_b) = jax.value_and_grad(mean_loss, (0, 1))(z_a, z_b)
+  loss, (grad_a, grad_b) = mean_loss(z_a, z_b)
   assert all_finite((loss, grad_a, grad_b))
   assert not grad_a[0].any()
   assert grad_a[1:].any(axis=1).all()
@@ -231,7 +232,8 @@ def test_nt_xent_on_devices_is_that_of_the_global_batch(how):
     return *jax.lax.pmean((loss, grad), 'd'), found
 
   loss, grad, found = on_devices(share, 4, how)(*split(4, z_a, z_b))
-  expected_loss, expected_grad = jax.value_and_grad(mean_loss)(kernel, z_a, z_b)
+  alone = jax.jit(jax.value_and_grad(mean_loss))
+  expected_loss, expected_grad = alone(kernel, z_a, z_b)
   # Every device holds the result.
   np.testing.assert_allclose(loss, np.tile(expected_loss, 4), **FLOAT32)
   np.testing.assert_allclose(grad, np.stack([expected_grad] * 4), **FLOAT32)
@@ -644,9 +646,8 @@ def test_mgacr_degenerates_without_lesions_as_the_docstring_says(
 def test_mgacr_without_a_lesion_left_is_zero_with_zero_gradient(reduction, eps):
   *inputs, mask = stage(lesions=(), dtype=np.float32)
 
-  @jax.jit
   def terms(f, pos, neg):
-    return mgacr(
+    found = mgacr(
       f,
       pos,
       neg,
@@ -655,9 +656,12 @@ def test_mgacr_without_a_lesion_left_is_zero_with_zero_gradient(reduction, eps):
       eps=eps,
       lesions_only=losses.MGACR_TERMS,
     )
+    return found, found
 
-  assert set(map(float, terms(*inputs).values())) == {0}
-  grads = jax.jacrev(terms, argnums=(0, 1, 2))(*inputs)
+  grads, found = jax.jit(jax.jacrev(terms, argnums=(0, 1, 2), has_aux=True))(
+    *inputs
+  )
+  assert set(map(float, found.values())) == {0}
   for leaf in jax.tree.leaves(grads):
     np.testing.assert_array_equal(leaf, 0)
 
@@ -667,34 +671,32 @@ def test_features_of_zero_give_zero_with_zero_gradient(reduction):
   _, map_pos, map_neg, mask = stage(lesions=(0,), dtype=np.float32)
   zeros = np.zeros((B, H, W, C), np.float32)
 
-  @jax.jit
   def feat(f, pos, neg):
     return mgacr(f, pos, neg, mask, reduction=reduction)['feat']
 
-  value, grads = jax.value_and_grad(feat, (0, 1, 2))(zeros, map_pos, map_neg)
+  value, grads = jax.jit(jax.value_and_grad(feat, (0, 1, 2)))(
+    zeros, map_pos, map_neg
+  )
   assert value == 0
   for grad in grads:
     np.testing.assert_array_equal(grad, 0)
 
 
-@pytest.mark.parametrize('lesions', [(), (0, 3), range(B)])
 @pytest.mark.parametrize('negative', ['mse', 'ratio'])
 @pytest.mark.parametrize('reduction', ['batch', 'sample'])
-def test_mgacr_is_finite_at_maps_of_zero_and_one(reduction, negative, lesions):
-  features, _, _, mask = stage(lesions, dtype=np.float32)
-  mask = (mask > 0).astype(np.float32)
-
+def test_mgacr_is_finite_at_maps_of_zero_and_one(reduction, negative):
   @jax.jit
-  def value_and_grad(pos, neg):
-    def total(f, pos, neg):
-      terms = mgacr(f, pos, neg, mask, reduction=reduction, negative=negative)
-      return sum(terms.values())
+  @functools.partial(jax.value_and_grad, argnums=(0, 1, 2))
+  def value_and_grad(f, pos, neg, mask):
+    terms = mgacr(f, pos, neg, mask, reduction=reduction, negative=negative)
+    return sum(terms.values())
 
-    return jax.value_and_grad(total, (0, 1, 2))(features, pos, neg)
-
-  for pos in (0 * mask, 0 * mask + 1, mask, 1 - mask):
-    for neg in (0 * mask, 0 * mask + 1, mask, 1 - mask):
-      assert all_finite(value_and_grad(pos, neg))
+  for lesions in ((), (0, 3), range(B)):
+    features, _, _, mask = stage(lesions, dtype=np.float32)
+    mask = (mask > 0).astype(np.float32)
+    for pos in (0 * mask, 0 * mask + 1, mask, 1 - mask):
+      for neg in (0 * mask, 0 * mask + 1, mask, 1 - mask):
+        assert all_finite(value_and_grad(features, pos, neg, mask))
 
 
 def test_stopped_maps_teach_the_features_alone():
@@ -725,10 +727,7 @@ def test_bfloat16_features_are_reduced_in_float32():
 
 @pytest.mark.parametrize('how', ['pmap', 'shard_map'])
 @pytest.mark.parametrize('reduction', ['batch', 'sample'])
-@pytest.mark.parametrize('lesions', [(), (0, 5)])
-def test_mgacr_on_devices_is_that_of_the_global_batch(how, reduction, lesions):
-  # Four shares of two images: two have one lesion each, two have none.
-  *inputs, mask = stage(lesions, dtype=np.float32)
+def test_mgacr_on_devices_is_that_of_the_global_batch(how, reduction):
   scale = np.float32(1.3)  # a parameter that all images share
 
   def total(scale, f, pos, neg, mask, axis_name=None):
@@ -750,13 +749,19 @@ def test_mgacr_on_devices_is_that_of_the_global_batch(how, reduction, lesions):
     (_, terms), gradient = grad(scale, *arrays, 'd')
     return terms, jax.lax.pmean(gradient, 'd')
 
-  (_, expected), expected_gradient = grad(scale, *inputs, mask)
-  terms, gradient = on_devices(share, 4, how)(*split(4, *inputs, mask))
-  for name in losses.MGACR_TERMS:
+  alone, shared = jax.jit(grad), on_devices(share, 4, how)
+  # Four shares of two images: two have one lesion each, or none has.
+  for lesions in ((0, 5), ()):
+    arrays = stage(lesions, dtype=np.float32)
+    (_, expected), expected_gradient = alone(scale, *arrays)
+    terms, gradient = shared(*split(4, *arrays))
+    for name in losses.MGACR_TERMS:
+      np.testing.assert_allclose(
+        terms[name], np.tile(expected[name], 4), **FLOAT32
+      )
     np.testing.assert_allclose(
-      terms[name], np.tile(expected[name], 4), **FLOAT32
+      gradient, np.tile(expected_gradient, 4), **FLOAT32
     )
-  np.testing.assert_allclose(gradient, np.tile(expected_gradient, 4), **FLOAT32)
 
 
 @pytest.mark.parametrize(
