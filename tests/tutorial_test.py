@@ -17,7 +17,9 @@ CODE = [c for c in NOTEBOOK['cells'] if c['cell_type'] == 'code']
 # Behind those of the cell "parameters", so that a test does not take minutes.
 SMALLER = [
   '--config.data.phantom.count=100',
+  '--config.model.stage_sizes=(1,1,1)',
   '--config.model.width=4',
+  "--config.mgacr.stages=('stage1','stage2','stage3')",
   '--config.pretrain.epochs=1',
   '--config.retrain.epochs=1',
   '--config.finetune.epochs=1',
