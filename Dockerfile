@@ -3,7 +3,8 @@
 #   docker build -t dpjax .                                             CPU
 #   docker build -t dpjax --build-arg EXTRAS=dicom,export,cuda \
 #     --build-arg BASE=nvidia/cuda:13.0.2-base-ubuntu24.04 .            NVIDIA GPUs
-#   docker run --rm -v "$PWD:/work" dpjax train --config=retrain:quick
+#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/work" dpjax \
+#     train --config=retrain:quick                         with GPUs: --gpus all
 #
 # BASE is any Debian or Ubuntu of Python 3.11 or newer: the extra cuda brings
 # CUDA's libraries itself.
