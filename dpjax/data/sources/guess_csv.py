@@ -49,6 +49,7 @@ _CORNERS = (
   ('x0', 'y0', 'x1', 'y1'),
   ('left', 'top', 'right', 'bottom'),
 )
+_TOLD = (*_PATIENT, *_SPLIT, *_LABEL, *_VIEW, *_PERSON, *_RLE)
 _DISEASE = 'pneumonia'  # what dpjax is for
 
 
@@ -120,8 +121,36 @@ def _worth(named):
   )
 
 
-def _joined(facts, table):
-  """Tables without images that add findings, views or patients by a key."""
+def _joined(guess, facts, table):
+  """Tables without images that add findings, views or patients by a key.
+
+  No two with a column that may be read: MIMIC-CXR-JPG holds the labels of two
+  programs, and of radiologists for its test side.
+  """
+  kept: list[facts_lib.Table] = []
+  owner: dict[str, str] = {}
+  found = _joinable(facts, table)
+  for other in sorted(found, key=lambda t: 'chexpert' not in t.name.lower()):
+    told = [
+      c
+      for c in other.columns
+      if c not in table.columns
+      and (_plain(c) in _TOLD or _finding_columns({c: other}))
+    ]
+    again = next((c for c in told if c in owner), None)
+    if again is None:
+      kept.append(other)
+      owner.update(dict.fromkeys(told, other.path))
+    else:
+      guess.odd.append(
+        f'{other.path} is left aside: {owner[again]} has the column {again!r}'
+        ' too, and just one of them can be joined'
+      )
+  return [other for other in found if other in kept]
+
+
+def _joinable(facts, table):
+  """The tables that share a key with that of the images, and add to it."""
   if not any(_plain(c) in ('studyid', 'dicomid') for c in table.columns):
     return []
   return [
@@ -146,7 +175,7 @@ def _add_tables(guess, facts, main, parts):
     **({'csv_labels': paths} if paths != 'labels.csv' else {}),
     **({'csv_image': main.image} if main.image != 'image' else {}),
   )
-  joined = _joined(facts, table) if len(parts) == 1 else []
+  joined = _joined(guess, facts, table) if len(parts) == 1 else []
   if joined:
     keys = [c for c in joined[0].columns if c in table.columns]
     guess.say(
@@ -246,7 +275,11 @@ def _add_classes(guess, label, cells):
 
 
 def _add_findings(guess, findings, columns, sets):
-  """A column for each finding: 1, 0, -1, or empty."""
+  """A column for each finding: 1, 0, -1, or empty; those of one table."""
+  wanted = [c for c in findings if c.lower() == _DISEASE]
+  wanted += [c for c in findings if not vocabulary.is_normal(c)]
+  column = (wanted or findings)[0]
+  findings = [c for c in findings if columns[c] is columns[column]]
   values = {c: columns[c].cells(c) for c in findings}
   states = {
     column: collections.Counter(map(_state, cells))
@@ -260,8 +293,6 @@ def _add_findings(guess, findings, columns, sets):
       csv_label=','.join(findings),
     )
     return
-  wanted = [c for c in findings if c.lower() == _DISEASE]
-  column = (wanted or [c for c in findings if not vocabulary.is_normal(c)])[0]
   count = states[column]
   of = (
     f'one of {len(findings)} columns'
@@ -274,7 +305,7 @@ def _add_findings(guess, findings, columns, sets):
     f' ({count["-1"]:,}), empty ({count[""]:,})',
     csv_label=f'("{column}",)',
   )
-  if not wanted:
+  if column.lower() != _DISEASE and not vocabulary.is_normal(column):
     guess.unknown.append(
       f'Which finding is the label. {column} is the first of'
       f' {", ".join(findings)}; several with commas between them are classes.'

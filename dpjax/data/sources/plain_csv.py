@@ -30,6 +30,7 @@ from dpjax.errors import SourceFault, UserError
 
 # The class of an image with none of the findings that have a column.
 NEGATIVE = 'negative'
+_ABNORMAL = 'abnormal'  # of one that is not normal, where no finding has one
 _LESION = 'lesion'  # what a mask covers
 
 
@@ -40,7 +41,8 @@ class Tables:
   Attributes:
     labels: the table of images, in the source; several with commas between
       them, each a side of the split where their names say so.
-    join: more tables, whose columns are added to it.
+    join: more tables, whose columns are added to it; what one of them would
+      say of an image that it has no row for is unknown.
     where: the rows that are read (tables.Where).
     image, label, patient, split: its columns; all but `image` may be '': none.
       'auto': patient_id and split, if they are there. `label` may be several
@@ -335,18 +337,24 @@ class _Images:
              *names.metadata])
     )  # fmt: skip
     sides = _label_tables(names, self.files.root)
+    joined = []
     for path, side in zip(self._paths, sides.values(), strict=True):
       there = folder.header(path, [names.image])
       joins = [
         _Join(self.files.root / name, there, wanted, self.faults)
         for name in names.join
       ]
-      added = {column for join in joins for column in join.columns}
+      added = _added(joins)
       own = [column for column in wanted if column not in added]
       for row in tables.rows(path, own, self.faults, check=False):
-        for join in joins:
-          join.add_to(row)
+        absent = [join for join in joins if not join.add_to(row)]
+        if absent and (where(row) or not row.cells.keys() >= {*where.columns}):
+          for join in absent:
+            join.absent += 1
         yield row, side
+      joined.append(joins)
+    for one in zip(*joined, strict=True):
+      _check_found(one, self.faults)
 
   def _record(self, row, file, side):
     """The record of a row, without boxes."""
@@ -386,6 +394,8 @@ class _Images:
     """(classes, findings) of a row with a column for each finding."""
     states = {
       column: self.meaning.of(tables.finding(row[column], column))
+      if column in row.cells
+      else None
       for column in self.findings
     }
     there = [column for column, state in states.items() if state]
@@ -399,9 +409,12 @@ class _Images:
       classes = (*ranked[:1],) or (*there,)
     elif there:
       classes = (*there,)
-    elif None in states.values() or any(map(vocabulary.is_normal, states)):
-      # Not known; or not normal, by something that has no column here.
+    elif None in states.values():
       return (), None
+    elif all(map(vocabulary.is_normal, states)):
+      return (_ABNORMAL,), (_ABNORMAL,)
+    elif any(map(vocabulary.is_normal, states)):
+      return (), None  # Not normal, by something that has no column here.
     else:
       return (NEGATIVE,), ()
     return classes, tuple(n for n in there if not vocabulary.is_normal(n))
@@ -410,7 +423,7 @@ class _Images:
     """The names in a label cell, each once."""
     cell = row[self.names.label]
     if not cell:
-      if self.meaning.of(None) is None:
+      if self.meaning.of(None) is None or self.names.label not in row.cells:
         return ()
       self.first_blank = self.first_blank or row
       return ('0',)
@@ -478,7 +491,11 @@ class _Join:
   """A table whose columns are added to the rows of another one.
 
   Attributes:
+    path: of it.
     columns: that it adds.
+    asked: the first key that was looked up.
+    found: how many rows it was added to.
+    absent: how many of the rows that are read, as far as is known, it was not.
   """
 
   def __init__(
@@ -497,6 +514,9 @@ class _Join:
       faults: takes what is wrong with its rows.
     """
     own = folder.header(path, [])
+    self.path = path
+    self.asked: tuple[str, ...] = ()
+    self.found = self.absent = 0
     self._keys = [column for column in own if column in there]
     if own and there and not self._keys:
       raise UserError(
@@ -517,9 +537,57 @@ class _Join:
     return tuple(row[column] for column in self._keys)
 
   def add_to(self, row):
-    """Adds its cells to a row; empty ones where it has no row for it."""
-    row.cells.update(
-      self._cells.get(self._key(row)) or dict.fromkeys(self.columns, '')
+    """Adds its cells to a row; False where it should, and has none for it."""
+    if not self.columns or row.fault:
+      return True
+    key = self._key(row)
+    self.asked = self.asked or key
+    cells = self._cells.get(key)
+    if cells is None:
+      return False
+    self.found += 1
+    row.cells.update(cells)
+    return True
+
+  def no_row(self):
+    """The error where it has no row for any that was looked up."""
+    other = ', '.join(next(iter(self._cells), ()))
+    return UserError(
+      f'config.data.csv.join: {self.path} has no row for any image, by'
+      f' {", ".join(self._keys)}: it has {other!r} where the table of images'
+      f' has {", ".join(self.asked)!r}; wanted keys that are written alike'
+    )
+
+
+def _added(joins):
+  """{column: the table that adds it}.
+
+  Raises:
+    UserError: two tables would add one: each may say something else.
+  """
+  added: dict[str, pathlib.Path] = {}
+  for join in joins:
+    for column in join.columns:
+      if column in added:
+        raise UserError(
+          f'config.data.csv.join: both {added[column]} and {join.path} have the'
+          f' column {column!r}; name one of them'
+        )
+      added[column] = join.path
+  return added
+
+
+def _check_found(joins, faults):
+  """Remarks on rows of all tables of images that a joined table lacks."""
+  asked = [join for join in joins if join.asked]
+  if asked and not any(join.found for join in asked):
+    raise asked[0].no_row()
+  absent = sum(join.absent for join in asked)
+  if absent:
+    faults.remarks.append(
+      f'{absent:,} rows of the table of images have none in {asked[0].path}'
+      f' (config.data.csv.join): its {", ".join(asked[0].columns)} of these'
+      ' images are unknown'
     )
 
 

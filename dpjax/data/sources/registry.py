@@ -140,8 +140,11 @@ def read(
   kind = LAYOUTS[layout]
   settings = {name: fields[field] for name, field in kind.settings.items()}
   found = kind.find(source, **settings) if kind.find else {}
-  records = kind.reader(source, faults, **{**settings, **found})
+  settings |= found
+  records = kind.reader(source, faults, **settings)
   records = boxes.check(records, faults, kind.unit)
+  if settings.get('patient'):
+    _remark_patients(records, faults)
   if 'patient_pattern' in kind.settings.values():
     _check_patients(
       records,
@@ -149,6 +152,17 @@ def read(
       fields.get('unmatched_patients', 'fault'),
     )
   return records, {kind.settings[name]: v for name, v in found.items()}
+
+
+def _remark_patients(records, faults):
+  """Says how many images a column of patients has an empty cell for."""
+  # The header of a DICOM file may name him.
+  alone = sum(record.group is None and not record.header for record in records)
+  if alone:
+    faults.remarks.append(
+      f'{alone:,} of {len(records):,} images have no patient in'
+      ' config.data.csv.patient, and each counts as a patient of its own'
+    )
 
 
 def _check_patients(records, pattern, unmatched):

@@ -357,6 +357,49 @@ def test_a_finding_against_the_rest_is_read_as_its_column_says(tmp_path):
   assert not any(int(id[:8], 16) % 4 == 3 for id in records)  # lateral
 
 
+def test_of_two_tables_with_one_column_a_single_one_is_joined(tmp_path):
+  mimic(tmp_path)
+  # As downloaded: the labels of a second program, and of radiologists.
+  table(tmp_path, 'mimic-cxr-2.0.0-negbio.csv.gz',
+        'subject_id,study_id,Edema,No Finding,Pneumonia',
+        *(f'1000{i // 2},5{i:02},,,-1.0' for i in range(12)))  # fmt: skip
+  table(tmp_path, 'mimic-cxr-2.1.0-test-set-labeled.csv',
+        'study_id,Fracture,Pneumonia', '504,1.0,', '505,,1.0')  # fmt: skip
+  fields, records = read(tmp_path)
+  assert fields['csv.join'] == (
+    'mimic-cxr-2.0.0-chexpert.csv.gz',
+    'mimic-cxr-2.0.0-metadata.csv.gz',
+  )
+  assert [records[f'{i:08x}-aa'].classes for i in (0, 1)] == [
+    ('Pneumonia',),
+    ('negative',),
+  ]
+  said = ' '.join(inspect.inspect(tmp_path).split())
+  assert 'negbio.csv.gz is left aside' in said
+  assert 'test-set-labeled.csv is left aside' in said
+
+
+def test_the_columns_of_findings_are_those_of_one_table(tmp_path):
+  mimic(tmp_path)
+  table(tmp_path, 'more.csv', 'study_id,Fracture', '500,1.0', '501,0.0')
+  fields, _ = guessed(tmp_path)[2:]
+  assert 'more.csv' in fields['csv.join']
+  assert fields['csv.label'] == '("Pneumonia",)'
+  assert 'Pneumonia, one of 2 columns' in inspect.inspect(tmp_path)
+
+
+def test_a_lone_column_of_normal_tells_it_from_abnormal(tmp_path):
+  draw(tmp_path, *(f'{i}.png' for i in range(12)))
+  table(tmp_path, 'labels.csv', 'image,No Finding',
+        *(f'{i}.png,{i % 2}' for i in range(12)))  # fmt: skip
+  _, records = read(tmp_path)
+  assert [records[f'{i}.png'].classes for i in (0, 1)] == [
+    ('abnormal',),
+    ('No Finding',),
+  ]
+  assert [records[f'{i}.png'].findings for i in (0, 1)] == [('abnormal',), ()]
+
+
 # What looks suspicious: (what makes it, words that must be said).
 
 

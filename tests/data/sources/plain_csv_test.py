@@ -142,6 +142,50 @@ def test_tables_and_columns_may_have_other_names(tmp_path):
   assert records[1].names == ('mass',) and records[1].frame == (1, 1)
 
 
+STUDIES = 'image,study\n1,100\n2,101\n3,102\n4,103\n'
+
+
+def write_joined(root, *tables_):
+  write(root, STUDIES, None)
+  names = [f'{i}.csv' for i in range(len(tables_))]
+  for name, text in zip(names, tables_, strict=True):
+    (root / name).write_text(text)
+  return root, {'join': names, 'label': '("mass",)', 'blank': 'negative'}
+
+
+def test_what_a_joined_table_has_no_row_for_is_unknown_and_said(tmp_path):
+  root, options = write_joined(tmp_path, 'study,mass\n100,1\n101,\n103,0\n')
+  faults = tables.Faults()
+  records = plain_csv.read(root, faults, **options)
+  assert [r.classes for r in records] == [
+    ('mass',), ('negative',), (), ('negative',)
+  ]  # fmt: skip
+  assert [r.findings for r in records] == [('mass',), (), None, ()]
+  (remark,) = faults.remarks
+  assert remark.startswith('1 rows') and f'{tmp_path}/0.csv' in remark
+  records = read(root, **{**options, 'label': 'mass'})
+  assert [r.classes for r in records] == [('1',), ('0',), (), ('0',)]
+  # Of a row that is not read, nothing is missing.
+  faults = tables.Faults()
+  plain_csv.read(root, faults, **options, where='study=100|101|103')
+  assert not faults.remarks
+
+
+def test_a_joined_table_whose_keys_are_written_otherwise_is_refused(tmp_path):
+  root, options = write_joined(tmp_path, 'study,mass\n100.0,1\n101.0,0\n')
+  message = refused(root, **options)
+  assert f"{tmp_path}/0.csv has no row for any image, by study: it has '100.0'"\
+    " where the table of images has '100'" in message  # fmt: skip
+
+
+def test_a_column_that_two_joined_tables_have_is_refused(tmp_path):
+  one = 'study,mass\n100,1\n101,0\n102,0\n103,0\n'
+  root, options = write_joined(tmp_path, one, 'study,mass,more\n100,0,1\n')
+  message = refused(root, **options)
+  assert f"both {tmp_path}/0.csv and {tmp_path}/1.csv have the column 'mass'" \
+    in message  # fmt: skip
+
+
 def test_a_patient_in_the_table_goes_before_one_in_the_name(tmp_path):
   write(tmp_path)
   records = read(tmp_path, patient_pattern=r'[34]')

@@ -200,8 +200,9 @@ def test_mimic_joins_its_tables_and_keeps_its_split(tmp_path):
   )
   records, names = read_documented('MIMIC-CXR-JPG', tmp_path)
   assert names == ('negative', 'Pneumonia')
-  # No row of findings is like an empty one.
-  assert labels(records) == dict(zip(ids, [0, 1, None, 0], strict=True))
+  # An empty cell is a finding that the report does not mention; of an image
+  # without a row of findings nobody knows.
+  assert labels(records) == dict(zip(ids, [0, 1, None, None], strict=True))
   assert [r.split for r in records.values()] == [
     'train', 'validation', 'test', 'train',
   ]  # fmt: skip

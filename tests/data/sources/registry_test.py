@@ -124,6 +124,26 @@ def test_a_patient_of_the_table_needs_no_pattern(tmp_path):
   assert [record.group for record in records] == ['patient1', '7']
 
 
+def test_images_that_a_column_has_no_patient_for_are_counted(tmp_path):
+  (tmp_path / 'labels.csv').write_text(
+    'image,label,patient_id\na.png,0,\nb.png,1,7\nc.dcm,1,\n'
+  )
+  for name in ('a.png', 'b.png', 'c.dcm'):
+    (tmp_path / name).write_bytes(b'')
+  config = fakes.make_config(data__layout='csv', data__source='s')
+  fields = {
+    **config.data,
+    **{f'csv.{k}': v for k, v in config.data.csv.items()},
+  }
+  faults = tables.Faults()
+  registry.read('csv', tmp_path, faults, fields)
+  (remark,) = faults.remarks  # A DICOM file may name its patient itself.
+  assert remark.startswith('1 of 3 images have no patient')
+  faults = tables.Faults()
+  registry.read('csv', tmp_path, faults, {**fields, 'csv.patient': ''})
+  assert not faults.remarks
+
+
 def test_a_box_that_stands_twice_is_a_fault_in_a_table_too(tmp_path):
   (tmp_path / 'labels.csv').write_text('image,label\na.png,0\nb.png,1\n')
   (tmp_path / 'boxes.csv').write_text(
