@@ -138,8 +138,11 @@ def restore(
       those of the run.
 
   Raises:
-    UserError: one line: there is no such run, or a file of it is damaged.
+    UserError: one line: there is no such run or checkpoint, or a file of it is
+      damaged.
   """
+  if checkpoint not in (None, 'last', 'best'):
+    raise UserError(f'checkpoint is {checkpoint!r}; wanted last or best')
   given, workdir = workdir, files.workdir_of(os.path.expanduser(workdir))
   if not (workdir / 'config.json').is_file():
     raise UserError(

@@ -285,6 +285,12 @@ def test_what_is_no_image_and_no_run_is_refused(model, tmp_path):
     dpjax.load(tmp_path)
 
 
+@pytest.mark.parametrize('which', ['bset', '3', 3, ''])
+def test_a_checkpoint_of_another_name_is_not_the_last(served, which):
+  with pytest.raises(UserError, match='wanted last or best'):
+    dpjax.load(served.workdir, checkpoint=which)
+
+
 def test_a_dicom_file_is_answered_as_the_same_png(model, paths, tmp_path):
   pytest.importorskip('pydicom')
   pixels = cv2.imread(str(paths[0]), cv2.IMREAD_GRAYSCALE)
