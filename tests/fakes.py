@@ -70,7 +70,7 @@ class Store:
   size: int
   num_classes: int = 3
   path: str = 'memory'
-  info: dict = dataclasses.field(default_factory=dict)
+  info: dict = dataclasses.field(default_factory=lambda: {'fit': 'stretch'})
 
   @property
   def class_names(self):

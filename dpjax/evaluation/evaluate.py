@@ -53,7 +53,8 @@ class Images:
     path: of the prepared set.
     split: of it.
     validation: split to choose thresholds and a temperature on: that of the set
-      that was trained on, where it is labelled and not itself scored; or None.
+      that was trained on, where it is labelled and none of it is scored; or
+      None.
     counts: training images of each class (C,).
   """
 
@@ -239,8 +240,8 @@ def images_to_score(settings: ConfigDict, data: store.Store) -> Images:
     data: the set that was trained on.
 
   Raises:
-    UserError: one line: a split without labels, or of other classes, or shares
-      of another number of them.
+    UserError: one line: a split without labels, of other classes, or of squares
+      made in another way, or shares of another number of classes.
   """
   scored = store.load(settings.path) if settings.path else data
   split = scored.split(settings.split)
@@ -256,17 +257,49 @@ def images_to_score(settings: ConfigDict, data: store.Store) -> Images:
       f' {", ".join(scored.class_names)} and those of {data.path}, trained on,'
       f' {", ".join(data.class_names)}'
     )
+  _check_squares(scored, data)
   validation = data.splits.get('validation')
-  own = pathlib.Path(scored.path).resolve() == pathlib.Path(data.path).resolve()
   if validation is not None and (
-    (settings.split == 'validation' and own)
-    or not len(validation)
-    or (validation.labels < 0).any()
+    not len(validation) or (validation.labels < 0).any()
   ):
     validation = None
+  if validation is not None:
+    # By the images: another set may hold them too, in another size.
+    shared = np.isin(validation.source_digests, split.source_digests)
+    if shared.any():
+      if settings.path:
+        warn(
+          f'config.evaluate.path: {settings.split} of {scored.path} holds'
+          f' {int(shared.sum())} of the {len(shared)} validation images of'
+          f' {data.path}, so no threshold and no temperature is chosen on them'
+        )
+      validation = None
   counts = build_lib.class_counts(data.split('train'), data.num_classes)
   prevalence.target(settings.prevalence, counts)  # Refused before it is used.
   return Images(scored.path, split, validation, counts)
+
+
+def _check_squares(scored, data):
+  """Refuses squares made in another way; warns of another size."""
+  fit, trained = scored.info['fit'], data.info['fit']
+  if fit != trained:
+    raise UserError(
+      f'config.evaluate.path: {scored.path} was made with data.fit={fit}, and'
+      f' {data.path}, trained on, with {trained}; prepare it again with'
+      f' --config.data.fit={trained}'
+    )
+  if scored.size != data.size:
+    warn(
+      f'config.evaluate.path: the squares of {scored.path} are of'
+      f' {scored.size} pixels and those of {data.path}, trained on, of'
+      f' {data.size}, so answers may differ; with'
+      f' --config.data.store_size={data.size} prepare makes them alike'
+    )
+
+
+def warn(line: str) -> None:
+  """Says what is no error on stderr."""
+  print(f'warning: {line}', file=sys.stderr, flush=True)
 
 
 def open_run(config: ConfigDict, workdir: pathlib.Path) -> RestoredRun:
@@ -300,7 +333,7 @@ def open_run(config: ConfigDict, workdir: pathlib.Path) -> RestoredRun:
   images = images_to_score(own.evaluate, data)
   asked = own.evaluate.prevalence != prevalence.NONE
   if asked and (warning := prior_shift.too_far(own)):
-    print(f'warning: {warning}', file=sys.stderr, flush=True)
+    warn(warning)
   leakage.check_unseen(
     workdir,
     images.split,

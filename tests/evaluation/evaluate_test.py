@@ -506,13 +506,44 @@ def test_an_evaluation_that_breaks_off_leaves_no_scores_of_another(
   assert not (workdir / 'evaluation.json').exists()
 
 
-def test_nothing_is_chosen_on_the_images_that_are_scored_by_their_path(
-  workdir, monkeypatch
+def to_score(monkeypatch, other, split='test'):
+  """What there is to score of another set, for a run on STORE."""
+  monkeypatch.setattr(store_lib, 'load', lambda path: other)
+  config = make_config(evaluate__split=split, evaluate__path=other.path)
+  return evaluate.images_to_score(config.evaluate, STORE)
+
+
+def test_nothing_is_chosen_on_images_that_are_scored_wherever_they_are(
+  monkeypatch, capsys
 ):
-  monkeypatch.setattr(store_lib, 'load', lambda path: STORE)
-  settings = {'evaluate__split': 'validation', 'evaluate__path': './memory'}
-  result = evaluate.evaluate(make_config(**settings), workdir)
-  assert result['chosen_on'] is None and result['threshold'] is None
+  other = fakes.make_store(seed=100)
+  assert to_score(monkeypatch, other).validation is STORE.split('validation')
+  assert not capsys.readouterr().err
+  copy = dataclasses.replace(STORE, path='copy')
+  assert to_score(monkeypatch, copy, 'validation').validation is None
+  assert 'holds 12 of the 12 validation' in capsys.readouterr().err
+  assert to_score(monkeypatch, copy).validation is STORE.split('validation')
+  # One is enough, under another name and in another split.
+  other.split('test').pixels[4] = STORE.split('validation').pixels[2]
+  assert to_score(monkeypatch, other).validation is None
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('warning: ') and 'holds 1 of the 12' in line
+
+
+def test_another_set_must_hold_squares_of_the_kind_that_was_trained_on(
+  monkeypatch, capsys
+):
+  other = dataclasses.replace(fakes.make_store(seed=100), path='other')
+  padded = dataclasses.replace(other, info={'fit': 'pad'})
+  with pytest.raises(UserError) as error:
+    to_score(monkeypatch, padded)
+  assert '\n' not in str(error.value)
+  assert 'other was made with data.fit=pad' in str(error.value)
+  assert '--config.data.fit=stretch' in str(error.value)
+  large = dataclasses.replace(other, size=96)
+  assert to_score(monkeypatch, large).split is large.split('test')
+  (line,) = capsys.readouterr().err.splitlines()
+  assert 'of 96 pixels' in line and '--config.data.store_size=48' in line
 
 
 def test_an_evaluation_is_by_patient_where_one_has_several_images(
