@@ -1,5 +1,6 @@
 """Several runs as one classifier: the mean of their probabilities."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
@@ -10,8 +11,8 @@ from ml_collections import ConfigDict
 from dpjax import prepare
 from dpjax.config import record as record_lib
 from dpjax.errors import UserError
-from dpjax.evaluation import against, evaluate, files
-from dpjax.metrics import predictions
+from dpjax.evaluation import against, evaluate, files, prior_shift
+from dpjax.metrics import predictions, prevalence
 
 
 def evaluate_ensemble(
@@ -23,7 +24,8 @@ def evaluate_ensemble(
 
   Nothing is computed by a network: the probabilities (predictions.mean) are
   those that `evaluate` left in each workdir. Threshold and temperature are the
-  ensemble's own, chosen on the mean over the validation split.
+  ensemble's own, chosen on the mean over the validation split; runs that have
+  not the same one get neither, and a warning.
 
   Writes evaluation.json, predictions.csv and predictions_validation.csv.
 
@@ -37,8 +39,9 @@ def evaluate_ensemble(
     none.
 
   Raises:
-    UserError: one line: a run is not evaluated, or on another set or split, has
-      other classes, or is named twice; `output` holds something else.
+    UserError: one line: a run is not evaluated, or on another set or split or
+      at another checkpoint, has other classes, or is named twice; `output`
+      holds something else.
   """
   members = [files.workdir_of(workdir) for workdir in workdirs]
   output = pathlib.Path(output)
@@ -57,19 +60,19 @@ def evaluate_ensemble(
         f' those of {members[0]} are {", ".join(names)}'
       )
 
+  said = _said(members, files.PREDICTIONS, len(names))
+  try:
+    on_split = predictions.mean(said, images.split.ids, images.split.labels)
+  except UserError as error:
+    raise UserError(f'{error}; run evaluate there again') from error
+  images, on_validation = _on_validation(members, images, len(names))
+  for warning in _too_far(settings, members):
+    evaluate.warn(warning)
+
   def predict(split):
-    name = files.PREDICTIONS if split is images.split else files.VALIDATION
-    said = {
-      str(member / name): against.read_predictions(member / name, len(names))
-      for member in members
-    }
     seconds = sum(result['seconds']['inference'] for result in results)
     rates = [result['images_per_second'] for result in results]
-    try:
-      mean = predictions.mean(said, split.ids, split.labels)
-    except UserError as error:
-      raise UserError(f'{error}; run evaluate there again') from error
-    return mean, {
+    return on_split if split is images.split else on_validation, {
       'inference': seconds,
       'images_per_second': (
         None if None in rates else 1 / sum(1 / rate for rate in rates)
@@ -112,7 +115,57 @@ def _result(member, settings, images):
       f' on {settings.split} of {images.path}; run evaluate there with the same'
       ' flags'
     )
+  found = result.get('checkpoint')  # None: a method that has no checkpoints.
+  if found not in (settings.checkpoint, None):
+    raise UserError(
+      f'{member}: evaluated at its {found} checkpoint, and not at the'
+      f' {settings.checkpoint} one; run evaluate there with the same flags, or'
+      f' give --config.evaluate.checkpoint={found} here'
+    )
   return result
+
+
+def _said(members, name, num_classes):
+  """{file: what it holds} of the files of that name."""
+  return {
+    str(member / name): against.read_predictions(member / name, num_classes)
+    for member in members
+  }
+
+
+def _on_validation(members, images, num_classes):
+  """The images, and the mean of validation; both without one if there is none.
+
+  Folds of one set that are scored on another have each a validation of its own.
+  """
+  validation = images.validation
+  if validation is None:
+    return images, None
+  without = [m for m in members if not (m / files.VALIDATION).is_file()]
+  if without:
+    reason = f'{without[0]} has no {files.VALIDATION}'
+  else:
+    said = _said(members, files.VALIDATION, num_classes)
+    try:
+      return images, predictions.mean(said, validation.ids, validation.labels)
+    except UserError as error:
+      reason = str(error)
+  evaluate.warn(
+    'the runs have other validation splits, so their mean is not calibrated,'
+    f' and there is no threshold ({reason})'
+  )
+  return dataclasses.replace(images, validation=None), None
+
+
+def _too_far(settings, members):
+  """Lines where members have learnt to shift their answers, each once."""
+  if settings.prevalence == prevalence.NONE:
+    return ()
+  files_ = (member / 'config.json' for member in members)
+  configs = [record_lib.load(file, whole=True) for file in files_
+             if file.is_file()]  # fmt: skip
+  networks = (c for c in configs if c.stage in ('retrain', 'finetune'))
+  return dict.fromkeys(filter(None, map(prior_shift.too_far, networks)))
 
 
 def _same(a, b):

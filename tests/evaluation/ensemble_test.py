@@ -1,5 +1,6 @@
 """The mean of several runs, as one classifier."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -30,11 +31,11 @@ def answers(seed, split):
   return predictions.softmax(logits)
 
 
-def write_member(workdir, seed, names='012', **changes):
-  """A run as evaluate leaves it."""
+def write_member(workdir, seed, names='012', own=STORE, **changes):
+  """A run on `own` as evaluate leaves it."""
   workdir.mkdir(parents=True)
   record_lib.save(CONFIG, workdir / 'config.json')
-  images = evaluate.images_to_score(CONFIG.evaluate, STORE)
+  images = evaluate.images_to_score(CONFIG.evaluate, own)
   result = evaluate.score_classifier(
     workdir, CONFIG.evaluate, list(names), images,
     lambda split: (
@@ -108,9 +109,10 @@ def test_the_order_of_a_members_rows_does_not_matter(members, tmp_path):
     ({'names': 'abc'}, 'its classes are a, b, c and those of'),
     ({'split': 'validation'}, 'evaluated on validation of memory, and not on'),
     ({'data': 'elsewhere'}, 'evaluated on test of elsewhere, and not on test'),
+    ({'checkpoint': 'best'}, 'evaluated at its best checkpoint, and not at'),
   ],
 )
-def test_members_of_other_classes_sets_or_splits_are_refused(
+def test_members_of_other_classes_sets_splits_or_checkpoints_are_refused(
   members, tmp_path, changes, reason
 ):
   other = write_member(tmp_path / 'other', 7, **changes)
@@ -128,6 +130,51 @@ def test_a_member_of_other_images_is_refused(members, tmp_path):
     UserError, match=r'not of the images and classes.*run evaluate there again'
   ):
     ensemble.evaluate_ensemble(CONFIG, members, tmp_path / 'x')
+
+
+def test_a_member_without_checkpoints_goes_with_any(members, tmp_path):
+  other = write_member(tmp_path / 'other', 7, checkpoint=None)
+  found = ensemble.evaluate_ensemble(CONFIG, [*members, other], tmp_path / 'x')
+  assert found['members'][-1] == str(other)
+
+
+def test_folds_are_scored_together_without_what_a_validation_would_choose(
+  members, tmp_path, capsys
+):
+  # Another fold of the same set is tested on the same images.
+  splits = {**STORE.splits, 'validation': fakes.make_split(30, 48, seed=50)}
+  fold = write_member(
+    tmp_path / 'fold', 7, own=dataclasses.replace(STORE, splits=splits)
+  )
+  runs = [members[0], fold]
+  found = ensemble.evaluate_ensemble(CONFIG, runs, tmp_path / 'x')
+  wanted = answers(0, STORE.split('test')) + answers(7, STORE.split('test'))
+  read = predictions.read_predictions(tmp_path / 'x' / files.PREDICTIONS)
+  np.testing.assert_allclose(read.probabilities, wanted / 2, atol=1e-12)
+  assert (
+    found['chosen_on'] is found['threshold'] is found['temperature'] is None
+  )
+  (line,) = capsys.readouterr().err.splitlines()
+  assert 'no threshold' in line and f'{fold / files.VALIDATION}: not of' in line
+  (fold / files.VALIDATION).unlink()  # As of a set without a validation split.
+  found = ensemble.evaluate_ensemble(CONFIG, runs, tmp_path / 'x')
+  assert found['threshold'] is None
+  assert f'{fold} has no' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('asked', 'lines'), [('none', 0), ('balanced', 1)])
+def test_members_that_have_learnt_to_shift_their_answers_are_told_once(
+  asked, lines, members, tmp_path, capsys
+):
+  config = fakes.make_config(evaluate__resamples=20, evaluate__prevalence=asked)
+  for i, member in enumerate(members):
+    own = fakes.make_config(stage='retrain')
+    own.loss.classification = ('ce', 'cb_focal', 'cb_focal')[i]
+    record_lib.save(own, member / 'config.json')
+  ensemble.evaluate_ensemble(config, members, tmp_path / 'x')
+  said = capsys.readouterr().err.splitlines()
+  assert len(said) == lines
+  assert all('was trained under cb_focal, which' in line for line in said)
 
 
 def test_what_is_no_ensemble_is_refused(members, tmp_path):
