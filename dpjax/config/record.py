@@ -12,6 +12,12 @@ from dpjax.errors import UserError
 
 # What compare records of a method without a network; no flag gives it.
 _CLASSICAL = 'stage', 'classical'
+# What a stage does not read, beside the fields that may change in a run.
+_UNREAD = {
+  'pretrain': ('retrain.', 'finetune.', 'loss.', 'mgacr.', 'init.',
+               'evaluate.', 'eval.best'),
+  'retrain': ('finetune.',),
+}  # fmt: skip
 
 
 def save(config: ml_collections.ConfigDict, path: str | pathlib.Path) -> None:
@@ -97,13 +103,13 @@ def differences(
   """['field: old -> new'] of the fields that may not change in a resume.
 
   An 'auto' agrees with whatever it stands for: earlier versions recorded it.
-  The backbone may have been moved, or be named in another way. How a run will
-  be fine-tuned may change until it is.
+  The backbone may have been moved, or be named in another way. What is for the
+  stages after it may change until they begin.
   """
   old, new = fields.flatten(old), fields.flatten(new)
   names = (old.keys() | new.keys()) - fields.marked('resume')
-  if new.get('stage') in ('pretrain', 'retrain'):
-    names = {name for name in names if not name.startswith('finetune.')}
+  unread = _UNREAD.get(new.get('stage'), ())
+  names = {name for name in names if not name.startswith(unread)}
   return [
     f'{name}: {old.get(name)!r} -> {new.get(name)!r}'
     for name in sorted(names)

@@ -34,10 +34,6 @@ from dpjax.errors import NonFinite, UserError
 from dpjax.evaluation import evaluate, files
 from dpjax.training import checkpoint, loop, metrics_log
 
-# What stage I does not read, beside the fields that may change in a run.
-_UNREAD = ('stage', 'retrain.', 'finetune.', 'loss.', 'mgacr.', 'init.',
-           'evaluate.', 'eval.best')  # fmt: skip
-
 _TAIL = 8192  # bytes at the end of a log that hold its last lines
 
 
@@ -278,8 +274,10 @@ def pretraining_key(config: ConfigDict) -> str:
   """
   # Against nothing, the differences are all fields that make the run. One that
   # came later counts where it says something new: the studies of before go on.
-  lines = record_lib.differences({}, _without_news(config))
-  read = '\n'.join(line for line in lines if not line.startswith(_UNREAD))
+  stage_one = _without_news(config)
+  stage_one.stage = 'pretrain'
+  lines = record_lib.differences({}, stage_one)
+  read = '\n'.join(line for line in lines if not line.startswith('stage:'))
   return xxhash.xxh3_64_hexdigest(read.encode())[:8]
 
 
@@ -311,14 +309,10 @@ def pretrain(task: Task) -> None:
   folder = task.pretraining
   if folder is None or is_pretrained(task):
     return
-  config = task.config.copy_and_resolve_references()
   if (error := failure(folder)) is not None:
     raise NonFinite(error)
-  # It may be another row's run: what it did not read may differ.
-  if (folder / 'config.json').is_file():
-    _take_over(config, record_lib.load(folder / 'config.json'))
   try:
-    loop.train(config, 'pretrain', folder)
+    loop.train(task.config, 'pretrain', folder)
   except NonFinite as error:
     atomic.write_json(folder / 'failed.json', {'error': str(error)})
     raise
@@ -337,19 +331,6 @@ def is_pretrained(task: Task) -> bool:
   # On a set elsewhere loop.train tells whether it is the same one.
   record = record_lib.load(folder / 'config.json')
   return _same_path(record.data.path, task.config.data.path)
-
-
-def _take_over(config, record):
-  """Sets what stage I does not read to what is on record."""
-  flat = fields_lib.flatten(config)
-  with config.ignore_type():
-    config.update_from_flattened_dict(
-      {
-        name: value
-        for name, value in fields_lib.flatten(record).items()
-        if name in flat and name.startswith(_UNREAD)
-      }
-    )
 
 
 def failure(folder: pathlib.Path) -> str | None:

@@ -205,6 +205,24 @@ def test_how_a_run_is_fine_tuned_may_change_until_it_is():
   assert record_lib.differences(old, new) == ['finetune.epochs: 0.0 -> 4.0']
 
 
+def test_what_stage_i_does_not_read_may_change_after_it():
+  """A recipe is extended in its last stage, or mended before its second."""
+  old = given.resolve(stage='pretrain')
+  new = given.resolve(
+    stage='pretrain', retrain__epochs=60, retrain__batch_size=8,
+    loss__beta=0.5, mgacr__features=False, eval__best='accuracy',
+  )  # fmt: skip
+  assert record_lib.differences(old, new) == []
+  new.eval.every, new.pretrain.epochs = 2.0, 9.0
+  assert record_lib.differences(old, new) == [
+    'eval.every: 1.0 -> 2.0', 'pretrain.epochs: 4.0 -> 9.0'
+  ]  # fmt: skip
+  # Another stage in its folder is another run.
+  new = given.resolve(stage='retrain')
+  assert "stage: 'pretrain' -> 'retrain'" in record_lib.differences(old, new)
+  assert record_lib.differences(new, old) == ["stage: 'retrain' -> 'pretrain'"]
+
+
 def test_a_run_is_opened_as_this_machine_has_it():
   there = given.resolve(
     num_devices=8, platform='gpu', model__width=8, data__prefetch=99,
