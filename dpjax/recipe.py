@@ -10,6 +10,7 @@ from dpjax import prepare
 from dpjax.config import record as record_lib
 from dpjax.distributed import processes
 from dpjax.errors import UserError
+from dpjax.evaluation import files
 from dpjax.training import checkpoint, loop
 
 PRETRAINED = pathlib.Path('runs/pretrain')  # where configs/pretrain.py trains
@@ -48,8 +49,12 @@ def run(
 
 
 def _pretrain(config, workdir, extend=False):
-  if config.init.backbone == 'auto':
-    config.init.backbone = None  # Stage I starts from nothing.
+  if config.init.backbone not in (None, 'auto'):
+    raise UserError(
+      f'config.init.backbone is {config.init.backbone!r}; it must be left out'
+      ' for stage=pretrain, which starts from scratch'
+    )
+  config.init.backbone = None
   loop.train(config, 'pretrain', workdir, extend)
 
 
@@ -69,6 +74,13 @@ def _finetune(config, workdir, extend=False):
 
 
 def _recipe(config, workdir, extend=False):
+  # Where the others look for its classifier (files.workdir_of).
+  tuned = workdir / 'finetune'
+  if not config.finetune.epochs and files.workdir_of(workdir) == tuned:
+    raise UserError(
+      f'config.finetune.epochs is 0, and {tuned} holds a run, which evaluate'
+      ' and predict would take; name another --workdir, or remove it'
+    )
   seconds = {}
   begun = any(
     checkpoint.has_checkpoint(workdir / stage)

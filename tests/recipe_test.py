@@ -1,6 +1,7 @@
 """The order of the stages, and where stage II starts."""
 
 import pathlib
+import shutil
 
 import cv2
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from dpjax import recipe
 from dpjax.config import record as record_lib
 from dpjax.data import store
-from dpjax.errors import Stopped
+from dpjax.errors import Stopped, UserError
 from dpjax.evaluation import evaluate, text
 from dpjax.training import loop
 from tests import fakes
@@ -105,6 +106,23 @@ def test_the_recipe_fine_tunes_its_stage_two_and_evaluates_that(
     ('evaluate', 'here/finetune'),
   ]
   assert len(calls) == (4 if backbone == 'auto' else 3)
+
+
+def test_a_recipe_that_was_fine_tuned_is_not_one_that_is_not(calls):
+  """Who looks into its folder would go on taking the fine-tuned run."""
+  checkpointed('here/finetune')
+  with pytest.raises(UserError, match=r'here/finetune holds a run.*--workdir'):
+    recipe.run(make_config('recipe'), 'here')
+  assert not calls
+  shutil.rmtree('here/finetune')
+  recipe.run(make_config('recipe'), 'here')
+  assert calls[-1] == ('evaluate', 'here/retrain')
+
+
+def test_a_backbone_that_stage_i_would_not_start_from_is_refused(calls):
+  with pytest.raises(UserError, match=r'init.backbone.*stage=pretrain'):
+    recipe.run(make_config('pretrain', 'weights.npz'), 'here')
+  assert not calls
 
 
 @pytest.mark.parametrize('backbone', ['None', 'weights.npz', 'runs/other'])

@@ -349,6 +349,12 @@ def check(task: Task) -> None:
   """Raises UserError where the task was done with another config."""
   if task.retraining is not None:
     check(task.retraining)
+  elif (other := files.workdir_of(task.workdir)) != task.workdir:
+    raise UserError(
+      f'{task.name!r}: finetune.epochs is 0, and {other} holds a run of the'
+      ' same row with fine-tuning; name another --workdir, or remove'
+      f' {task.workdir}'
+    )
   # A run that has left nothing may be begun anew (loop.train).
   kept = (task.workdir / 'evaluation.json').exists() or (
     checkpoint.has_checkpoint(task.workdir)

@@ -321,6 +321,15 @@ def test_a_row_is_fine_tuned_after_a_stage_ii_of_its_own(tmp_path, fake):
   assert not fake.calls
 
 
+def test_a_row_that_was_fine_tuned_is_not_one_that_is_not(tmp_path, fake):
+  """Its evaluation would be that of the fine-tuned run."""
+  runs.run(make_task(tmp_path, overrides=TUNED))
+  fake.calls.clear()
+  with pytest.raises(UserError, match=r"'row': .*row/finetune.*--workdir"):
+    runs.run(make_task(tmp_path))
+  assert not fake.calls
+
+
 def test_a_row_whose_stage_ii_diverges_has_and_may_be_mended(tmp_path, fake):
   fake.fails['seed0/row/retrain'] = NonFinite('step 3: loss is nan')
   found = runs.run(make_task(tmp_path, overrides=TUNED))
