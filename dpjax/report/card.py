@@ -8,6 +8,8 @@ Source: Mitchell et al. (2019), "Model Cards for Model Reporting".
 
 import collections
 import dataclasses
+import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -80,15 +82,26 @@ def _of_its_checkpoints(report_data, model):
     return report_data, []
   runs, lines = [], []
   for run, told in zip(report_data.runs, model['runs'], strict=True):
-    step = run.evaluation.get('step')
-    if run.evaluation and step != told['step']:
+    why = run.evaluation and _of_another(run.evaluation, told)
+    if why:
       lines.append(
-        f'{run.name} was evaluated at step {step}, and this is step'
-        f' {told["step"]}: nothing of that evaluation stands here.'
+        f'{run.name} was evaluated {why}: nothing of that evaluation stands'
+        ' here.'
       )
       run = dataclasses.replace(run, evaluation={})
     runs.append(run)
   return dataclasses.replace(report_data, runs=runs), lines
+
+
+def _of_another(result, told):
+  """How the checkpoint that was scored differs from the one exported, or ''."""
+  if result.get('step') != told['step']:
+    return f'at step {result.get("step")}, and this is step {told["step"]}'
+  # A run that was trained anew comes to the same step; earlier versions did not
+  # record the weights.
+  if result.get('weights') not in (None, told['hashes']['weights']):
+    return f'with other weights than step {told["step"]} has now'
+  return ''
 
 
 def _use(subject):
@@ -200,11 +213,16 @@ def _data(subject):
   run = subject.data.runs[0]
   if run.config is not None and 'split' in run.config:
     split = run.config.split
-    lines += [
-      '',
+    by_patient = (
       'All images of a patient, and copies of an image, are on one side of the'
-      f' split (seed {split.seed}).',
-    ]
+      f' split (seed {split.seed}).'
+    )
+    by_image = (
+      'Images of one patient may be on both sides of the split (seed'
+      f' {split.seed}), and scores then look better than they are; copies of'
+      ' an image are on one side.'
+    )
+    lines += ['', by_image if split.get('unit') == 'image' else by_patient]
   if info.get('warnings'):
     lines += ['', *(f'- Warning: {line}' for line in info['warnings'])]
   return lines
@@ -253,7 +271,13 @@ def _columns(data):
   known = dict.fromkeys(
     column for split in data.splits.values() for column in split.metadata
   )
-  return [c for c in known if any(word in c.lower() for word in _ABOUT)]
+  return [c for c in known if not _words(c).isdisjoint(_ABOUT)]
+
+
+def _words(column):
+  """'PatientSex_DICOM' -> {'patient', 'sex', 'dicom'}."""
+  words_ = re.findall(r'[A-Z]+(?![a-z])|[A-Z]?[a-z]+', column)
+  return {word.lower() for word in words_}
 
 
 def _training(subject):
@@ -289,9 +313,9 @@ def _scores(subject):
     if not result:
       continue
     lines += [
-      f'{run.name}: {result["num_images"]:,} radiographs of'
-      f' {result["split"]}, 95 % bootstrap intervals over'
-      f' {words.drawn(result)}.',
+      f'{run.name}: {result["num_images"]:,} radiographs:'
+      f' {pathlib.Path(str(result["data"])).name}, {result["split"]} split;'
+      f' 95 % bootstrap intervals over {words.drawn(result)}.',
       '',
       *_table(
         ['Score', 'Value'],

@@ -83,7 +83,9 @@ def test_the_data_are_counted_by_split_class_and_patient(render):
     sexes = np.array(['F', 'M', 'F'])[np.arange(len(split)) % 3]
     splits[name] = Split(
       **vars(split),
-      metadata={'PatientSex': sexes, 'detector': sexes},
+      metadata=dict.fromkeys(
+        ('PatientSex', 'detector', 'image_quality'), sexes
+      ),
       groups=np.arange(len(split)) // 2,
     )
   text, _ = render(data=dataclasses.replace(STORE, splits=splits))
@@ -92,9 +94,33 @@ def test_the_data_are_counted_by_split_class_and_patient(render):
   boxes = (STORE.split('test').num_boxes > 0).sum()
   row = ['test', 60, 30, *labels, boxes]
   assert f'| {" | ".join(map(str, row))} |' in data
-  # Who the patients are, not which cable was plugged in.
+  # Who the patients are, not which cable was plugged in; no age in an image.
   who = section(text, 'Demography')
-  assert '| F | 32 | 8 | 40 |' in who and 'detector' not in who
+  assert '| F | 32 | 8 | 40 |' in who
+  assert re.findall('^By (.*):$', who, re.M) == ['PatientSex']
+
+
+@pytest.mark.parametrize(
+  ('unit', 'words'),
+  [
+    ('patient', 'All images of a patient, and copies of an image, are on one'),
+    ('image', 'Images of one patient may be on both sides of the split'),
+  ],
+)
+def test_the_split_is_said_to_be_by_what_it_was_made(
+  unit, words, made, monkeypatch
+):
+  monkeypatch.setattr(report, '_open', lambda path: STORE)
+  found = report.gather([made / 'mine'], CONFIG)
+  found.runs[0].config.split.unit = unit
+  data = section(card.render(found), 'Data')
+  assert words in data and ('patient may' in data) == (unit == 'image')
+
+
+def test_scores_are_of_a_set_by_name(render):
+  text, _ = render(lambda result: result.update(data='/data/hospital b'))
+  scores = section(text, 'Scores')
+  assert 'mine: 60 radiographs: hospital b, test split;' in scores
 
 
 def test_weaknesses_are_what_the_numbers_show(render):
@@ -197,6 +223,20 @@ def test_scores_of_another_checkpoint_are_not_the_exports(render):
   for title in ('Scores', 'Subgroups', 'Calibration', 'Localisation'):
     assert f'## {title}' not in text
   assert 'this checkpoint was not evaluated' in text
+
+
+@pytest.mark.parametrize(
+  ('weights', 'known'), [('of before', False), ('abc', True), (None, True)]
+)
+def test_scores_of_other_weights_at_its_step_are_not_the_exports(
+  weights, known, render
+):
+  def weighed(result):
+    result.update(step=5, weights=weights)
+
+  text, _ = render(weighed, model=make_model(5))
+  assert ('evaluated with other weights than step 5 has now' in text) != known
+  assert ('## Scores' in text) == known
 
 
 def test_the_report_writes_it_and_links_it(made, tmp_path, monkeypatch):
