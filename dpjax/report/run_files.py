@@ -221,12 +221,17 @@ def _logs(path, config, notes):
   if config.stage == 'pretrain' or not start or start == 'auto':
     return logs
   before = 'retrain' if config.stage == 'finetune' else 'pretrain'
-  for folder in (pathlib.Path(start), path.parent / before):
-    if (folder / 'metrics.jsonl').is_file():
-      if before == 'pretrain':
-        return {**logs, before: _log(folder, notes)}
-      return {**_logs(folder, _config(folder, notes), notes), **logs}
-  return logs
+  folder = pathlib.Path(start)
+  if folder.name == before and not folder.exists():  # The recipe was moved.
+    folder = path.parent / before
+  if not (folder / 'metrics.jsonl').is_file():
+    return logs
+  faults: list[str] = []
+  started = _config(folder, faults)
+  notes += [f'{folder.name}/{fault}' for fault in faults]
+  if started is None or started.stage != before:
+    return logs
+  return {**_logs(folder, started, notes), **logs}
 
 
 def _log(path, notes):

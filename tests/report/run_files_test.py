@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from dpjax.config import record as record_lib
 from dpjax.report import report_data, run_files
 from tests import fakes
@@ -25,3 +27,33 @@ def test_a_fine_tuned_run_has_the_logs_of_all_its_stages(tmp_path):
   two = run_files.read(tmp_path / 'mine/retrain', 'two')
   assert [two.pretraining[0]['step'], two.log[0]['step']] == [0, 1]
   assert two.finetuning == []
+
+
+@pytest.mark.parametrize(
+  ('start', 'found'),
+  [
+    ('runs/pretrain', True),
+    ('before/pretrain', True),  # and moved since
+    ('imagenet.safetensors', False),
+    ('gone.safetensors', False),
+    ('other/pretrain', False),  # there, and without a log
+    ('runs/older', False),  # a stage II
+  ],
+)
+def test_stage_one_is_the_one_that_the_run_started_from(start, found, tmp_path):
+  (tmp_path / 'imagenet.safetensors').touch()
+  (tmp_path / 'other/pretrain').mkdir(parents=True)
+  config = fakes.make_config()
+  for name, stage, backbone in (
+    ('pretrain', 'pretrain', None),
+    ('older', 'retrain', None),
+    ('retrain', 'retrain', str(tmp_path / start)),
+  ):
+    folder = tmp_path / 'runs' / name
+    folder.mkdir(parents=True)
+    config.stage, config.init.backbone = stage, backbone
+    record_lib.save(config, folder / 'config.json')
+    line = {'step': 7, 'epoch': 1.0, 'split': 'train', 'loss': 1.0}
+    (folder / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
+  run = run_files.read(tmp_path / 'runs/retrain', 'mine')
+  assert run.log and bool(run.pretraining) == found
