@@ -140,14 +140,19 @@ def _sets(run, config):
   named = str(run.evaluation['data']) if run.evaluation else None
   found: dict[str | None, store.Store] = {}
   reason = 'neither config.json nor evaluation.json names a set'
+  if named:
+    reason = 'no config.json names the set that was trained on'
   for path in dict.fromkeys(filter(None, (own, named))):
     place = record_lib.set_path(run.config, config) if path == own else path
     try:
       found[path] = _open(place)
     except (UserError, OSError) as error:
       reason = str(error).splitlines()[0]
-  trained = found.get(own) or found.get(named)
-  return trained, found.get(named) or trained, reason
+  trained, scored = found.get(own), found.get(named)
+  if (run.evaluation.get('settings') or {}).get('path'):
+    return trained, scored, reason
+  # Two paths of one set, unless the evaluation was told of another one.
+  return trained or scored, scored or trained, reason
 
 
 def _write(folder, html, written, runs):

@@ -182,6 +182,7 @@ def _check_evaluation(result):
   for groups in _object(result.get('subgroups') or {}).values():
     for group in _object(groups).values():
       _check_scores(group)
+  _object(result.get('settings') or {})
   for group in _object(result.get('localisation') or {}).values():
     _check_scores(group)
     _number(group.get('threshold'), undefined=True)

@@ -670,6 +670,7 @@ def test_a_torn_last_line_of_the_log_is_said_and_the_rest_is_shown(
     {'intervals': None},
     {'class_names': []},
     {'threshold': '0.5'},
+    {'settings': [1]},
   ],
   ids=lambda change: next(iter(change)),
 )
@@ -715,6 +716,52 @@ def test_a_set_that_was_moved_is_found_where_the_config_says(
   monkeypatch.setattr(report, '_open', moved)
   report.write(folders, fakes.make_config(data__path=str(tmp_path)))
   assert left_out(read(folders[0])) == {}
+
+
+@pytest.mark.parametrize(
+  ('gone', 'named', 'lacking'),
+  [
+    ('memory', '/elsewhere', {'counts'}),  # trained on
+    ('/elsewhere', '/elsewhere', {'classes'}),  # scored on
+    ('memory', '', set()),  # moved since
+    ('/elsewhere', '', set()),  # moved back
+  ],
+)
+def test_a_set_stands_for_another_only_where_it_is_the_same(
+  gone, named, lacking, folders, monkeypatch, only
+):
+  only('classes', 'counts')
+
+  def opened(path):
+    if path == gone:
+      raise UserError(f'{path} is not a prepared set')
+    return STORE
+
+  monkeypatch.setattr(report, '_open', opened)
+  file = folders[0] / 'retrain/evaluation.json'
+  result = json.loads(file.read_text())
+  result |= {'data': '/elsewhere', 'settings': {'path': named}}
+  file.write_text(json.dumps(result))
+  report.write(folders[:1], CONFIG)
+  reason = f'{gone} is not a prepared set'
+  assert left_out(read(folders[0])) == dict.fromkeys(lacking, reason)
+  card = (folders[0] / 'MODEL_CARD.md').read_text()
+  assert ('## Data' in card) == ('counts' not in lacking)
+
+
+def test_an_ensemble_on_another_set_does_not_say_that_it_was_trained_on_it(
+  folders, only
+):
+  only('classes', 'counts')
+  ensemble = folders[0] / 'retrain'
+  (ensemble / 'config.json').unlink()
+  file = ensemble / 'evaluation.json'
+  result = json.loads(file.read_text()) | {'settings': {'path': 'memory'}}
+  file.write_text(json.dumps(result))
+  report.write([ensemble], CONFIG)
+  assert left_out(read(ensemble)) == {
+    'counts': 'no config.json names the set that was trained on'
+  }
 
 
 def test_a_run_of_stage_one_alone_has_its_curves(folders):
