@@ -122,7 +122,7 @@ def _lead(folder, found):
     'Research code, not a medical device. Do not use it to diagnose anyone.'
   )
   first = found.runs[0]
-  if first.config is None or first.config.stage == 'pretrain':
+  if not first.config or first.config.stage not in ('retrain', 'finetune'):
     return lead
   alone = dataclasses.replace(found, runs=[first])
   atomic.write_text(folder / card.FILE, card.render(alone))

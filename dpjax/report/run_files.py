@@ -33,6 +33,9 @@ _FIELDS = (
 )  # fmt: skip
 _NEEDED = ('data', 'split', 'class_names', 'num_images', 'scores', 'intervals',
            'per_class', 'confusion_matrix')  # fmt: skip
+# Field of config.mgacr -> what training logs where it is taught.
+_MGACR = {'attention': ('loss/att_pos', 'loss/att_neg'),
+          'features': ('loss/feat',)}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,21 @@ class Run:
     place, start = os.path.realpath(self.workdir), os.path.realpath(folder)
     inside = pathlib.Path(place).is_relative_to(start)
     return os.path.relpath(place, start) if inside else str(self.workdir)
+
+  @property
+  def mgacr(self) -> list[str]:
+    """Of 'attention' and 'features', what a stage II was taught.
+
+    Training leaves out what has no box to teach it, or no weight; its log tells
+    that, and the config does not. Without a log the config counts.
+    """
+    logged = {name for entry in self.log for name in entry}
+    untold = 'loss/classification' not in logged
+    return [
+      name
+      for name, terms in _MGACR.items()
+      if self.config.mgacr[name] and (untold or not logged.isdisjoint(terms))
+    ]
 
   @property
   def class_names(self) -> list[str]:

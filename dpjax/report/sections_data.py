@@ -151,9 +151,7 @@ def masks(section: page.Section, report_data: ReportData) -> None:
 def _has_masks(run):
   """Whether a run was trained with them."""
   c = run.config
-  return bool(
-    c and c.stage != 'pretrain' and (c.mgacr.attention or c.mgacr.features)
-  )
+  return bool(c and c.stage in ('retrain', 'finetune') and run.mgacr)
 
 
 def _masks(config, split, row):

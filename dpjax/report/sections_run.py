@@ -90,43 +90,11 @@ def what_was_run(section: page.Section, report_data: ReportData) -> None:
 
 def facts(run: Run) -> dict[str, Any]:
   """{what: text} of one run."""
-  found = {}
   c, result = run.config, run.evaluation
+  found: dict[str, Any] = {}
+  if c and c.stage != 'classical':  # A method of compare has no network.
+    found = _network_facts(run)
   if c:
-    m, loss = c.model, c.loss
-    sizes = ', '.join(map(str, m.stage_sizes))
-    found['Network'] = (
-      f'ResNet ({sizes}), {m.block} blocks, width {m.width}'
-      if m.network == 'resnet'
-      else f'{m.network}, width {m.width}'
-    )
-    found['Input'] = (
-      f'{c.data.image_size} pixels, of {c.data.store_size} stored'
-    )
-    start = c.init.backbone
-    found['Starts from'] = (
-      'scratch'
-      if c.stage == 'pretrain' or start is None
-      else record_lib.seen_from(run.workdir, start)
-    )
-    if c.stage != 'pretrain':
-      found['Classification loss'] = loss.classification
-      found['MGACR'] = (
-        ', '.join(
-          name for name in ('attention', 'features') if c.mgacr[name]
-        )
-        or 'none'
-      )  # fmt: skip
-    settings = c['pretrain' if c.stage == 'pretrain' else 'retrain']
-    found['Schedule'] = (
-      f'{settings.epochs:g} epochs, batches of {settings.batch_size}'
-    )
-    if c.stage == 'finetune':
-      learns = 'the classifier' if c.finetune.freeze else 'everything'
-      found['Fine-tuning'] = (
-        f'{learns}, {c.finetune.epochs:g} epochs,'
-        f' {c.finetune.loss.classification}'
-      )
     found['Seed'] = c.seed
     found['Data set'] = pathlib.Path(c.data.path).name
   if result:
@@ -136,9 +104,10 @@ def facts(run: Run) -> dict[str, Any]:
       f'{result["num_images"]:,} radiographs,'
       f' {pathlib.Path(str(result["data"])).name}, {result["split"]}'
     )
-    found['Checkpoint'] = (
-      f'{result.get("checkpoint", "-")}, step {result.get("step", "-")}'
-    )
+    if result.get('step') is not None:  # An ensemble has none.
+      found['Checkpoint'] = (
+        f'{result.get("checkpoint", "-")}, step {result["step"]}'
+      )
     found['Evaluated on'] = result.get('device', '-')
   for name, log in (
     ('Stage I', run.pretraining),
@@ -151,6 +120,41 @@ def facts(run: Run) -> dict[str, Any]:
         f'{_seconds(last.get("seconds_training"))},'
         f' {last["step"]:,} steps'
       )  # fmt: skip
+  return found
+
+
+def _network_facts(run):
+  """What its config says of the network, and of how it is trained."""
+  c, m = run.config, run.config.model
+  found = {}
+  sizes = ', '.join(map(str, m.stage_sizes))
+  found['Network'] = (
+    f'ResNet ({sizes}), {m.block} blocks, width {m.width}'
+    if m.network == 'resnet'
+    else f'{m.network}, width {m.width}'
+  )
+  found['Input'] = f'{c.data.image_size} pixels, of {c.data.store_size} stored'
+  start = c.init.backbone
+  found['Starts from'] = (
+    'scratch'
+    if c.stage == 'pretrain' or start is None
+    else record_lib.seen_from(run.workdir, start)
+  )
+  if c.stage != 'pretrain':
+    found['Classification loss'] = c.loss.classification
+    found['MGACR'] = ', '.join(run.mgacr) or 'none'
+    if not run.mgacr and (c.mgacr.attention or c.mgacr.features):
+      found['MGACR'] += ' (no boxes to teach it, or weights of 0)'
+  settings = c['pretrain' if c.stage == 'pretrain' else 'retrain']
+  found['Schedule'] = (
+    f'{settings.epochs:g} epochs, batches of {settings.batch_size}'
+  )
+  if c.stage == 'finetune':
+    learns = 'the classifier' if c.finetune.freeze else 'everything'
+    found['Fine-tuning'] = (
+      f'{learns}, {c.finetune.epochs:g} epochs,'
+      f' {c.finetune.loss.classification}'
+    )
   return found
 
 

@@ -280,6 +280,43 @@ def test_the_config_fields_that_differ_are_listed(both):
   assert set(differences) == {'mgacr.features', 'init.backbone'}
 
 
+def test_what_training_left_out_is_not_said_to_be_taught(both, folders, only):
+  assert both[2]['run']['runs']['mine']['MGACR'] == 'attention, features'
+  assert both[2]['run']['runs']['plain']['MGACR'] == 'attention'
+  only('run', 'masks')
+  log = folders[0] / 'retrain/metrics.jsonl'
+  terms = 'loss/att_pos', 'loss/att_neg', 'loss/feat'
+  log.write_text(
+    ''.join(
+      json.dumps({k: v for k, v in json.loads(line).items() if k not in terms})
+      + '\n'
+      for line in log.read_text().splitlines()
+    )
+  )
+  report.write(folders[:1], CONFIG)
+  told = read(folders[0])['run']['runs']['mine']['MGACR']
+  assert told == 'none (no boxes to teach it, or weights of 0)'
+  assert f'- MGACR: {told}' in (folders[0] / 'MODEL_CARD.md').read_text()
+  assert 'no run was trained with masks' in left_out(read(folders[0]))['masks']
+
+
+def test_a_method_without_a_network_has_no_facts_of_one(folders, only):
+  only('run', 'masks')
+  knn = folders[0] / 'retrain'
+  record = json.loads((knn / 'config.json').read_text())
+  record['stage'], record['init']['backbone'] = 'classical', None
+  (knn / 'config.json').write_text(json.dumps(record))
+  result = json.loads((knn / 'evaluation.json').read_text())
+  result |= {'checkpoint': None, 'step': None}
+  (knn / 'evaluation.json').write_text(json.dumps(result))
+  report.write([knn], CONFIG)
+  facts = read(knn)['run']['runs']['mine']
+  assert set(facts) == {'Seed', 'Data set', 'Classes', 'Scored', 'Evaluated on',
+                        'notes'}  # fmt: skip
+  assert 'no run was trained with masks' in left_out(read(knn))['masks']
+  assert not (knn / 'MODEL_CARD.md').exists()
+
+
 def test_the_counts_are_those_of_the_set(both):
   for name, counts in both[2]['counts']['counts'].items():
     labels = STORE.split(name).labels.tolist()
