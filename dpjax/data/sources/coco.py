@@ -190,7 +190,7 @@ def _read_json(file, split, faults, files, patient):
     beside=file.parent,
     prefer=split and (lambda image: _side(relative(image)) == split),
   )
-  images, out = _read_images(file, data['images'], faults, find, patient)
+  images, out = _read_images(file, split, data['images'], faults, find, patient)
   boxes = _read_boxes(
     file, data['annotations'], faults, images, out, categories
   )
@@ -201,8 +201,6 @@ def _read_json(file, split, faults, files, patient):
     records.append(
       dataclasses.replace(
         record,
-        # Two splits may call their images alike.
-        id=record.id if split is None else f'{split}/{record.id}',
         split=split,
         boxes=tuple(box for box, _ in found),
         names=tuple(name for _, name in found),
@@ -218,7 +216,14 @@ def _find_jsons(root, annotations):
   if annotations:
     found = [root / name.strip() for name in annotations.split(',')]
   else:
-    found = sorted((*root.glob('*.json'), *root.glob('*/*.json')))
+    found = sorted(
+      file
+      for file in (*root.glob('*.json'), *root.glob('*/*.json'))
+      if not any(
+        part.startswith('.') or part == '__MACOSX'
+        for part in file.relative_to(root).parts
+      )
+    )
   if len(found) == 1:
     return {found[0]: None}
   splits = {}
@@ -297,7 +302,7 @@ def _read_categories(file, items, faults):
   return names
 
 
-def _read_images(file, items, faults, find, patient):
+def _read_images(file, split, items, faults, find, patient):
   """{id: record without boxes}, and the ids of those that are left out."""
   if not items:
     raise UserError(f'{file}: no images')
@@ -306,7 +311,10 @@ def _read_images(file, items, faults, find, patient):
   for i, item in enumerate(items):
     place = _place(file, 'image', i, item)
     id = image = None
-    with faults.at(place, _name(item)):
+    name = _name(item)
+    if split and name:
+      name = f'{split}/{name}'  # Two splits may call their images alike.
+    with faults.at(place, name):
       try:
         id = _id(item, 'id')
       finally:  # A bad id is no reason to miss the row of the file.
@@ -318,7 +326,7 @@ def _read_images(file, items, faults, find, patient):
           raise SourceFault(f'two images are of {_name(item)}')
         images[id] = files_lib.record(
           image,
-          _name(item),
+          name,
           group=patient[image],
           frame=(_length(item, 'width'), _length(item, 'height')),
           where=place,

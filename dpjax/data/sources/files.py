@@ -1,7 +1,6 @@
 """The image files of a source folder, found by the names that tables give."""
 
 import collections
-import contextlib
 import fnmatch
 import functools
 import os
@@ -229,10 +228,12 @@ class Files:
       *named_in: the table that should name it, or one of these.
     """
     self.remark_unread(faults)
-    # Nor is the file of an image that is left out a second fault.
+    # Nor is the file of an image that is left out a second fault, where its row
+    # was at fault before anyone asked for the file.
     for id in faults.left_out:
-      with contextlib.suppress(SourceFault):
-        self.find(id)
+      files = self.named(id)
+      if self._asked_for.isdisjoint(files):
+        self._asked_for.update(files)
     tables_ = ' or '.join(map(str, named_in))
     for file in self.found:
       if file not in self._asked_for:

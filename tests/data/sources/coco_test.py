@@ -422,6 +422,34 @@ def test_a_json_a_split_gives_the_splits(tmp_path, layout):
     assert f'/{folder}/' in record.file
 
 
+def test_an_image_of_one_side_is_left_out_beside_its_namesake_of_another(
+  tmp_path,
+):
+  root = write_splits(tmp_path, '{}/_annotations.json')
+  for side in ('train', 'valid'):
+    file = root / side / '_annotations.json'
+    data = json.loads(file.read_text())
+    data['annotations'][0]['bbox'] = [5, 5, 0, 20]
+    file.write_text(json.dumps(data))
+  # An image that no json names is called as those that are left out.
+  (root / 'more').mkdir()
+  (root / 'more/2.png').write_bytes(b'no image')
+  ids, faults = skipped(root)
+  assert ids == ['test/1.png', 'test/2.png', 'train/1.png', 'validation/1.png']
+  assert [id for _, id, _ in faults] == ['train/2.png', 'validation/2.png', '']
+  assert faults[-1][0] == f'{root}/more/2.png'
+
+
+@pytest.mark.parametrize(
+  'name', ['__MACOSX/._set.json', '.cache/a.json', '.a.json']
+)
+def test_a_json_that_an_archive_or_a_program_has_left_is_none(name, tmp_path):
+  root = write(tmp_path)
+  (root / name).parent.mkdir(exist_ok=True)
+  (root / name).write_bytes(b'\0\5\x16\7')
+  assert [r.id for r in coco.read(root, tables.Faults())] == IDS
+
+
 def test_a_side_that_two_jsons_claim_is_refused(tmp_path):
   root = write_splits(tmp_path, 'annotations/instances_{}.json')
   (root / 'annotations/captions_train.json').write_text('{}')
