@@ -20,9 +20,6 @@ def recognise(facts: facts_lib.Facts) -> guess_lib.Guess | None:
   """What the folders of a source say of its images; None: nothing."""
   guess = guess_lib.Guess('folder', '', 1)
   images = _passed_over(guess, facts)
-  in_names = [re.search(_CLASS_IN_NAME, path) for path in images]
-  if images and all(in_names) and len({m[1] for m in in_names if m}) == 2:
-    return _by_name(guess, facts, images, in_names)
   in_names = [re.search(_JSRT, path) for path in images]
   if images and all(in_names):
     return _as_jsrt(guess, facts, images, in_names)
@@ -31,7 +28,17 @@ def recognise(facts: facts_lib.Facts) -> guess_lib.Guess | None:
   depth = 3 if splits else 2
   inside = [p for p in paths if len(p) >= depth]
   counts = collections.Counter(p[depth - 2] for p in inside)
-  if len(counts) < 2 or len(counts) > max(20, len(images) / 3):
+  no_classes = len(counts) < 2 or len(counts) > max(20, len(images) / 3)
+  in_names = [re.search(_CLASS_IN_NAME, path) for path in images]
+  if images and all(in_names) and len({m[1] for m in in_names if m}) == 2:
+    # Any exporter may number its files so: folders of classes go before.
+    if no_classes or all(p[-1].startswith((*_BY_NAME,)) for p in paths):
+      return _by_name(guess, facts, images, in_names)
+    guess.odd.append(
+      'All names end in _0 or _1; if that is the class, and not the folder, add'
+      f" --config.data.class_pattern='{_CLASS_IN_NAME}'"
+    )
+  if no_classes:
     return None
   wanted = 'SPLIT/CLASS/IMAGE' if splits else 'CLASS/IMAGE'
   guess.what = f'a folder for each class, as {wanted}'
@@ -173,10 +180,18 @@ def _add_patients(guess, facts, images, depth):
     return
   deep = [path.split('/') for path in images if path.count('/') >= depth]
   folders = {tuple(p[:-1]) for p in deep}
-  if (
-    len(deep) == len(images)
-    and len(folders) > len({f[-2] for f in folders}) * 2
-  ):
+  classes = {folder[depth - 2] for folder in folders}
+  if len(deep) < len(images) or len(folders) <= 2 * len(classes):
+    return
+  if {*map(len, folders)} != {depth}:
+    first = '[^/]+/' * (depth - 1)
+    guess.unknown.append(
+      'Which folder below that of a class is a patient, as in'
+      f' {"/".join(max(deep, key=len))}. If it is the first, add'
+      f" --config.data.patient_pattern='^{first}([^/]+)/'; if the last,"
+      " '([^/]+)/[^/]+$'."
+    )
+  else:
     guess.said.pop()
     guess.say(
       'patients',

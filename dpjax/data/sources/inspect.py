@@ -16,7 +16,7 @@ from dpjax.data.decode import formats, image_file
 from dpjax.data.sources import facts as facts_lib
 from dpjax.data.sources import guess as guess_lib
 from dpjax.data.sources import registry
-from dpjax.errors import UserError, reason_of
+from dpjax.errors import UserError, printable, reason_of
 
 WIDTH = 80
 _DECODED = 24  # images at most ...
@@ -43,7 +43,8 @@ def inspect(source: str | pathlib.Path) -> str:
   odd = [*_odd_files(facts), *_odd_images(facts)]
   if guess is None:
     lines += _nothing(facts)
-    return '\n'.join([*lines, *_bullets('Look at this:', odd)])
+    lines += _bullets('Look at this:', odd)
+    return '\n'.join(map(printable, lines))
   lines += _entry('layout', f'{guess.layout}: {guess.what}')
   for subject, text in guess.said:
     lines += _entry(subject, text)
@@ -54,8 +55,11 @@ def inspect(source: str | pathlib.Path) -> str:
     ready = 'when the above is filled in'
   elif guess.refused:
     ready = 'when the files are mended'
-  lines += ['', f'The command, {ready}:', '', *command(guess, given / inner)]
-  return '\n'.join(lines)
+  lines += ['', f'The command, {ready}:', '']
+  # Of the command only what is no text is escaped: else it would not run.
+  flags = '\n'.join(command(guess, given / inner))
+  flags = flags.encode(errors='backslashreplace').decode()
+  return '\n'.join([*map(printable, lines), flags])
 
 
 def command(guess: guess_lib.Guess, source: pathlib.Path) -> list[str]:

@@ -7,7 +7,9 @@ import ast
 import gzip
 import hashlib
 import json
+import os
 import pathlib
+import re
 import shlex
 import textwrap
 
@@ -398,6 +400,37 @@ def test_a_lone_column_of_normal_tells_it_from_abnormal(tmp_path):
     ('No Finding',),
   ]
   assert [records[f'{i}.png'].findings for i in (0, 1)] == [('abnormal',), ()]
+
+
+def test_of_folders_in_folders_nobody_knows_which_are_the_patients(tmp_path):
+  draw(tmp_path, *(f'{c}/{c[0]}{p}/study{p}{s}{c[0]}/v.png' for s in range(2)
+                   for c in ('normal', 'ill') for p in range(6)))  # fmt: skip
+  _, _, fields, _ = guessed(tmp_path)
+  assert 'patient_pattern' not in fields
+  said = ' '.join(inspect.inspect(tmp_path).split())
+  assert 'Which folder below that of a class is a patient' in said
+  # What it proposes finds the patient, not the study.
+  pattern = re.search(r"patient_pattern='(\S+)'", said)[1]
+  assert re.search(pattern, 'ill/i3/study30i/v.png')[1] == 'i3'
+
+
+def test_names_that_end_in_a_number_are_of_the_class_of_their_folder(tmp_path):
+  draw(tmp_path, *(f'{c}/{i}_{i % 2}.png' for c in ('normal', 'ill')
+                   for i in range(6)))  # fmt: skip
+  given, records = read(tmp_path)
+  assert 'class_pattern' not in given
+  assert {r.classes for r in records.values()} == {('normal',), ('ill',)}
+  assert 'All names end in _0 or _1' in inspect.inspect(tmp_path)
+
+
+def test_a_name_that_is_no_text_is_said_in_a_line_that_can_be_printed(tmp_path):
+  draw(tmp_path, *(f'{c}/{i}.png' for c in ('normal', 'ill') for i in range(3)))
+  os.rename(tmp_path / 'ill', os.fsencode(tmp_path) + b'/b\xf6se')
+  said = inspect.inspect(tmp_path)
+  assert said.encode() and r'b\udcf6se: 3' in said
+  held = os.fsencode(tmp_path) + b'/b\xf6se'
+  said = inspect.inspect(os.fsdecode(held))
+  assert said.encode() and 'No command' in said
 
 
 # What looks suspicious: (what makes it, words that must be said).
