@@ -104,6 +104,7 @@ class Checkpoints:
     )
 
   def _score(self, metrics):
+    """What is compared; of a score that was undefined, below all others."""
     value = metrics.get(self._best)
     return -np.inf if value is None else value
 
@@ -125,6 +126,7 @@ class Checkpoints:
         step: self._score(metrics)
         for step in wanted
         if (metrics := self._manager.metrics(step))
+        and metrics.get(self._best) is not None
       }
       # Of equals the latest, as the policy keeps it.
       wanted = sorted(scored, key=lambda s: (scored[s], s), reverse=True)
@@ -138,7 +140,12 @@ class Checkpoints:
     if not wanted and faults:
       raise _none_whole(self._folder, faults)
     if not wanted:
-      needs = ' with validations (eval.every)' if which == 'best' else ''
+      needs = (
+        f' with validations (eval.every) in which {self._best} (eval.best) is'
+        ' defined'
+        if which == 'best'
+        else ''
+      )
       raise UserError(
         f'{self._folder} holds no {which} checkpoint; train first' + needs
       )
@@ -318,6 +325,23 @@ def _handlers():
     'data': ocp.JsonCheckpointHandler(),
     'run': ocp.JsonCheckpointHandler(),
   }
+
+
+def check_path(workdir: str | pathlib.Path) -> None:
+  r"""Refuses a workdir below whose path a save would lose the arrays.
+
+  Orbax looks for what it has written of them by a glob of the whole path, and
+  only logs that it finds nothing; tensorstore takes a backslash for a slash.
+
+  Raises:
+    UserError: the path, links followed, has one of * ? [ \\.
+  """
+  path = str(_folder(workdir).parent)
+  if odd := sorted({*path} & {*'*?[\\'}):
+    raise UserError(
+      f'--workdir={workdir}: no checkpoint can be kept in {path}, for the'
+      f' {" ".join(odd)} in that path; name another'
+    )
 
 
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:

@@ -42,6 +42,9 @@ def find_fault(folder: pathlib.Path, *, thorough: bool = False) -> str | None:
   fault = _json_fault(folder, _METADATA)
   if fault is not None:
     return fault
+  # A list has what there was, and Orbax may have kept no array (check_path).
+  if not (folder / 'state/manifest.ocdbt').is_file():
+    return 'state/manifest.ocdbt is missing'
   if not (folder / LIST).is_file():
     return _structure_fault(folder, thorough)
   if (fault := _json_fault(folder, LIST)) is not None:
@@ -88,8 +91,6 @@ def _structure_fault(folder, thorough):
   for name in required:
     if (fault := _json_fault(folder, name)) is not None:
       return fault
-  if not (folder / 'state/manifest.ocdbt').is_file():
-    return 'state/manifest.ocdbt is missing'
   return _array_fault(folder / 'state') if thorough else None
 
 

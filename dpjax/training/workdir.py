@@ -30,8 +30,10 @@ def claim_workdir(
     epochs: on record, of a run that is extended (see `extended`).
 
   Raises:
-    UserError: it holds a run of another config, or cannot be written.
+    UserError: it holds a run of another config, or cannot be written, or no
+      checkpoint can be kept there.
   """
+  checkpoint.check_path(workdir)
   path = workdir / CONFIG
   # Without a checkpoint nothing of the other config's is there yet: it was
   # refused, or stopped at once.

@@ -60,6 +60,15 @@ def test_a_whole_step_has_no_fault(step, tmp_path):
   assert checkpoint_files.find_fault(copy, thorough=True) is None
 
 
+def test_a_step_that_was_listed_without_its_arrays_is_damaged(step, tmp_path):
+  copy = shutil.copytree(step, tmp_path / '7')
+  for file in ('state/manifest.ocdbt', checkpoint_files.LIST):
+    (copy / file).unlink()
+  checkpoint_files.write_list(copy)
+  fault = checkpoint_files.find_fault(copy)
+  assert fault == 'state/manifest.ocdbt is missing'
+
+
 @pytest.mark.parametrize('damage', [remove, cut, empty, flip])
 def test_whatever_file_is_damaged_is_named(damage, step, tmp_path):
   named = 0

@@ -249,6 +249,15 @@ def test_checkpoints_without_a_validation_are_never_the_best(tmp_path):
   saved.close()
 
 
+def test_where_every_score_is_undefined_none_is_the_best(tmp_path):
+  save(tmp_path, {1: {'f1': None}, 2: {'f1': None}}, best='f1')
+  saved = checkpoint.Checkpoints(tmp_path, best='f1', write=False)
+  assert saved.find('last') == 2
+  with pytest.raises(UserError, match=r'no best checkpoint.* f1 '):
+    saved.find('best')
+  saved.close()
+
+
 @pytest.mark.parametrize('which', ['last', 'best'])
 def test_a_checkpoint_that_is_not_there_is_refused(which, workdir, tmp_path):
   where = tmp_path if which == 'last' else workdir  # that has no scores

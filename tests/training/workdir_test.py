@@ -50,3 +50,22 @@ def test_another_order_than_the_one_it_began_in_is_refused(tmp_path):
 def test_a_new_run_has_no_order_to_go_on_in(tmp_path):
   config = fakes.make_config()
   assert workdir.as_begun(tmp_path, config).data.shuffle == 'auto'
+
+
+@pytest.mark.parametrize('name', ['set [2026]', 'a*', 'a?', 'a\\b'])
+def test_a_path_in_which_checkpoints_would_be_lost_is_refused(tmp_path, name):
+  config = fakes.make_config(stage='retrain')
+  (tmp_path / name).mkdir()
+  # By a name of its own too: what it stands for counts.
+  (tmp_path / 'link').symlink_to(tmp_path / name)
+  for folder in (tmp_path / name / 'run', tmp_path / 'link' / 'run'):
+    with pytest.raises(UserError, match='no checkpoint can be kept') as error:
+      workdir.claim_workdir(folder, config, 'retrain')
+    assert name in str(error.value) and '\n' not in str(error.value)
+    assert not folder.exists()
+
+
+def test_a_path_of_other_signs_is_not(tmp_path):
+  folder = tmp_path / "ü 2026], {a}#b%20c'd" / 'run'
+  workdir.claim_workdir(folder, fakes.make_config(stage='retrain'), 'retrain')
+  assert folder.is_dir()
