@@ -52,7 +52,7 @@ def _with_named_config(argv):
   def found(value):
     name, colon, variant = value.partition(':')
     file = fields.CONFIGS / f'{name}.py'
-    known = name.isidentifier() and file.is_file()
+    known = '/' not in name and file.is_file()
     if not known or pathlib.Path(name).is_file():
       return value
     return f'{file}{colon}{variant}'

@@ -22,17 +22,17 @@ def enable() -> None:
     return  # The user's own choice.
   if not options['jax_enable_compilation_cache']:
     return
-  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  folder = pathlib.Path(base).resolve() / 'dpjax'
-  # A program for one CPU may not run on another, and homes are shared.
-  leaf = folder / f'xla-{_machine()}'
   try:
+    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    folder = pathlib.Path(base).resolve() / 'dpjax'
+    # A program for one CPU may not run on another, and homes are shared.
+    leaf = folder / f'xla-{_machine()}'
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     leaf.mkdir(mode=0o700, exist_ok=True)
     # Who may write in a folder may put another one in its place.
     unsafe = [path for path in (folder.parent, folder, leaf) if _is_open(path)]
-  except OSError:
+  except (OSError, RuntimeError):  # The latter: pathlib knows of no home.
     return  # No home, or a full one: then it compiles each time.
   if unsafe:
     print(

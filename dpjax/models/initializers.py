@@ -1,9 +1,10 @@
 """First weights of the networks, drawn along one axis and then shaped.
 
-They are those of `jax.nn.initializers` to the bit: number i belongs to
-position i in row-major order, whatever the axes. But a draw of several axes
-takes XLA longer to compile for a CPU, one of 3 x 3 x 4 x 8 eight times as long,
-and a network has dozens of them, all before its first step.
+In float32 they are those of `jax.nn.initializers` to the bit (in bfloat16 not,
+under jax 0.12): number i belongs to position i in row-major order, whatever the
+axes. But a draw of several axes takes XLA longer to compile for a CPU, one of
+3 x 3 x 4 x 8 eight times as long, and a network has dozens of them, all before
+its first step.
 """
 
 import math

@@ -324,11 +324,11 @@ def from_torch(state_dict: Mapping[str, Any], model: ResNet) -> dict[str, Any]:
     variables.
 
   Raises:
-    UserError: a tensor is missing, unexpected, has another shape, or holds NaN
-      or infinities.
+    UserError: a tensor is missing, unexpected, has another shape, holds NaN or
+      infinities, or is none of numbers.
   """
   tensors = {
-    name: _to_numpy(tensor)
+    name: _to_numpy(name, tensor)
     for name, tensor in state_dict.items()
     if not name.endswith('num_batches_tracked')
   }
@@ -500,10 +500,15 @@ def _unreadable(path, reason):
   return UserError(f'{path}: not a readable {path.suffix} file: {reason}')
 
 
-def _to_numpy(tensor: Any) -> np.ndarray:
+def _to_numpy(name: str, tensor: Any) -> np.ndarray:
   if hasattr(tensor, 'detach'):  # A torch tensor; numpy has no bfloat16.
     tensor = tensor.detach().cpu().float().numpy()
-  return np.asarray(tensor, np.float32)
+  try:
+    return np.asarray(tensor, np.float32)
+  except (TypeError, ValueError) as error:  # A text, as a file may hold beside.
+    raise UserError(
+      f'torch weights: {name} is no tensor of numbers; save it without'
+    ) from error
 
 
 def _torch_name(path: tuple[str, ...]) -> str:

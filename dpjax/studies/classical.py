@@ -24,7 +24,7 @@ from dpjax.data.feed import pipeline
 from dpjax.errors import UserError
 from dpjax.evaluation import evaluate
 from dpjax.studies import runs
-from dpjax.training import auto, inference
+from dpjax.training import auto, checkpoint, inference
 from dpjax.training import build as build_lib
 
 _BATCH = 256  # images read at a time
@@ -141,12 +141,18 @@ class Features:
       config: as resolved; its network, image size and reading count.
       data: the prepared set.
       source: workdir of stage I, or a file of torch weights.
+
+    Raises:
+      UserError: it is missing, or another network's.
     """
     config = config.copy_and_resolve_references()
     config.model.dtype = 'float32'
     config.parallel.mode, config.parallel.devices = 'jit', 1
     self._run = build_lib.build(config, 'retrain', data)
     backbone = build_lib.read_backbone(source, self._run)
+    # Only compared: Flax would leave out what it has too much.
+    wanted = jax.eval_shape(self._run.objective.init, jax.random.key(0))
+    checkpoint.merge_backbone(wanted, backbone, source)
     self._variables = jax.tree.map(jnp.asarray, backbone)
     network = self._run.objective.backbone.clone(num_classes=0)
     views = self._run.objective.pixels.views

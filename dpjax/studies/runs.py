@@ -73,12 +73,14 @@ class Run:
     workdir: where it is kept.
     result: its evaluation.json; empty if it is not finished.
     error: the line with which it diverged; None if it did not.
+    pretraining: workdir of the stage I that it shares, or None.
   """
 
   seed: int
   workdir: pathlib.Path
   result: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   error: str | None = None
+  pretraining: pathlib.Path | None = None
 
   @property
   def state(self) -> str:
@@ -102,7 +104,7 @@ class Run:
     if 'training' in own:  # not a network
       pretraining, training = own['pretraining'], own['training']
     else:
-      pretraining, training = _seconds_trained(self.workdir)
+      pretraining, training = _seconds_trained(self.workdir, self.pretraining)
     return {
       'pretraining': pretraining,
       'training': training,
@@ -373,7 +375,7 @@ def _changed(task):
 
 def look(task: Task) -> Run:
   """What there is of a task; trains nothing."""
-  run = Run(task.config.seed, task.workdir)
+  run = Run(task.config.seed, task.workdir, pretraining=task.pretraining)
   if task.pretraining and (error := failure(task.pretraining)) is not None:
     error = f'stage I, {task.pretraining.name}: {error}'
     return dataclasses.replace(run, error=error)
@@ -566,12 +568,17 @@ def validations(run: Run) -> list[tuple[float, dict[str, Any]]]:
   return found
 
 
-def _seconds_trained(workdir):
-  """Seconds of the stage I of a run, and of all its stages together."""
+def _seconds_trained(workdir, shared):
+  """Seconds of the stage I of a run, and of all its stages together.
+
+  A stage I that it shares may have been moved, with the study, since it was put
+  on record.
+  """
   config = record_lib.load(pathlib.Path(workdir) / 'config.json')
   before = config.init.backbone
   if config.stage == 'finetune':
-    pretraining, training = _seconds_trained(before)
+    pretraining, training = _seconds_trained(before, shared)
   else:
+    before = shared or before
     pretraining = training = trained(before) if before else 0.0
   return pretraining, training + trained(workdir)

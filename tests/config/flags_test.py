@@ -166,6 +166,17 @@ def test_a_file_of_the_users_own_counts_and_flags_go_before_it(tmp_path):
   assert 'there is no prepared one in flag' in refused.stderr
 
 
+@pytest.mark.parametrize('name', ['mine', 'rsna-256'])
+def test_a_file_of_configs_is_known_by_its_name(name, tmp_path, monkeypatch):
+  monkeypatch.setattr(flags_lib.fields, 'CONFIGS', tmp_path)
+  (tmp_path / f'{name}.py').touch()
+  words = ['main', f'--config={name}:quick', '--config', name, '-config=other']
+  assert flags_lib._with_named_config(words) == [
+    'main', f'--config={tmp_path}/{name}.py:quick',
+    '--config', f'{tmp_path}/{name}.py', '-config=other',
+  ]  # fmt: skip
+
+
 def test_a_typing_error_in_a_file_of_flags_is_one_line(tmp_path):
   flagfile = tmp_path / 'flags'
   flagfile.write_text('--config=configs/retrain.py\n--config.mgacr.epps=1\n')

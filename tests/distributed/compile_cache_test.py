@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import pwd
 
 import jax
 import pytest
@@ -97,3 +98,14 @@ def test_without_a_home_nothing_is_kept_and_nothing_breaks(
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
   compile_cache.enable()
   assert kept_in() is None
+
+
+def test_a_user_whom_the_system_does_not_know_has_no_home(cache, monkeypatch):
+  def unknown(uid):
+    raise KeyError(uid)
+
+  for name in ('XDG_CACHE_HOME', 'HOME'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr(pwd, 'getpwuid', unknown)
+  compile_cache.enable()
+  assert kept_in() is None and not cache.exists()

@@ -642,6 +642,7 @@ def test_an_absent_classifier_is_left_out_and_the_rest_is_the_same():
       'fc.weight has shape (3, 9), wanted (3, 8)',
     ),
     ({'fc.bias': None}, 'fc.bias is missing, wanted (3,)'),
+    ({'arch': np.array('resnet18')}, 'arch is no tensor of numbers'),
     (
       {'layer3.0.bn1.bias': np.zeros(16)},
       'layer3.0.bn1.bias of shape (16,) is unexpected',

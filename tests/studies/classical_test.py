@@ -162,6 +162,27 @@ def test_features_are_the_pooled_ones_of_stage_i(tmp_path):
   np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+  ('change', 'array'),
+  [
+    (
+      {'model__stage_sizes': (1, 1)},
+      r'layer2_0/\S+ is \(.*\) there and missing',
+    ),
+    ({'model__width': 8}, r'bias is \(8,\) there and \(4,\) here'),
+  ],
+)
+def test_features_of_another_network_are_refused(tmp_path, change, array):
+  other = build_lib.build(fake_runs.make_config(**change), 'pretrain', STORE)
+  shapes = jax.eval_shape(other.objective.init, jax.random.key(0))
+  saved = checkpoint.Checkpoints(tmp_path)
+  state = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+  saved.save(1, state, {}, {})
+  saved.close()
+  with pytest.raises(UserError, match=array):
+    classical.Features(fake_runs.make_config(), STORE, str(tmp_path))
+
+
 def test_a_split_without_labels_is_refused(tmp_path, inputs):
   bare = dataclasses.replace(
     STORE.split('test'), labels=np.full(30, -1, np.int32)

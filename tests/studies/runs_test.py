@@ -330,6 +330,14 @@ def test_a_row_that_was_fine_tuned_is_not_one_that_is_not(tmp_path, fake):
   assert not fake.calls
 
 
+def test_a_study_that_was_moved_tells_the_same_times(tmp_path, fake):
+  del fake
+  before = runs.run(make_task(tmp_path / 'a', overrides=TUNED)).seconds
+  (tmp_path / 'a').rename(tmp_path / 'b')
+  moved = runs.look(make_task(tmp_path / 'b', overrides=TUNED))
+  assert moved.seconds == before
+
+
 def test_a_row_whose_stage_ii_diverges_has_and_may_be_mended(tmp_path, fake):
   fake.fails['seed0/row/retrain'] = NonFinite('step 3: loss is nan')
   found = runs.run(make_task(tmp_path, overrides=TUNED))
