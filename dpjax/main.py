@@ -347,11 +347,20 @@ def _train(resolve, workdir):
   config = resolve(_CONFIG.value)
   try:
     with processes.job():
+      processes.on_process_0('asked', lambda: _check_asked(config))
       recipe.run(config, workdir, _EXTEND.value)
   except NonFinite as error:
     print(f'error: {one_line(error)}', file=sys.stderr)
     return 1
   return 0
+
+
+def _check_asked(config):
+  """Refuses flags, and warns of fields, that the prepared set overrules."""
+  from dpjax import prepare
+
+  prepare.check_asked(config, _overrides())
+  prepare.warn_overruled(config)
 
 
 def _inspect(resolve, workdir):
@@ -490,7 +499,12 @@ def _needed(flag: flags.FlagHolder[str | None], what: str) -> str:
 
 def _asked(field):
   """What a field was given on the command line; None: nothing."""
-  return config_flags.get_override_values(flags.FLAGS['config']).get(field)
+  return _overrides().get(field)
+
+
+def _overrides():
+  """{field: value} of those that the command line gives."""
+  return config_flags.get_override_values(flags.FLAGS['config'])
 
 
 def _export(resolve, workdir):
@@ -566,6 +580,7 @@ def _study(study, resolve, workdir):
   jobs = None
   if _JOBS.value is not None:
     jobs, resolve = _side_by_side(_JOBS.value)
+  _check_asked(resolve(_CONFIG.value))
   print(study(_CONFIG.value, workdir, resolve, jobs=jobs, only=_ONLY.value))
   if jobs and jobs.failed:
     raise UserError(

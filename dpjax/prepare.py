@@ -3,7 +3,7 @@
 import copy
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -171,20 +171,84 @@ def as_made(config: ConfigDict) -> Any:
     config: as resolved; stays as it is.
   """
   config = copy.deepcopy(config)
-  if not (pathlib.Path(config.data.path) / 'summary.json').is_file():
-    return config
-  made = store.read_summary(config.data.path)
-  changes = {
+  config.update_from_flattened_dict(_made_with(config.data.path))
+  return config
+
+
+def check_asked(config: ConfigDict, asked: Mapping[str, Any]) -> None:
+  """Refuses what is asked of a prepared set that was made in another way.
+
+  Without this a run would take the set as it is under the name of what was
+  asked for.
+
+  Args:
+    config: as resolved.
+    asked: {field: value as it was given} of flags, or of a study's row.
+
+  Raises:
+    UserError: one line: the field, what it is, and what the set has.
+  """
+  path = config.data.path
+  for name, (own, made) in _overruled(config).items():
+    if asked.get(name, 'auto') != 'auto':
+      fields_lib.refuse(
+        name,
+        own,
+        f'{made!r}, as the prepared set {path} has it; for another set name a'
+        ' data.path of its own',
+      )
+
+
+def warn_overruled(config: ConfigDict) -> None:
+  """Says in a line what of a config its prepared set overrules.
+
+  What stands at its default is not said: a set may be named by its path alone.
+
+  Args:
+    config: as resolved.
+  """
+  table = fields_lib.table()
+  given = [
+    f'{name}={made!r}, not {own!r}'
+    for name, (own, made) in _overruled(config).items()
+    if own != table[name].default
+    # By the layout, which may not have been given.
+    and (name, own) != ('data.label', registry.label_policy(config.data.layout))
+  ]
+  if given:
+    _warn(f'{config.data.path} was prepared with {", ".join(given)}')
+
+
+def _overruled(config):
+  """{field: (value in the config, in its prepared set)} where they differ."""
+  path, flat = config.data.path, fields_lib.flatten(config)
+  made = _made_with(path)
+  if made:
+    # These name a set and are not taken over from it: its path is enough.
+    provenance = store.read_summary(path)['provenance']
+    names = ('data.phantom.count', 'data.phantom.seed')
+    made |= {name: provenance[name] for name in names if name in provenance}
+  return {
+    name: (flat[name], value)
+    for name, value in made.items()
+    if flat[name] != value and 'auto' not in (flat[name], value)
+  }
+
+
+def _made_with(path):
+  """{field: value} that the set in `path` was made with; {} without one."""
+  if not (pathlib.Path(path) / 'summary.json').is_file():
+    return {}
+  made = store.read_summary(path)
+  found = {
     name: made['provenance'].get(name, field.before)
     for name, field in fields_lib.table().items()
     if field.source
     and (name in made['provenance'] or field.before is not fields_lib.ALWAYS)
   }
-  changes = {k: fields_lib.as_tuples(value) for k, value in changes.items()}
-  changes |= {'data.store_size': made['size'], 'data.fit': made['fit']}
+  found = {k: fields_lib.as_tuples(value) for k, value in found.items()}
+  found |= {'data.store_size': made['size'], 'data.fit': made['fit']}
   for field in ('unit', 'seed', 'given', 'test', 'validation', 'near'):
-    changes[f'split.{field}'] = made[field]
+    found[f'split.{field}'] = made[field]
   # What a reader of tables took 'auto' for; earlier versions did not say.
-  changes |= made.get('columns', {})
-  config.update_from_flattened_dict(changes)
-  return config
+  return found | made.get('columns', {})

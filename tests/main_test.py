@@ -271,6 +271,21 @@ def test_other_shares_of_the_classes_are_not_ignored_by_export(
   assert not (checkout / 'answers').exists()
 
 
+@pytest.mark.parametrize('command', ['train', 'compare'])
+def test_a_flag_that_the_set_overrules_is_refused(command, checkout, forked):
+  result = forked(
+    command, '--config=configs/recipe.py', '--workdir=overruled', *FLAGS,
+    '--config.split.unit=image',
+  )  # fmt: skip
+  assert result.returncode == 2
+  assert result.stderr == (
+    "error: config.split.unit is 'image'; it must be 'patient', as the prepared"
+    ' set data/phantom-v1-50-0-64 has it; for another set name a data.path of'
+    ' its own\n'
+  )
+  assert not (checkout / 'overruled').exists()
+
+
 def test_prepare_verifies_and_draws_the_set_that_is_there(checkout):
   for flag, words in (
     ('--verify', 'all 50 images are as its manifest has them'),

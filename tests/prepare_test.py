@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dpjax import prepare
+from dpjax.config import fields
 from dpjax.data import store
 from dpjax.data.sources import phantom
 from dpjax.errors import UserError
@@ -440,6 +441,45 @@ def test_a_run_records_what_its_set_was_made_with(tmp_path):
   assert found.retrain == asked.retrain
   elsewhere = make_config(tmp_path / 'not there')
   assert prepare.as_made(elsewhere) == elsewhere
+
+
+def test_what_is_asked_of_a_set_that_was_made_otherwise_is_refused(
+  tmp_path, capsys
+):
+  path = tmp_path / 'set'
+  own = {'data__fit': 'pad', 'split__near': 4}
+  made = make_config(path, **own)
+  prepare.prepare(made)
+  for field, value, words in (
+    ('data.fit', 'stretch', "is 'stretch'; it must be 'pad', as"),  # default
+    ('data.label', 'any', "is 'any'; it must be 'count', as"),
+    ('data.phantom.count', 99, 'is 99; it must be 50, as'),
+    ('split.near', -1, 'is -1; it must be 4, as'),
+    ('split.test', 0.3, 'is 0.3; it must be 0.1, as'),
+  ):
+    config = make_config(path, **own)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError) as caught:
+      prepare.check_asked(config, {field: value})
+    line = one_line(caught)
+    assert f'config.{field} {words}' in line and f'{path}' in line
+    prepare.check_asked(config, {'seed': 0, 'data.path': str(path)})
+    # What no flag gave, as a config file may have it, is said.
+    capsys.readouterr()
+    prepare.warn_overruled(config)
+    said = capsys.readouterr().err
+    default = fields.table()[field].default
+    assert said.count('\n') == (value != default)
+    assert value == default or f'{path} was prepared with {field}=' in said
+  # What it was made with agrees, 'auto' does too, and so does a set to come.
+  prepare.check_asked(made, {'data.fit': 'pad', 'split.near': 4})
+  prepare.check_asked(make_config(path, data__layout='csv'),
+                      {'data.label': 'auto'})  # fmt: skip
+  new = make_config(tmp_path / 'new', data__fit='stretch')
+  prepare.check_asked(new, {'data.fit': 'stretch'})
+  # By its path alone: nothing was asked for.
+  prepare.warn_overruled(make_config(path))
+  assert not capsys.readouterr().err
 
 
 def write_dated(source):

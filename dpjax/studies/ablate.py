@@ -72,6 +72,9 @@ def run_ablation(
   for row in {row.data.path: row for row in configs.values()}.values():
     if row.data.path != base.data.path:
       prepare.open_prepared(row)
+      prepare.warn_overruled(row)
+  for name, overrides in base.ablate.rows:
+    runs.check_set(configs[name, seeds[0]], name, overrides)
   plan = {
     (name, seed): runs.network(prepare.as_made(row), workdir, name)
     for (name, seed), row in configs.items()

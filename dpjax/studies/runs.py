@@ -27,7 +27,7 @@ from typing import Any
 import xxhash
 from ml_collections import ConfigDict
 
-from dpjax import atomic, signals
+from dpjax import atomic, prepare, signals
 from dpjax.config import fields as fields_lib
 from dpjax.config import record as record_lib
 from dpjax.errors import NonFinite, UserError
@@ -123,24 +123,35 @@ def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> Any:
     UserError: one line: no such field, or a value of another type.
   """
   changed = config.copy_and_resolve_references()
-  for text in overrides:
-    name, equals, value = text.partition('=')
-    name = name.strip().removeprefix('config.')
-    if not equals:
-      raise UserError(
-        f'{text!r} is not an override; wanted section.field=value'
-      )
+  for name, value in named(overrides).items():
     fields_lib.check_field(fields_lib.flatten(config), name)
     section = config
     *sections, field = name.split('.')
     for part in sections:
       section = section[part]
-    parsed = _parsed(name, value.strip(), section.get_type(field))
+    parsed = _parsed(name, value, section.get_type(field))
     try:
       changed.update_from_flattened_dict({name: parsed})
     except TypeError as error:
       raise _wrong_type(name, value, section.get_type(field)) from error
   return changed
+
+
+def named(overrides: Sequence[str]) -> dict[str, str]:
+  """{'section.field': its value as a text} of overrides.
+
+  Raises:
+    UserError: one line: one of them is none.
+  """
+  found = {}
+  for text in overrides:
+    name, equals, value = text.partition('=')
+    if not equals:
+      raise UserError(
+        f'{text!r} is not an override; wanted section.field=value'
+      )
+    found[name.strip().removeprefix('config.')] = value.strip()
+  return found
 
 
 def _parsed(name, text, kind):
@@ -181,6 +192,25 @@ def resolved(
   """
   try:
     return resolve(apply_overrides(config, [*overrides, f'seed={seed}']))
+  except UserError as error:
+    raise UserError(f'{name!r}: {error}') from error
+
+
+def check_set(
+  config: ConfigDict, name: str, overrides: Sequence[str]
+) -> None:  # fmt: skip
+  """Refuses a row that asks its prepared set for what that does not have.
+
+  Args:
+    config: of one of its runs (`resolved`); its set is there.
+    name: of the row.
+    overrides: of the row.
+
+  Raises:
+    UserError: one line that names the row, the field, and what the set has.
+  """
+  try:
+    prepare.check_asked(config, named(overrides))
   except UserError as error:
     raise UserError(f'{name!r}: {error}') from error
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dpjax import prepare
+from dpjax.data import store
 from dpjax.errors import NonFinite, Stopped, UserError
 from dpjax.studies import ablate, runs, tables
 from tests.studies import fake_runs
@@ -211,6 +212,32 @@ def test_the_files_are_named_and_there(tmp_path):
   for name in ('ablation.json', 'ablation.md', 'fig7.png'):
     assert str(tmp_path / name) in text
     assert (tmp_path / name).stat().st_size
+
+
+def test_a_row_that_its_set_overrules_is_refused_before_anything_is_trained(
+  tmp_path, fake, monkeypatch
+):
+  """It would be a copy of the others under a name of its own."""
+  (tmp_path / 'memory').mkdir()
+  (tmp_path / 'memory/summary.json').touch()
+  monkeypatch.chdir(tmp_path)
+  made = {
+    'provenance': {}, 'size': 48, 'fit': 'pad', 'unit': 'patient', 'seed': 0,
+    'given': True, 'test': 0.1, 'validation': 0.1, 'near': 16,
+  }  # fmt: skip
+  monkeypatch.setattr(store, 'read_summary', lambda path: made)
+  for row, said in (
+    ('split.unit=image', "split.unit is 'image'; it must be 'patient'"),
+    ('config.split.near = -1', 'split.near is -1; it must be 16'),
+  ):
+    with pytest.raises(UserError, match=rf"'b': config.{said}, as .* memory"):
+      run(tmp_path, ablate__rows=(('a', ()), ('b', (row,))))
+    assert not fake.calls
+  row = ('data.fit=pad',)  # as the set is
+  own = runs.resolved(
+    fake_runs.make_config(), 'b', row, 0, fake_runs.resolve
+  )  # fmt: skip
+  runs.check_set(own, 'b', row)
 
 
 def test_the_set_of_every_row_is_opened_before_anything_is_trained(
