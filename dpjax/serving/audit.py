@@ -1,13 +1,14 @@
 """The audit command: which images and patients two sets share.
 
-A set is a prepared one, a training manifest (leakage.FILE), or a folder or csv
-of image files that nobody has prepared.
+A set is a prepared one, a training manifest (leakage.FILE), the run or recipe
+that has it, or a folder or csv of image files that nobody has prepared.
 """
 
 import csv
 import dataclasses
 import functools
 import itertools
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -15,10 +16,12 @@ import numpy as np
 import tqdm
 
 from dpjax import atomic, csv_cells, leakage
+from dpjax.config import record as record_lib
 from dpjax.data import store
 from dpjax.data.decode import image_file
 from dpjax.data.prepare import duplicates, shards
 from dpjax.errors import SourceFault, UserError
+from dpjax.evaluation import files as files_lib
 from dpjax.serving import decode, inputs
 
 COLUMNS = ('set_a', 'id_a', 'set_b', 'id_b', 'what', 'bits')
@@ -68,21 +71,31 @@ def audit(
     A line for every two sets, and notes.
 
   Raises:
-    UserError: one line: fewer than two sets, or one that is none.
+    UserError: one line: fewer than two sets, or one that is none; `output`
+      cannot be written.
   """
   if len(paths) < 2:
     raise UserError(
       'audit: name two sets or more: prepared sets, folders of images, or'
       f' {leakage.FILE}'
     )
-  fits = {_prepared_fit(path) for path in paths} - {None}
-  fit = min(fits, default='stretch')
+  _check_writable(pathlib.Path(output))
+  fits = {path: fit for path in paths if (fit := _fit(path)) is not None}
+  known = {*fits.values()} - {''}
+  fit = min(known, default='stretch')
   notes = []
-  if len(fits) > 1:
+  if len(known) > 1:
     notes.append(
       'note: the sets are squares by stretch and by pad: near copies of images'
       ' that are not square are missed'
     )
+  notes += [
+    f'note: {path}: no config.json beside it says whether its squares are by'
+    ' stretch or by pad: near copies of images that are not square may be'
+    ' missed'
+    for path, fit_of_it in fits.items()
+    if not fit_of_it
+  ]
   sets = []
   for path in paths:
     listed, remarks = _list(path, fit, workers, progress)
@@ -101,20 +114,46 @@ def audit(
   return [*notes, *lines]
 
 
-def _prepared_fit(path):
-  if (pathlib.Path(path) / 'summary.json').is_file():
+def _check_writable(output):
+  """Refuses an output that cannot be written, before hours of decoding."""
+  if output.is_dir():
+    raise UserError(f'--output={output} is a folder; wanted a csv to write')
+  if not os.access(output.parent, os.W_OK):
+    raise UserError(
+      f'--output={output}: {output.parent} is no folder that can be written in'
+    )
+
+
+def _fit(path):
+  """How the squares of a set were made; '': not on record; None: files."""
+  if _is_prepared(path):
     return store.read_summary(path)['fit']
-  return None
+  manifest = _manifest(path)
+  if manifest is None:
+    return None
+  record = manifest.with_name('config.json')
+  config = record_lib.load(record) if record.is_file() else {}
+  return config.get('data', {}).get('fit', '')
+
+
+def _is_prepared(path):
+  return (pathlib.Path(path) / 'summary.json').is_file()
+
+
+def _manifest(path):
+  """The training manifest of a run or a recipe, or the file that is one."""
+  file = pathlib.Path(path)
+  if file.is_dir():
+    file = files_lib.workdir_of(file) / leakage.FILE
+    return file if file.is_file() else None
+  return file if file.is_file() and _is_manifest(file) else None
 
 
 def _list(path, fit, workers, progress):
   """The images of a set of any kind, and lines on what is left out."""
-  if _prepared_fit(path):
+  if _is_prepared(path):
     return _prepared(path), []
-  file = pathlib.Path(path)
-  if file.is_dir() and (file / leakage.FILE).is_file():
-    file = file / leakage.FILE  # A run's workdir.
-  if file.is_file() and _is_manifest(file):
+  if file := _manifest(path):
     rows = leakage.rows(file)
     hashes = [[*bytes.fromhex(row[3])] for row in rows]
     return Listed(

@@ -35,6 +35,13 @@ def training_records(
         f'config.data.pretrain_extra: {extra} holds squares of {other.size}'
         f' pixels and data.path of {data.size}; prepare both alike'
       )
+    if other.info['fit'] != data.info['fit']:
+      # Else their hashes would not find what is held out.
+      raise UserError(
+        f'config.data.pretrain_extra: {extra} was made with'
+        f' data.fit={other.info["fit"]} and data.path with'
+        f' {data.info["fit"]}; prepare both alike'
+      )
     added = _without_labels(other)
     leakage.check_none_held_out(added, extra, data, config.split.near)
     splits += added

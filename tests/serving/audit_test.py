@@ -6,6 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from dpjax import csv_cells, leakage
+from dpjax.config import record as record_lib
+from dpjax.data.prepare import duplicates, shards
 from dpjax.errors import UserError
 from dpjax.serving import audit, table
 from tests import fakes
@@ -55,6 +58,49 @@ def test_a_run_is_known_by_its_manifest_and_saw_its_training_split(
   assert shared([served.data.path, manifest], tmp_path)[1] == [
     row | {'set_b': str(manifest)} for row in rows
   ]
+
+
+def write_wide(folder, count=4):
+  """Radiographs twice as wide as high, and JPEGs of them."""
+  for name in ('orig', 'copy'):
+    (folder / name).mkdir()
+  for i in range(count):
+    rng = np.random.default_rng(i)
+    small = rng.integers(0, 256, (6, 9)).astype(np.uint8)
+    pixels = cv2.resize(small, (320, 160), interpolation=cv2.INTER_CUBIC)
+    cv2.imwrite(str(folder / f'orig/{i}.png'), pixels)
+    cv2.imwrite(str(folder / f'copy/{i}.jpg'), pixels)
+  return folder / 'orig', folder / 'copy'
+
+
+def test_copies_of_what_a_run_saw_are_hashed_as_its_squares_were_made(tmp_path):
+  originals, copies = write_wide(tmp_path)
+  rows = [leakage.COLUMNS]
+  for file in sorted(originals.iterdir()):
+    pixels = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
+    padded, _ = shards.square(pixels, np.zeros((0, 4)), 256, 'pad')
+    hashed = duplicates.fingerprint(padded).tobytes().hex()
+    rows.append(('retrain', file.name, shards.digest(pixels), hashed))
+  run = tmp_path / 'recipe/retrain'
+  run.mkdir(parents=True)
+  with open(run / leakage.FILE, 'w', newline='') as stream:
+    csv_cells.write(stream, rows)
+  lines, _ = shared([run, copies], tmp_path)
+  assert lines[0].startswith(f'note: {run}: no config.json')
+  config = fakes.make_config(data__fit='pad')
+  record_lib.save(config, run / 'config.json')
+  for path in (run, run / leakage.FILE, tmp_path / 'recipe'):
+    lines, found = shared([path, copies], tmp_path)
+    assert [(r['id_a'], r['id_b'], r['what']) for r in found] == [
+      (f'{i}.png', f'{i}.jpg', 'near') for i in range(4)
+    ]
+    assert len(lines) == 1
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_all_else(tmp_path):
+  for output in (tmp_path / 'no/o.csv', tmp_path):
+    with pytest.raises(UserError, match=f'--output={output}'):
+      audit.audit(['gone', 'too'], output, progress=False)
 
 
 def test_a_patient_of_two_dicom_folders_is_found_by_his_id(tmp_path):

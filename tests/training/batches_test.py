@@ -85,6 +85,15 @@ def test_an_extra_set_of_other_squares_is_refused_by_field(extra, monkeypatch):
   assert '\n' not in str(error.value)
 
 
+def test_an_extra_set_of_another_fit_is_refused_by_field(extra, monkeypatch):
+  padded = dataclasses.replace(extra, info={'fit': 'pad'})
+  monkeypatch.setattr(store_lib, 'load', lambda path: padded)
+  with pytest.raises(
+    UserError, match=r'data\.pretrain_extra: extra .*fit=pad .* stretch'
+  ):
+    build('pretrain', data__pretrain_extra='extra')
+
+
 @pytest.mark.parametrize('held_out', ['validation', 'test'])
 def test_an_extra_set_that_holds_a_held_out_image_is_refused_by_name(
   held_out, extra

@@ -177,8 +177,9 @@ def _grey(decoded):
   """(H, W) uint8 of levels of any type."""
   levels = decoded.levels
   if np.issubdtype(levels.dtype, np.floating):
-    return _stretched(levels)
-  grey = levels if levels.dtype == np.uint8 else _eight_bits(levels)
+    grey = _stretched(levels)
+  else:
+    grey = levels if levels.dtype == np.uint8 else _eight_bits(levels)
   if decoded.alpha is not None:
     if not decoded.alpha.any():
       raise SourceFault(

@@ -183,11 +183,12 @@ def _add_patients(guess, facts, images, depth):
   classes = {folder[depth - 2] for folder in folders}
   if len(deep) < len(images) or len(folders) <= 2 * len(classes):
     return
-  if {*map(len, folders)} != {depth}:
+  deeper = next((p for p in deep if len(p) > depth + 1), None)
+  if deeper:
     first = '[^/]+/' * (depth - 1)
     guess.unknown.append(
       'Which folder below that of a class is a patient, as in'
-      f' {"/".join(max(deep, key=len))}. If it is the first, add'
+      f' {"/".join(deeper)}. If it is the first, add'
       f" --config.data.patient_pattern='^{first}([^/]+)/'; if the last,"
       " '([^/]+)/[^/]+$'."
     )

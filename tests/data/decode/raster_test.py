@@ -193,14 +193,18 @@ def tiff(levels, **tags):
   return b'II*\0' + struct.pack('<I', 8 + len(data)) + data + directory
 
 
-@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
-def test_where_white_is_0_a_tiff_is_turned_over(tmp_path, dtype):
+@pytest.mark.parametrize(
+  'dtype, scale', [(np.uint8, 1), (np.uint16, 257), (np.float32, 1 / 255)]
+)
+def test_where_white_is_0_a_tiff_is_turned_over(tmp_path, dtype, scale):
   levels = noise(20, 30)
-  levels[0, 0] = 255
-  deep = levels.astype(dtype) * (np.iinfo(dtype).max // 255)
+  levels[0, :2] = 0, 255
+  deep = levels.astype(dtype) * dtype(scale)
   path = tmp_path / 'a.tif'
+  # SampleFormat 3: floating point.
+  form = {'t339': 3} if dtype == np.float32 else {}
   for photometric, wanted in ((1, levels), (0, 255 - levels)):
-    path.write_bytes(tiff(deep, t262=photometric))
+    path.write_bytes(tiff(deep, t262=photometric, **form))
     np.testing.assert_array_equal(image_file.read(str(path)), wanted)
 
 
