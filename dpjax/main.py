@@ -454,6 +454,7 @@ def _evaluate(resolve, workdir):
 
 def _predict(resolve, workdir):
   from dpjax import machine
+  from dpjax.evaluation import files as files_lib
   from dpjax.serving import model, predict
 
   del resolve
@@ -463,8 +464,16 @@ def _predict(resolve, workdir):
   if overlays is None and not _OVERLAYS.value.isdecimal():
     raise UserError(f'--overlays={_OVERLAYS.value}; wanted a number, or all')
   config = resolve_lib.checked(_CONFIG.value)
+  members = _several(workdir)
+  for field in ('evaluate.cam_target', 'evaluate.cam_stage'):
+    for first in members[:1] if _asked(field) is not None else ():
+      if (pathlib.Path(os.path.expanduser(first)) / files_lib.EXPORT).is_file():
+        raise UserError(
+          f'config.{field}: {first} is an export, whose maps are as it was'
+          ' exported; ask its run'
+        )
   loaded = model.load(
-    *_several(workdir),
+    *members,
     checkpoint=_asked('evaluate.checkpoint'),
     batch_size=config.evaluate.batch_size,
     prevalence=_asked('evaluate.prevalence'),

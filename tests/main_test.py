@@ -286,6 +286,20 @@ def test_a_flag_that_the_set_overrules_is_refused(command, checkout, forked):
   assert not (checkout / 'overruled').exists()
 
 
+def test_another_stage_of_the_maps_is_not_ignored_by_predict_on_an_export(
+  forked, tmp_path
+):
+  (tmp_path / 'model.json').write_text('{}')
+  result = forked(
+    'predict', f'--workdir={tmp_path}', '--input=in', '--output=out',
+    '--config.evaluate.cam_stage=stage1',
+  )  # fmt: skip
+  assert result.returncode == 2
+  assert result.stderr.startswith(
+    f'error: config.evaluate.cam_stage: {tmp_path} is an export'
+  )
+
+
 def test_prepare_verifies_and_draws_the_set_that_is_there(checkout):
   for flag, words in (
     ('--verify', 'all 50 images are as its manifest has them'),

@@ -116,9 +116,15 @@ class Exported:
     return self.record['outputs']['embeddings'][1]
 
   @property
+  def cam(self) -> tuple[str, str] | None:
+    """Target and stage of Grad-CAM; None without maps."""
+    maps = self.record['maps']
+    return None if maps is None else (maps['target'], maps['stage'])
+
+  @property
   def has_maps(self) -> bool:
     """Whether `explain` answers."""
-    return self.record['maps'] is not None
+    return self.cam is not None
 
   @property
   def threshold(self) -> float | None:

@@ -46,7 +46,8 @@ def find(
     the files, and lines on what was passed over.
 
   Raises:
-    UserError: one line: nothing there, or no image in it.
+    UserError: one line: nothing there, no image in it, or a table without a
+      header.
   """
   path = pathlib.Path(given)
   if path.is_dir():
@@ -75,6 +76,12 @@ def _of_table(table, flag):
   rows = [*tables.rows(table, (), tables.Faults('fail'))]
   if not rows:
     raise UserError(f'{flag}{table} has no row below its header')
+  # Its first file would be taken for a header, and not be answered.
+  if first := next((c for c in rows[0].cells if _is_file(table, c)), None):
+    raise UserError(
+      f'{flag}{table}: its first row names the file {first}; wanted a header'
+      ' above it, such as file'
+    )
   column = next((c for c in rows[0].cells if _is_file(table, rows[0][c])), None)
   if column is None:
     raise UserError(

@@ -248,7 +248,10 @@ class Model:
           'an image must be (H, W) uint8, 0 black, not of shape'
           f' {image.shape} and {image.dtype}'
         )
-      yield f'array {i}', decode.from_pixels(image, self.size, self.fit)
+      try:
+        yield f'array {i}', decode.from_pixels(image, self.size, self.fit)
+      except SourceFault as fault:
+        raise SourceFault(f'array {i}: {fault}') from fault
 
   def _calibrated(self, probabilities):
     if self.temperature is not None:

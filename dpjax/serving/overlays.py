@@ -27,9 +27,14 @@ ALL = -1
 _BATCH = 16
 
 
+def drawn(output: pathlib.Path) -> list[pathlib.Path]:
+  """The pictures of an earlier call."""
+  return [*(output / OVERLAYS).glob('[0-9]*.png')]
+
+
 def clear(output: pathlib.Path) -> None:
   """Removes the pictures of an earlier call, and nothing else."""
-  for file in (output / OVERLAYS).glob('[0-9]*.png'):
+  for file in drawn(output):
     file.unlink()
 
 

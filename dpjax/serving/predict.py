@@ -35,6 +35,11 @@ _KEPT = {
   'threshold': 'threshold', 'shares': 'value of evaluate.prevalence',
   'embeddings': 'value of --embeddings',
 }  # fmt: skip
+# The same of the pictures, where some are drawn already.
+_KEPT_DRAWN = {
+  'cam_target': 'value of evaluate.cam_target',
+  'cam_stage': 'value of evaluate.cam_stage',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +144,7 @@ def _answer_all(model, found, output, settings, given):
 
 def _record(model, given, found, settings, remarks):
   """predict.json as it stands before anything is done."""
+  target, stage = model.networks[0].cam or (None, None)  # It draws the maps.
   return {
     'input': os.path.abspath(given),
     'files': {
@@ -164,6 +170,8 @@ def _record(model, given, found, settings, remarks):
     if model.networks[0].known is None
     else {'false_alarms': _number(model.networks[0].known.alarms)},
     'embeddings': settings.embeddings,
+    'cam_target': target,
+    'cam_stage': stage,
     'notes': [*model.notes, *remarks],
   }
 
@@ -176,12 +184,15 @@ def _begin(output, record, settings):
   """Removes what earlier calls have left, or makes sure that it fits."""
   if settings.resume and (output / RECORD).is_file():
     before = atomic.read_json(output / RECORD)
-    for name, called in _KEPT.items():
+    kept = _KEPT | (_KEPT_DRAWN if overlays.drawn(output) else {})
+    for name, called in kept.items():
       if before.get(name) != record[name]:
         raise UserError(
           f'--resume: {output} was begun with another {called}:'
           f' {str(before.get(name))[:80]}; leave --resume out to begin anew'
         )
+    # What it is drawn by from now on, should this call be killed.
+    atomic.write_json(output / RECORD, {**before, **record})
     return
   for name in (table.PREDICTIONS, FAULTS, EMBEDDINGS, page.NAME, RECORD):
     (output / name).unlink(missing_ok=True)

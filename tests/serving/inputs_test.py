@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from dpjax.errors import UserError
 from dpjax.serving import inputs
 
 PNG = b'\x89PNG\r\n\x1a\n'
@@ -41,3 +42,14 @@ def test_pictures_that_predict_has_drawn_are_no_input(tmp_path):
   (tmp_path / 'out' / 'predict.json').write_text('{}')
   everything.remove('out/overlays/000001.png')
   assert names(tmp_path) == everything
+
+
+def test_a_table_without_a_header_does_not_lose_its_first_file(tmp_path):
+  table = tmp_path / 'list.csv'
+  for name in ('a.png', 'b.png'):
+    (tmp_path / name).write_bytes(PNG)
+  table.write_text('7,a.png\n8,b.png\n')
+  with pytest.raises(UserError, match=r'list\.csv: .* a\.png; wanted a header'):
+    inputs.find(table)
+  table.write_text('age,file\n7,a.png\n8,b.png\n')
+  assert names(table) == ['a.png', 'b.png']

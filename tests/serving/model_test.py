@@ -291,6 +291,12 @@ def test_a_checkpoint_of_another_name_is_not_the_last(served, which):
     dpjax.load(served.workdir, checkpoint=which)
 
 
+def test_an_array_of_one_grey_level_is_named(model, paths):
+  fine = cv2.imread(str(paths[0]), cv2.IMREAD_GRAYSCALE)
+  with pytest.raises(SourceFault, match=r'^array 1: all of it is one grey'):
+    model.predict([fine, np.full((9, 9), 7, np.uint8)])
+
+
 def test_a_dicom_file_is_answered_as_the_same_png(model, paths, tmp_path):
   pytest.importorskip('pydicom')
   pixels = cv2.imread(str(paths[0]), cv2.IMREAD_GRAYSCALE)

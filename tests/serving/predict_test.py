@@ -1,5 +1,6 @@
 """The predict command: files in, a table and a page out."""
 
+import copy
 import csv
 import dataclasses
 import errno
@@ -162,6 +163,21 @@ def test_another_calls_part_is_not_gone_on_with(
   run(model, folder, tmp_path / 'out')
   with pytest.raises(UserError, match='begun with another set of runs'):
     run(dpjax.load(second), folder, tmp_path / 'out', resume=True)
+
+
+def test_pictures_of_another_stage_are_not_put_beside_those_that_are_there(
+  served, model, folder, tmp_path
+):
+  config = copy.deepcopy(served.config)
+  config.evaluate.cam_stage = 'stage1'
+  other = dpjax.load(served.workdir, batch_size=4, config=config)
+  out = tmp_path / 'out'
+  run(model, folder, out)
+  run(other, folder, out, resume=True, overlays=1)  # The rows are the same.
+  run(other, folder, out, resume=True, overlays=2)
+  with pytest.raises(UserError, match=r'evaluate\.cam_stage: stage1; leave'):
+    run(model, folder, out, resume=True, overlays=3)
+  assert len([*(out / 'overlays').iterdir()]) == 2
 
 
 def test_other_files_are_not_gone_on_with(model, folder, tmp_path):
