@@ -7,6 +7,8 @@ from typing import TypedDict
 # As `folded`.
 NORMAL = ('normal', 'no finding', 'no findings', 'nofinding', 'nofindings',
           'healthy', 'negative', 'none')  # fmt: skip
+# What scores and answers call 1 - p of class 0: no class may be called so.
+ANY_LESION = 'any_lesion'
 
 
 def folded(name: str) -> str:

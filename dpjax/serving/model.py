@@ -249,9 +249,10 @@ class Model:
           f' {image.shape} and {image.dtype}'
         )
       try:
-        yield f'array {i}', decode.from_pixels(image, self.size, self.fit)
+        found = decode.from_pixels(image, self.size, self.fit)
       except SourceFault as fault:
         raise SourceFault(f'array {i}: {fault}') from fault
+      yield f'array {i}', found
 
   def _calibrated(self, probabilities):
     if self.temperature is not None:

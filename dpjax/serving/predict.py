@@ -20,6 +20,7 @@ import numpy as np
 import tqdm
 
 from dpjax import atomic, csv_cells, file_lock, signals
+from dpjax.data import vocabulary
 from dpjax.errors import SourceFault, UserError, printable
 from dpjax.evaluation import files
 from dpjax.serving import decode, inputs, overlays, page, table
@@ -81,7 +82,8 @@ def predict(
 
   Raises:
     UserError: one line: nothing to read, a file at fault, something else or
-      another call's part in the way, or overlays of an export without maps.
+      another call's part in the way, overlays of an export without maps, or a
+      class of a column's name.
     OSError: the folder cannot be written.
   """
   output = pathlib.Path(output)
@@ -91,6 +93,11 @@ def predict(
     raise UserError(
       f'--overlays: {first.workdir} was exported without --maps; export it with'
       ' them, or leave --overlays out'
+    )
+  if vocabulary.ANY_LESION in model.class_names:  # prepare refuses it now.
+    raise UserError(
+      f'{first.workdir}: a class is called {vocabulary.ANY_LESION}, and so is'
+      f' a column of {table.PREDICTIONS}; dpjax.load answers in Python'
     )
   found, remarks = inputs.find(given)
   record = _record(model, given, found, settings, remarks)

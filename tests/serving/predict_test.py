@@ -19,6 +19,7 @@ import dpjax
 from dpjax import file_lock, signals
 from dpjax.errors import Stopped, UserError
 from dpjax.serving import decode, export, predict, table
+from dpjax.serving import model as model_lib
 
 QUIET = predict.Settings(progress=False)
 
@@ -353,6 +354,17 @@ def test_pictures_of_an_export_without_maps_are_refused_before_anything(
 ):
   with pytest.raises(UserError, match='exported without --maps'):
     run(opened, folder, tmp_path / 'out', overlays=1)
+  assert not (tmp_path / 'out').exists()
+
+
+def test_a_class_of_the_name_of_a_column_is_refused_before_anything(
+  model, folder, tmp_path
+):
+  names = 'normal', 'any_lesion', 'b', 'c', 'd'
+  (network,) = model.networks
+  other = model_lib.Model([dataclasses.replace(network, class_names=names)])
+  with pytest.raises(UserError, match='class is called any_lesion, and so is'):
+    run(other, folder, tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
 
 

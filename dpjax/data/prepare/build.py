@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from dpjax import csv_cells, file_lock, machine, signals
-from dpjax.data import radiograph, store
+from dpjax.data import radiograph, store, vocabulary
 from dpjax.data.prepare import duplicates, guards, runners, shards, splits
 from dpjax.data.sources import tables
 from dpjax.errors import UserError
@@ -89,14 +89,20 @@ def build(
     progress: show progress on stderr.
 
   Raises:
-    UserError: one line: an image that cannot be read, two images of one id,
-      or another set in that folder; with `strict`, the first warning.
+    UserError: one line: an image that cannot be read, two images of one id, a
+      class of a name that is taken, or another set in that folder; with
+      `strict`, the first warning.
   """
   path = pathlib.Path(path)
   faults = faults or tables.Faults()
   if not name.isidentifier():  # TFDS finds the files by it.
     raise UserError(f'{name!r} cannot name a set; it must be like my_set')
   _check_ids(records)
+  if vocabulary.ANY_LESION in class_names:
+    raise UserError(
+      f'a class is called {vocabulary.ANY_LESION}, as predictions call 1 - p of'
+      ' class 0; give it another name in the source'
+    )
   # A set of fewer than two classes, such as an unlabelled one, has two too.
   missing = range(len(class_names), 2)
   class_names = [*class_names, *(f'unused {c}' for c in missing)]

@@ -786,6 +786,14 @@ def test_a_set_of_one_class_can_have_any_name(tmp_path):
   assert summary['class_names'] == ['1', 'unused 1']
 
 
+def test_no_class_has_the_name_of_a_column_of_the_predictions(tmp_path):
+  records = make_records(tmp_path / 'raw', 3)
+  with pytest.raises(UserError) as caught:
+    prepare(records, tmp_path / 'set', class_names=('a', 'any_lesion', 'b'))
+  assert 'give it another name' in one_line(caught)
+  assert not (tmp_path / 'set').exists()
+
+
 def test_a_source_of_nothing_but_faults_is_refused(tmp_path):
   records = make_records(tmp_path / 'raw', 10)
   broken(records, *range(10))
