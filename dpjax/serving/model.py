@@ -249,10 +249,10 @@ class Model:
           f' {image.shape} and {image.dtype}'
         )
       try:
-        found = decode.from_pixels(image, self.size, self.fit)
+        decoded = decode.from_pixels(image, self.size, self.fit)
       except SourceFault as fault:
         raise SourceFault(f'array {i}: {fault}') from fault
-      yield f'array {i}', found
+      yield f'array {i}', decoded
 
   def _calibrated(self, probabilities):
     if self.temperature is not None:
