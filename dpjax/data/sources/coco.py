@@ -219,10 +219,7 @@ def _find_jsons(root, annotations):
     found = sorted(
       file
       for file in (*root.glob('*.json'), *root.glob('*/*.json'))
-      if not any(
-        part.startswith('.') or part == '__MACOSX'
-        for part in file.relative_to(root).parts
-      )
+      if not any(map(files_lib.is_hidden, file.relative_to(root).parts))
     )
   if len(found) == 1:
     return {found[0]: None}

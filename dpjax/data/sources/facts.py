@@ -22,6 +22,7 @@ from typing import Any
 
 from dpjax.data import vocabulary
 from dpjax.data.decode import formats, image_file
+from dpjax.data.sources import files as files_lib
 from dpjax.errors import UserError
 
 MAX_FILES = 300_000
@@ -219,7 +220,7 @@ def _walk(root):
     try:
       with os.scandir(root / folder) as entries:
         for entry in entries:
-          if entry.name.startswith('.') or entry.name == '__MACOSX':
+          if files_lib.is_hidden(entry.name):
             continue
           path = f'{folder}{entry.name}'
           if entry.is_dir(follow_symlinks=False):

@@ -342,6 +342,11 @@ class _PassedOver:
       )
 
 
+def is_hidden(name: str) -> bool:
+  """Whether a file or folder of this name is of the system, not of a set."""
+  return name.startswith('.') or name == '__MACOSX'
+
+
 def _walk(start, passed_over, unread):
   def stop(error):
     raise error
@@ -349,20 +354,13 @@ def _walk(start, passed_over, unread):
   try:
     for folder, folders, names in os.walk(start, onerror=stop):
       folders[:] = sorted(
-        f
-        for f in folders
-        if not (f.startswith('.') or f == '__MACOSX' or passed_over(folder, f))
+        f for f in folders if not (is_hidden(f) or passed_over(folder, f))
       )
       for name in names:
         file = pathlib.Path(folder, name)
         # Of a pipe or a dangling link nothing can be read, and the DICOMDIR of
         # an exported CD is a table of contents.
-        hidden = (
-          name.startswith('.')
-          or name == 'DICOMDIR'
-          or passed_over(folder, name)
-        )
-        if hidden:
+        if is_hidden(name) or name == 'DICOMDIR' or passed_over(folder, name):
           continue
         is_file = file.is_file()
         if is_file and _is_image(file):
