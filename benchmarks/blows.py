@@ -282,12 +282,11 @@ def judge(
     return f'{name}: swallowed' if later > 2 else ''
   if number == SIGKILL:
     return '' if status == -SIGKILL else f'{name}: ended with {status}'
-  if number == SIGTERM and status == -SIGTERM and not training:
-    return ''  # Nothing is there to be saved.
-  if number == SIGINT and status == -SIGINT and phase == 'starting':
-    return ''  # Python itself, before it has come to main.
-  if number == SIGINT and status == -SIGINT and waits and not training:
-    return ''  # Outside of Python (signals.fatal); a shell says 130.
+  # By the signal itself, where nothing is to be saved. SIGINT does so before
+  # Python has come to main, and outside of it (signals.fatal).
+  outside = number == SIGTERM or phase == 'starting' or waits
+  if status == -number and outside and not training:
+    return ''
   saved = training and not phase.startswith('compiling')
   statuses = (143,) if saved or number == SIGTERM else (130, 143)
   if status not in statuses:
