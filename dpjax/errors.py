@@ -5,6 +5,8 @@ training ends before its time is no error of anyone's: `Stopped`, `NonFinite`.
 Any other exception keeps its traceback and ends with status 1.
 """
 
+import sys
+
 _LONGEST = 500  # signs of a line that is told
 
 
@@ -22,6 +24,11 @@ class Stopped(Exception):
 
 class NonFinite(Exception):
   """A loss or gradient norm is not finite; the message says which and where."""
+
+
+def warn(line: str) -> None:
+  """Says on stderr what is no error."""
+  print(f'warning: {line}', file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:

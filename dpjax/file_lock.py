@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from dpjax.errors import UserError
+from dpjax.errors import UserError, warn
 
 # What a file system says that has no flock.
 _NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP,
@@ -112,11 +112,9 @@ def _ask_the_file(path, work):
     if started is not None and started == holder.get('ticks'):
       raise _refusal(holder, work)
   elif holder:
-    print(
-      f'warning: {work.where}: its file system has no locks, and {path.name}'
-      f' says that {_words(holder)} {work.doing}; make sure that it has ended',
-      file=sys.stderr,
-      flush=True,
+    warn(
+      f'{work.where}: its file system has no locks, and {path.name}'
+      f' says that {_words(holder)} {work.doing}; make sure that it has ended'
     )
 
 

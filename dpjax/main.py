@@ -454,8 +454,7 @@ def _evaluate(resolve, workdir):
 
 def _predict(resolve, workdir):
   from dpjax import machine
-  from dpjax.evaluation import files as files_lib
-  from dpjax.serving import model, predict
+  from dpjax.serving import exported, model, predict
 
   del resolve
   given = _needed(_INPUT, 'an image, a folder of them, or a csv of files')
@@ -466,12 +465,13 @@ def _predict(resolve, workdir):
   config = resolve_lib.checked(_CONFIG.value)
   members = _several(workdir)
   for field in ('evaluate.cam_target', 'evaluate.cam_stage'):
-    for first in members[:1] if _asked(field) is not None else ():
-      if (pathlib.Path(os.path.expanduser(first)) / files_lib.EXPORT).is_file():
-        raise UserError(
-          f'config.{field}: {first} is an export, whose maps are as it was'
-          ' exported; ask its run'
-        )
+    # The first one draws the maps.
+    asked = _asked(field) is not None
+    if asked and members and exported.is_export(members[0]):
+      raise UserError(
+        f'config.{field}: {members[0]} is an export, whose maps are as it was'
+        ' exported; ask its run'
+      )
   loaded = model.load(
     *members,
     checkpoint=_asked('evaluate.checkpoint'),

@@ -2,7 +2,6 @@
 
 import copy
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from dpjax.config import fields as fields_lib
 from dpjax.data import store
 from dpjax.data.prepare import labels, summary
 from dpjax.data.sources import phantom, registry, tables
-from dpjax.errors import UserError
+from dpjax.errors import UserError, warn
 
 
 def prepare(
@@ -57,12 +56,12 @@ def prepare(
   )
   odd = [r for r in records if r.findings == () and r.boxes]
   if odd:
-    _warn(
+    warn(
       f'{odd[0].where} ({odd[0].id}) has boxes and is said to be without a'
       f' finding ({len(odd)} such)'
     )
   if split.unit == 'image':
-    _warn(
+    warn(
       'config.split.unit=image, as in the paper: images of one patient may be'
       ' on both sides of a split, and scores then look better than they are'
     )
@@ -89,10 +88,6 @@ def prepare(
     beam=beam,
     progress=config.train.progress,
   )
-
-
-def _warn(line):
-  print(f'warning: {line}', file=sys.stderr)
 
 
 def _read(config, faults):
@@ -171,7 +166,8 @@ def as_made(config: ConfigDict) -> Any:
     config: as resolved; stays as it is.
   """
   config = copy.deepcopy(config)
-  config.update_from_flattened_dict(_made_with(config.data.path))
+  made = _summary(config.data.path)
+  config.update_from_flattened_dict(_made_with(made) if made else {})
   return config
 
 
@@ -216,30 +212,34 @@ def warn_overruled(config: ConfigDict) -> None:
     and (name, own) != ('data.label', registry.label_policy(config.data.layout))
   ]
   if given:
-    _warn(f'{config.data.path} was prepared with {", ".join(given)}')
+    warn(f'{config.data.path} was prepared with {", ".join(given)}')
 
 
 def _overruled(config):
   """{field: (value in the config, in its prepared set)} where they differ."""
-  path, flat = config.data.path, fields_lib.flatten(config)
-  made = _made_with(path)
-  if made:
-    # These name a set and are not taken over from it: its path is enough.
-    provenance = store.read_summary(path)['provenance']
-    names = ('data.phantom.count', 'data.phantom.seed')
-    made |= {name: provenance[name] for name in names if name in provenance}
+  made = _summary(config.data.path)
+  if made is None:
+    return {}
+  # These name a set and are not taken over from it: its path is enough.
+  names = {'data.phantom.count', 'data.phantom.seed'} & {*made['provenance']}
+  fields = _made_with(made) | {n: made['provenance'][n] for n in names}
+  flat = fields_lib.flatten(config)
   return {
     name: (flat[name], value)
-    for name, value in made.items()
+    for name, value in fields.items()
     if flat[name] != value and 'auto' not in (flat[name], value)
   }
 
 
-def _made_with(path):
-  """{field: value} that the set in `path` was made with; {} without one."""
+def _summary(path):
+  """Of the prepared set there; None without one."""
   if not (pathlib.Path(path) / 'summary.json').is_file():
-    return {}
-  made = store.read_summary(path)
+    return None
+  return store.read_summary(path)
+
+
+def _made_with(made):
+  """{field: value} that the set of this summary was made with."""
   found = {
     name: made['provenance'].get(name, field.before)
     for name, field in fields_lib.table().items()

@@ -32,7 +32,7 @@ from dpjax.benchmark import (
   text,
   timing,
 )
-from dpjax.errors import NonFinite
+from dpjax.errors import NonFinite, warn
 from dpjax.training import batches, loop
 from dpjax.training.programs import compile_step
 
@@ -152,11 +152,9 @@ def _measure_parts(bench, found):
 def _warn_of_load(load):
   cpus = os.cpu_count() or 1
   if load > cpus / 2:
-    print(
-      f'warning: others are at work here (load {load:.1f} on {cpus} cores), so'
-      ' the rates will be too low, and ratios may be off',
-      file=sys.stderr,
-      flush=True,
+    warn(
+      f'others are at work here (load {load:.1f} on {cpus} cores), so'
+      ' the rates will be too low, and ratios may be off'
     )
 
 

@@ -5,7 +5,8 @@ import os
 import pathlib
 import platform
 import stat
-import sys
+
+from dpjax.errors import warn
 
 
 def enable() -> None:
@@ -35,11 +36,9 @@ def enable() -> None:
   except (OSError, RuntimeError):  # The latter: pathlib knows of no home.
     return  # No home, or a full one: then it compiles each time.
   if unsafe:
-    print(
-      f'warning: {unsafe[0]} is not yours alone, so compiled programs are not'
-      ' kept there; chmod 700 it, or set JAX_COMPILATION_CACHE_DIR',
-      file=sys.stderr,
-      flush=True,
+    warn(
+      f'{unsafe[0]} is not yours alone, so compiled programs are not'
+      ' kept there; chmod 700 it, or set JAX_COMPILATION_CACHE_DIR'
     )
     return
   jax.config.update('jax_compilation_cache_dir', str(leaf))

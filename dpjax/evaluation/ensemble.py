@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from dpjax import prepare
 from dpjax.config import record as record_lib
-from dpjax.errors import UserError
+from dpjax.errors import UserError, warn
 from dpjax.evaluation import against, evaluate, files, prior_shift
 from dpjax.metrics import predictions, prevalence
 
@@ -67,7 +67,7 @@ def evaluate_ensemble(
     raise UserError(f'{error}; run evaluate there again') from error
   images, on_validation = _on_validation(members, images, len(names))
   for warning in _too_far(settings, members):
-    evaluate.warn(warning)
+    warn(warning)
 
   def predict(split):
     seconds = sum(result['seconds']['inference'] for result in results)
@@ -150,7 +150,7 @@ def _on_validation(members, images, num_classes):
       return images, predictions.mean(said, validation.ids, validation.labels)
     except UserError as error:
       reason = str(error)
-  evaluate.warn(
+  warn(
     'the runs have other validation splits, so their mean is not calibrated,'
     f' and there is no threshold ({reason})'
   )
@@ -164,7 +164,7 @@ def _too_far(settings, members):
   files_ = (member / 'config.json' for member in members)
   configs = [record_lib.load(file, whole=True) for file in files_
              if file.is_file()]  # fmt: skip
-  networks = (c for c in configs if c.stage in ('retrain', 'finetune'))
+  networks = (c for c in configs if c.stage in files.CLASSIFIERS)
   return dict.fromkeys(filter(None, map(prior_shift.too_far, networks)))
 
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict
 from dpjax import atomic, leakage, prepare, signals
 from dpjax.config import record as record_lib
 from dpjax.data import store, vocabulary
-from dpjax.errors import UserError
+from dpjax.errors import UserError, warn
 from dpjax.evaluation import (
   explain,
   features,
@@ -297,11 +296,6 @@ def _check_squares(scored, data):
     )
 
 
-def warn(line: str) -> None:
-  """Says what is no error on stderr."""
-  print(f'warning: {line}', file=sys.stderr, flush=True)
-
-
 def open_run(config: ConfigDict, workdir: pathlib.Path) -> RestoredRun:
   """Restores a run that classifies, and finds what it is to be scored on.
 
@@ -318,7 +312,7 @@ def open_run(config: ConfigDict, workdir: pathlib.Path) -> RestoredRun:
       ' stage II run or of a recipe'
     )
   own = record_lib.load(workdir / 'config.json', whole=True)
-  if own.stage not in ('retrain', 'finetune'):
+  if own.stage not in files.CLASSIFIERS:
     raise UserError(
       f'--workdir={workdir} holds a run of {own.stage}; only retrain and'
       ' finetune classify'

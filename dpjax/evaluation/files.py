@@ -21,8 +21,9 @@ FEATURES = 'features.npz'
 EXPORT = 'model.json'
 ANSWERS = 'predict.json'
 
+CLASSIFIERS = ('retrain', 'finetune')  # stages of a recipe that classify
 _RUN = 'config.json'
-_STAGES = ('pretrain', 'retrain', 'finetune')  # folders of a recipe
+_STAGES = ('pretrain', *CLASSIFIERS)  # folders of a recipe
 # What a folder holds in which there is such a file.
 _HOLDS = {
   **dict.fromkeys((_RUN, *(f'{s}/{_RUN}' for s in _STAGES)), 'a run'),
@@ -36,7 +37,7 @@ _HOLDS = {
 def workdir_of(workdir: str | pathlib.Path) -> pathlib.Path:
   """Where the classifier is: `workdir`, or the last stage in a recipe's."""
   workdir = pathlib.Path(workdir)
-  for stage in ('finetune', 'retrain'):
+  for stage in reversed(CLASSIFIERS):
     if (workdir / stage / _RUN).is_file():
       return workdir / stage
   return workdir

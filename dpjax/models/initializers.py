@@ -17,8 +17,6 @@ import numpy as np
 from jax.nn import initializers as jaxs
 from jax.typing import DTypeLike
 
-Initializer = Callable[..., jax.Array]
-
 # Of a standard normal that is cut off at -2 and 2.
 _CUT = np.float32(0.87962566103423978)
 
@@ -60,7 +58,7 @@ def lecun(
   return _flat(jaxs.truncated_normal(deviation), key, shape, dtype)
 
 
-def normal(deviation: float) -> Initializer:
+def normal(deviation: float) -> Callable[..., jax.Array]:
   """(key, shape, dtype) -> normal weights with this standard deviation."""
   return partial(_flat, jaxs.normal(deviation))
 

@@ -13,6 +13,7 @@ from dpjax import atomic, signals
 from dpjax.config import record as record_lib
 from dpjax.data import store
 from dpjax.errors import UserError, one_line
+from dpjax.evaluation import files
 from dpjax.report import (
   card,
   headline,
@@ -122,7 +123,7 @@ def _lead(folder, found):
     'Research code, not a medical device. Do not use it to diagnose anyone.'
   )
   first = found.runs[0]
-  if not first.config or first.config.stage not in ('retrain', 'finetune'):
+  if not first.config or first.config.stage not in files.CLASSIFIERS:
     return lead
   alone = dataclasses.replace(found, runs=[first])
   atomic.write_text(folder / card.FILE, card.render(alone))

@@ -103,8 +103,9 @@ def names(workdirs: Sequence[pathlib.Path]) -> list[str]:
   stages of one.
   """
   whole = [path.resolve().parts for path in workdirs]
-  stages = ('retrain', 'finetune')
-  parts = [p[:-1] if p[-1] in stages and len(p) > 2 else p for p in whole]
+  parts = [
+    p[:-1] if p[-1] in files.CLASSIFIERS and len(p) > 2 else p for p in whole
+  ]
   if len(set(parts)) < len(parts):  # R/retrain and R/finetune
     parts = whole
   for count in range(1, max(map(len, parts))):

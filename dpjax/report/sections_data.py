@@ -7,6 +7,7 @@ or raises page.Missing with the reason why it is left out.
 import numpy as np
 
 from dpjax.data.feed import decisions, lesion_masks
+from dpjax.evaluation import files
 from dpjax.models import sides as sides_lib
 from dpjax.report import figures, overlay, page
 from dpjax.report.report_data import ReportData, read_image
@@ -151,7 +152,7 @@ def masks(section: page.Section, report_data: ReportData) -> None:
 def _has_masks(run):
   """Whether a run was trained with them."""
   c = run.config
-  return bool(c and c.stage in ('retrain', 'finetune') and run.mgacr)
+  return bool(c and c.stage in files.CLASSIFIERS and run.mgacr)
 
 
 def _masks(config, split, row):

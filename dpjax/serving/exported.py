@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +19,11 @@ ONNX, STABLEHLO = 'model.onnx', 'model.stablehlo'
 VERSION = 1  # of model.json
 
 Program = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+def is_export(run: str | os.PathLike[str]) -> bool:
+  """Whether a folder is an export, and not a run."""
+  return (pathlib.Path(os.path.expanduser(run)) / MODEL).is_file()
 
 
 def digest(file: pathlib.Path) -> str:

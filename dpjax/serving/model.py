@@ -357,11 +357,10 @@ def load(
 
 
 def _restore(run, checkpoint, config):
-  folder = pathlib.Path(os.path.expanduser(run))
-  if (folder / exported.MODEL).is_file():
+  if exported.is_export(run):
     if checkpoint is not None:
       raise UserError(f'{run} is an export, and has one checkpoint only')
-    return exported.restore(folder)
+    return exported.restore(pathlib.Path(os.path.expanduser(run)))
   return network_lib.restore(run, checkpoint=checkpoint, config=config)
 
 

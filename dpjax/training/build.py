@@ -7,7 +7,6 @@ same config here, so that neither can drift from the other.
 import dataclasses
 import functools
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ from ml_collections import ConfigDict
 from dpjax import losses
 from dpjax.data import store
 from dpjax.distributed import parallel, processes
-from dpjax.errors import UserError
+from dpjax.errors import UserError, warn
 from dpjax.models import heads, resnet, sides, vgg
 from dpjax.training import (
   auto,
@@ -202,10 +201,9 @@ def _mgacr_weights(mgacr, split):
     'feat': mgacr.weight_feat if mgacr.features else 0.0,
   }
   if any(weights.values()) and not split.num_boxes.any():
-    print(
-      'warning: config.mgacr: no image of the training split has a box, so'
-      ' there is nothing to teach attention with; it is left out',
-      file=sys.stderr,
+    warn(
+      'config.mgacr: no image of the training split has a box, so'
+      ' there is nothing to teach attention with; it is left out'
     )
     return dict.fromkeys(weights, 0.0)
   return weights

@@ -34,7 +34,7 @@ from orbax.checkpoint import checkpoint_managers, multihost
 from orbax.checkpoint.path import atomicity
 
 from dpjax import leakage
-from dpjax.errors import UserError
+from dpjax.errors import UserError, warn
 from dpjax.training import checkpoint_files
 
 DAMAGED = 'damaged'  # beside checkpoints/: the steps that were set aside
@@ -424,11 +424,7 @@ def _none_whole(folder, faults, mend=''):
 
 
 def _warn(folder, step, fault, then):
-  print(
-    f'warning: {folder}: step {step} is damaged ({fault}); {then}',
-    file=sys.stderr,
-    flush=True,
-  )
+  warn(f'{folder}: step {step} is damaged ({fault}); {then}')
 
 
 def read_state(workdir: str | pathlib.Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pathlib
-import sys
 from typing import Any
 
 import grain
@@ -11,7 +10,7 @@ import optax
 
 from dpjax import leakage
 from dpjax.distributed import processes
-from dpjax.errors import UserError, one_line
+from dpjax.errors import UserError, one_line, warn
 from dpjax.training import build, checkpoint, packed
 from dpjax.training.run import Run
 
@@ -117,11 +116,9 @@ def _warn_of_dispatches(run, record):
   now = run.config.train.steps_per_dispatch
   before = record.get('steps_per_dispatch', 1)
   if before != now and processes.is_process_0():
-    print(
-      f'warning: config.train.steps_per_dispatch is {now} and was {before};'
-      ' another rounding, so not to the bit the same run',
-      file=sys.stderr,
-      flush=True,
+    warn(
+      f'config.train.steps_per_dispatch is {now} and was {before};'
+      ' another rounding, so not to the bit the same run'
     )
 
 
@@ -137,4 +134,4 @@ def _warn_of_seen(run, workdir):
           run.config.split.near,
         )
       except UserError as error:
-        print(f'warning: {one_line(error)}', file=sys.stderr, flush=True)
+        warn(one_line(error))
