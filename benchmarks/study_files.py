@@ -1,12 +1,14 @@
 """The csv files of a study in docs/results: read, and made of its runs.
 
-NAME.csv          a row a run: seed, seconds, scores, maps against boxes
+NAME.csv          a row a run: seed, seconds, scores, maps against boxes; and a
+                  row RUN-shifted where evaluate.prevalence was asked for
 NAME-images.csv   a row a score, or a difference of two runs, both averaged
                   over the seeds: its interval over the images, and `error`,
                   the standard error over them
 """
 
 import csv
+import dataclasses
 import itertools
 import pathlib
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from dpjax.evaluation import files, localisation
 from dpjax.metrics import resampling, significance
 from dpjax.studies import runs, tables
 
+SHIFTED = 'shifted'  # ends the name of a run whose answers were shifted
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / 'docs' / 'results'
 _COLUMNS = (
   'accuracy', 'balanced_accuracy', 'balanced_accuracy_0_2', 'macro_f1',
@@ -156,6 +159,12 @@ def collect(
   if not found:
     raise UserError(f'{workdir} holds no finished run (seedN/RUN)')
   rows = [_row(run, run_) for run, own in found.items() for run_ in own]
+  rows += [
+    _row(f'{run}-{SHIFTED}', dataclasses.replace(run_, result=shifted))
+    for run, own in found.items()
+    for run_ in own
+    if (shifted := _shifted(run_.result))
+  ]
   rows.sort(key=lambda row: (row['seed'], row['run']))
   _write(folder / f'{name}.csv', rows)
   drawn = tables.Images(resamples, seed)
@@ -179,6 +188,16 @@ def collect(
   _write(folder / f'{name}-images.csv', rows)
 
 
+def _shifted(result):
+  """The result of a run as evaluate.prevalence shifts it; None without."""
+  shift = result.get('prior_shift')
+  return shift and {
+    **result,
+    **{key: shift[key] for key in ('scores', 'confusion_matrix')},
+    'localisation': {},
+  }
+
+
 def _row(name, run):
   result = run.result
   seconds = run.seconds
@@ -196,7 +215,7 @@ def _row(name, run):
   return {
     'run': name,
     'seed': run.seed,
-    'test_images': result['num_images'],
+    'images': result['num_images'],
     **{column: _digits(value) for column, value in numbers.items()},
   }
 

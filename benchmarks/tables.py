@@ -1,12 +1,12 @@
-"""The tables of docs/results.md, computed again from docs/results/*.csv.
+"""The tables of docs/results.md and remedies.md, computed again from their csv.
 
 python -m benchmarks.tables                   prints all of them
-python -m benchmarks.tables --write           puts them into docs/results.md
+python -m benchmarks.tables --write           puts them into the pages
 python -m benchmarks.tables --collect=STUDY --name=NAME
                                               makes the csv files of a study
 
-A table of the page stands below a line `<!-- benchmarks.tables: NAME -->`. It
-is made of NAME.csv and NAME-images.csv (study_files.py says what is in them).
+A table of a page stands below a line `<!-- benchmarks.tables: NAME -->`. It is
+made of NAME.csv and NAME-images.csv (study_files.py says what is in them).
 For the studies phantom, nih and competition, whose predictions were not kept,
 the second file is the page's of that time, without errors, and so are ms and
 always_0.
@@ -18,14 +18,14 @@ import pathlib
 import re
 from collections.abc import Iterator
 
-from benchmarks.study_files import RESULTS, Study, collect
+from benchmarks.study_files import RESULTS, SHIFTED, Study, collect
 from dpjax import atomic
 from dpjax.errors import UserError
 from dpjax.evaluation import localisation
 from dpjax.metrics import score_table
 from dpjax.studies import tables
 
-PAGE = RESULTS.with_name('results.md')
+PAGES = (RESULTS.with_name('results.md'), RESULTS.with_name('remedies.md'))
 
 # Table I: what its rows are called on the page.
 TECHNIQUES = {
@@ -43,6 +43,17 @@ RECIPES = {
   'full-late': 'full recipe, late class weights (the default)',
 }
 _ASKED = (('full-late', 'plain'), ('full-late', 'plain-late'))
+# Each on the plain network and on the paper's, in the order of their table.
+REMEDIES = {
+  'none': 'none',
+  'focal': 'class-balanced focal loss from the start',
+  'deferred': 'deferred class weights',
+  'late': 'late, frozen (the default)',
+  'late-unfrozen': 'late, unfrozen',
+  'logit-adjusted': 'logit adjustment',
+  f'none-{SHIFTED}': 'prior shift',
+}
+_NETWORKS = {'plain': 'plain', 'full': 'full recipe'}
 # Table II: beginnings of the names, in the order of the table.
 METHODS = {
   'knn': 'KNN',
@@ -73,14 +84,22 @@ def every_table() -> dict[str, str]:
     found[f'{name}-comparison'] = _comparison(study)
     if name == 'phantom':
       found[f'{name}-recipe-minus'] = _recipe_minus(study)
-  for file in sorted(RESULTS.glob('recipe-*.csv')):
-    if file.stem.endswith('-images'):
-      continue
-    study = Study(file.stem)
-    # Their runs were trained beside other work, so times say nothing.
+  # Their runs were trained beside other work, so times say nothing.
+  for study in _studies('recipe'):
     found[study.name] = _means(study, RECIPES, _OF_RECIPES, timed=False)
     found[f'{study.name}-differences'] = _asked(study)
+  for study in _studies('remedies'):
+    found[study.name] = _remedies(study)
+    found[f'{study.name}-full-minus-plain'] = _full_minus_plain(study)
   return found
+
+
+def _studies(kind):
+  return [
+    Study(file.stem)
+    for file in sorted(RESULTS.glob(f'{kind}-*.csv'))
+    if not file.stem.endswith('-images')
+  ]
 
 
 def _means(study, titles, shown=_SHOWN, timed=True):
@@ -131,6 +150,24 @@ def _asked(study):
     (a, b, f'{a} - {b}') for a, b in _ASKED if {a, b} <= study.runs.keys()
   ]
   return _differences(study, pairs, 'difference', _OF_RECIPES)
+
+
+def _remedies(study):
+  titles = {
+    f'{network}-{remedy}': f'{title}: {of_remedy}'
+    for remedy, of_remedy in REMEDIES.items()
+    for network, title in _NETWORKS.items()
+  }
+  return _means(study, titles, _OF_RECIPES, timed=False)
+
+
+def _full_minus_plain(study):
+  pairs = [
+    (f'full-{remedy}', f'plain-{remedy}', title)
+    for remedy, title in REMEDIES.items()
+    if {f'full-{remedy}', f'plain-{remedy}'} <= study.runs.keys()
+  ]
+  return _differences(study, pairs, 'full recipe - plain', _OF_RECIPES)
 
 
 def _differences(study, pairs, head, shown=_SHOWN):
@@ -210,12 +247,12 @@ _PLACE = re.compile(
 
 
 def on_page(text: str) -> dict[str, str]:
-  """{name: Markdown} of the tables that stand on the page."""
+  """{name: Markdown} of the tables that stand on a page."""
   return {found[1]: found[2].rstrip('\n') for found in _PLACE.finditer(text)}
 
 
 def rewritten(text: str, computed: dict[str, str]) -> str:
-  """The page with its tables computed again.
+  """A page with its tables computed again.
 
   Raises:
     KeyError: it has a place for a table that there is not.
@@ -245,8 +282,9 @@ def main() -> None:
     return
   computed = every_table()
   if given.write:
-    text = PAGE.read_text(encoding='utf-8')
-    atomic.write_text(PAGE, rewritten(text, computed))
+    for page in PAGES:
+      text = page.read_text(encoding='utf-8')
+      atomic.write_text(page, rewritten(text, computed))
     return
   for name, table in computed.items():
     print(f'{name}\n{table}\n')

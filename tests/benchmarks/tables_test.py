@@ -1,6 +1,7 @@
-"""The page's tables are those of the csv files beside it."""
+"""The pages' tables are those of the csv files beside them."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -13,15 +14,19 @@ from tests import fakes
 from tests.studies import fake_runs
 
 COMPUTED = tables.every_table()
-ON_PAGE = tables.on_page(tables.PAGE.read_text(encoding='utf-8'))
+ON_PAGE = {
+  name: table
+  for page in tables.PAGES
+  for name, table in tables.on_page(page.read_text(encoding='utf-8')).items()
+}
 
 
-def test_the_page_has_tables_that_are_computed():
+def test_the_pages_have_tables_that_are_computed():
   assert ON_PAGE and ON_PAGE.keys() <= COMPUTED.keys()
 
 
 @pytest.mark.parametrize('name', ON_PAGE)
-def test_a_table_of_the_page_is_computed_again_from_the_runs(name):
+def test_a_table_of_a_page_is_computed_again_from_the_runs(name):
   assert ON_PAGE[name] == COMPUTED[name]
 
 
@@ -74,12 +79,33 @@ def test_what_is_collected_of_a_study_is_what_its_runs_say(study):
     'plain': 3,
   }
   assert study.first('plain', 'always_0') == pytest.approx(1 / 3, abs=1e-5)
-  assert study.first('plain', 'test_images') == 60
+  assert study.first('plain', 'images') == 60
   assert study.seconds('plain') == 0
   found = study.values('plain', 'accuracy')
   assert None not in found and len(set(found)) > 1
   assert study.first('plain', 'cam energy_in_box') is not None
   assert study.first('plain', 'cam iou') is None
+
+
+def test_shifted_answers_are_collected_as_a_run_of_their_own(tmp_path):
+  folder = tmp_path / 'seed0' / 'plain-none'
+  write_run(folder, 0, 1)
+  result = json.loads((folder / 'evaluation.json').read_text())
+  scores = {name: 0.25 for name in result['scores']}
+  matrix = [[30, 0, 0], [10, 0, 0], [20, 0, 0]]
+  result['prior_shift'] = {'scores': scores, 'confusion_matrix': matrix}
+  (folder / 'evaluation.json').write_text(json.dumps(result))
+  study_files.collect(tmp_path, 'remedies-x', tmp_path, resamples=20)
+  found = study_files.Study('remedies-x', tmp_path)
+  assert found.runs.keys() == {'plain-none', 'plain-none-shifted'}
+  assert found.first('plain-none-shifted', 'accuracy') == 0.25
+  assert found.first('plain-none-shifted', 'always_0') == 0.5
+  # Maps are those of the network, whatever its answers are taken for.
+  assert found.first('plain-none-shifted', 'cam energy_in_box') is None
+  table = tables._remedies(found).splitlines()
+  assert [line.split(' | ')[0] for line in table[2:]] == [
+    '| plain: none', '| plain: prior shift', '| always 0',
+  ]  # fmt: skip
 
 
 def test_the_difference_that_is_asked_has_an_interval_of_seeds_and_images(
