@@ -88,6 +88,7 @@ def every_table() -> dict[str, str]:
   for study in _studies('recipe'):
     found[study.name] = _means(study, RECIPES, _OF_RECIPES, timed=False)
     found[f'{study.name}-differences'] = _asked(study)
+    found[f'{study.name}-seeds'] = _each_seed(study, RECIPES, _OF_RECIPES)
   for study in _studies('remedies'):
     found[study.name] = _remedies(study)
     found[f'{study.name}-full-minus-plain'] = _full_minus_plain(study)
@@ -123,6 +124,20 @@ def _means(study, titles, shown=_SHOWN, timed=True):
   heads = [score_table.SUMMARY[column].short for column in columns]
   last = ['in box', *(['training, s'] if timed else [])]
   return tables.markdown(['technique', 'runs', *heads, *last], rows)
+
+
+def _each_seed(study, titles, shown):
+  """The runs of a study, a row a run."""
+  own = [run for run in titles if run in study.runs]
+  columns = study.known(shown, own)
+  rows = [
+    [str(seed), titles[run], *(tables.number(scores[c]) for c in columns)]
+    for seed in sorted(study.runs[own[0]])
+    for run in own
+    if (scores := study.runs[run].get(seed))
+  ]
+  heads = [score_table.SUMMARY[column].short for column in columns]
+  return tables.markdown(['seed', 'technique', *heads], rows)
 
 
 def _always_0(share, classes):

@@ -1,7 +1,6 @@
 """The one door: what a command needs, and where it writes."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -9,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests import children
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -59,8 +60,7 @@ for line in sys.stdin:
 
 
 def environment(platform):
-  kept = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  return {**kept, 'JAX_PLATFORMS': platform, 'PYTHONPATH': str(ROOT)}
+  return {**children.environment(), 'JAX_PLATFORMS': platform}
 
 
 def run(cwd, *arguments, driver=('-c', DRIVER), platform='cpu'):

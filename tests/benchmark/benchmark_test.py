@@ -211,7 +211,7 @@ def test_the_table_fits_a_terminal_and_says_what_it_shows(measured):
   stall = {**found['retrain']['end_to_end'], 'stall_share': -0.25}
   noisy = {**found, 'retrain': {**found['retrain'], 'end_to_end': stall}}
   table = text.format_text(noisy)
-  assert ' 0.0 % |' in table and '-25' not in table
+  assert ' 0.0 % |' in table and '-25.0 %' not in table
 
 
 def test_where_the_device_is_known_the_model_stands_beside(

@@ -18,6 +18,7 @@ import pytest
 
 from dpjax.distributed import processes
 from dpjax.training import checkpoint
+from tests import children
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -79,19 +80,13 @@ def start(
   workdir, phantom, devices, *flags,
   count=0, number='SIGKILL', heartbeat=PATIENT,
 ):  # fmt: skip
-  environment = {
-    **os.environ,
-    'JAX_PLATFORMS': 'cpu',
-    'PYTHONPATH': str(ROOT),
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-  }
   return subprocess.Popen(
     [
       sys.executable, '-c', DRIVER, str(count), number, str(heartbeat),
       *FLAGS,
       f'--config.data.path={phantom}', f'--workdir={workdir}', *flags,
     ],
-    cwd=ROOT, env=environment, text=True,
+    cwd=ROOT, env=children.environment(devices), text=True,
     stdout=subprocess.PIPE, stderr=subprocess.PIPE,
   )  # fmt: skip
 

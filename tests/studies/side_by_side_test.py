@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from tests import children
+
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = str(ROOT / 'configs' / 'recipe.py')
 CONFIG = f"""
@@ -35,7 +37,6 @@ def get_config():
 
 def run(folder, cores, command, *flags):
   """One command on these cores."""
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   before = os.sched_getaffinity(0)
   os.sched_setaffinity(0, cores)  # of this thread, and of what it starts
   try:
@@ -43,7 +44,7 @@ def run(folder, cores, command, *flags):
       [sys.executable, '-m', 'dpjax.main', command, '--config=study.py',
        '--config.train.progress=False', *flags],
       cwd=folder,
-      env={**environment, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
+      env=children.environment(),
       capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
   finally:

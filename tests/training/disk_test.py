@@ -12,6 +12,8 @@ import sys
 
 import pytest
 
+from tests import children
+
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
@@ -82,11 +84,10 @@ app.run(main.main, flags_parser=flags.parse_flags)
 
 
 def command(*arguments):
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   return subprocess.Popen(
     [sys.executable, '-c', DRIVER, *map(str, arguments)],
     cwd=ROOT,
-    env={**environment, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
+    env=children.environment(),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

@@ -31,7 +31,7 @@ from dpjax.training import (
 )
 from dpjax.training import build as build_lib
 from dpjax.training import workdir as workdir_lib
-from tests import fakes
+from tests import children, fakes
 from tests.fakes import PLAIN, SMALL
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -661,7 +661,6 @@ def phantom(tmp_path_factory):
 
 
 def run_main(workdir, phantom, where='never', number='SIGKILL'):
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   return subprocess.run(
     [
       sys.executable,
@@ -674,7 +673,7 @@ def run_main(workdir, phantom, where='never', number='SIGKILL'):
       f'--workdir={workdir}',
     ],
     cwd=ROOT,
-    env={**environment, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
+    env=children.environment(),
     capture_output=True,
     text=True,
     check=False,
