@@ -49,6 +49,7 @@ REMEDIES = {
   'focal': 'class-balanced focal loss from the start',
   'deferred': 'deferred class weights',
   'late': 'late, frozen (the default)',
+  'late-9999': 'late, frozen, beta .9999',
   'late-unfrozen': 'late, unfrozen',
   'logit-adjusted': 'logit adjustment',
   f'none-{SHIFTED}': 'prior shift',

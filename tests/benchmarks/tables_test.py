@@ -135,6 +135,15 @@ def test_the_difference_that_is_asked_has_an_interval_of_seeds_and_images(
   assert table[-1].startswith(f'| full-late - plain | {want} | ')
 
 
+def test_each_seed_has_a_row_a_run(study):
+  rows = tables._each_seed(study, tables.RECIPES, ('accuracy',)).splitlines()
+  assert len(rows) == 2 + 6
+  for row, seed in zip(rows[2::2], (0, 1, 2), strict=True):
+    value = study.runs['plain'][seed]['accuracy']
+    want = f'{value:.3f}'.removeprefix('0')
+    assert row == f'| {seed} | plain network | {want} |'
+
+
 def test_a_difference_is_the_same_whichever_run_is_named_first(study):
   there = study.difference('full-late', 'plain', 'accuracy')
   back = study.difference('plain', 'full-late', 'accuracy')
