@@ -1,6 +1,7 @@
 """Every test sees eight CPU devices and strict broadcasting."""
 
 import atexit
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -11,9 +12,9 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 # Workers of pytest-xdist start with the environment that is made here.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   # The tests compile much and compute little. XLA's emitters of before, which
-  # jax 0.10 still has, compile a step in two fifths of the time, code being kept
-  # short. XLA_FLAGS that are given, even empty, stand instead; later versions
-  # are left as they are.
+  # jax 0.10 still has, compile a step in two fifths of the time where code is
+  # to be short. XLA_FLAGS that are given, even empty, stand instead; later
+  # versions are left as they are.
   quick = ''
   if importlib.metadata.version('jaxlib').startswith('0.10.'):
     quick = (
@@ -64,6 +65,12 @@ def pytest_collection_modifyitems(config, items):
   tests = config.rootpath / 'tests'
   turn = {tests / name: i for i, name in enumerate(_LONGEST)}
   items.sort(key=lambda item: turn.get(item.path, len(turn)))
+
+
+def pytest_collection_finish():
+  """What is there by now stays; tracing makes many objects and few cycles."""
+  gc.freeze()
+  gc.set_threshold(50_000)
 
 
 def pytest_runtest_setup(item):
