@@ -179,6 +179,12 @@ def filled_like(shapes, seed=0):
   return jax.tree.map_with_path(draw, shapes)
 
 
+def read_npz(file):
+  """{name: array} of an .npz, which is closed again."""
+  with np.load(file) as arrays:
+    return dict(arrays)
+
+
 def write_dicom(file, pixels, **header):
   """Writes an (H, W) uint8 image as an uncompressed DICOM file."""
   import pydicom

@@ -174,7 +174,7 @@ def test_what_is_chosen_is_chosen_on_validation(workdir, expected):
 def test_maps_are_kept_of_every_image_with_a_box_and_scored_there(workdir):
   result = evaluate.evaluate(make_config(), workdir)
   split = STORE.split('test')
-  maps = np.load(workdir / 'maps.npz')
+  maps = fakes.read_npz(workdir / 'maps.npz')
   boxed = set(split.ids[split.num_boxes > 0])
   # The split is small enough that all the others are kept, too.
   assert set(maps['ids']) == set(split.ids)
@@ -206,7 +206,7 @@ def features_of(state, run, split):
 
 
 def assert_cam_is(workdir, split, features, alpha):
-  maps = np.load(workdir / 'maps.npz')
+  maps = fakes.read_npz(workdir / 'maps.npz')
   cam = np.einsum('nhwk,nk->nhw', features, alpha) / 144
   order = [list(split.ids).index(name) for name in maps['ids']]
   want = np.maximum(cam, 0)[order]

@@ -15,6 +15,7 @@ from dpjax.errors import UserError
 from dpjax.models import resnet
 from dpjax.serving import export, exported, onnx_graph
 from dpjax.serving import model as model_lib
+from tests import fakes
 from tests.serving import networks
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -45,7 +46,7 @@ def test_all_files_answer_as_the_checkpoint_on_vectors_beside_them(
     'model.onnx', 'model.stablehlo', 'weights.safetensors', 'model.json',
     'test_vectors.npz', 'MODEL_CARD.md',
   }  # fmt: skip
-  vectors = np.load(folder / 'test_vectors.npz')
+  vectors = fakes.read_npz(folder / 'test_vectors.npz')
   squares = vectors['images']
   wanted = model.networks[0].answer(squares)
   assert np.ptp(wanted['logits'], axis=0).min() > 0.01

@@ -135,7 +135,7 @@ def test_a_file_an_array_and_a_batch_of_any_size_are_answered_alike(
 
 
 def test_maps_are_those_that_evaluate_keeps(served, model, paths):
-  kept = np.load(served.workdir / files.MAPS)
+  kept = fakes.read_npz(served.workdir / files.MAPS)
   for id, i in zip(kept['ids'][:3], range(3), strict=True):
     found = model.explain(served.files / f'{id}.png')
     assert found.square.shape == (served.data.size,) * 2

@@ -20,6 +20,7 @@ from dpjax import file_lock, signals
 from dpjax.errors import Stopped, UserError
 from dpjax.serving import decode, export, predict, table
 from dpjax.serving import model as model_lib
+from tests import fakes
 
 QUIET = predict.Settings(progress=False)
 
@@ -141,7 +142,7 @@ def test_a_stopped_one_goes_on_to_the_same_files(
     whole = (tmp_path / 'whole' / name).read_bytes()
     assert (tmp_path / 'out' / name).read_bytes() == whole
   one, other = (
-    np.load(tmp_path / d / 'embeddings.npz') for d in ('whole', 'out')
+    fakes.read_npz(tmp_path / d / 'embeddings.npz') for d in ('whole', 'out')
   )
   np.testing.assert_array_equal(one['files'], other['files'])
   np.testing.assert_array_equal(one['features'], other['features'])
@@ -323,7 +324,7 @@ def test_embeddings_are_the_librarys_and_name_their_files(
   model, folder, tmp_path
 ):
   run(model, folder, tmp_path / 'out', embeddings=True)
-  found = np.load(tmp_path / 'out' / 'embeddings.npz')
+  found = fakes.read_npz(tmp_path / 'out' / 'embeddings.npz')
   names = [row['file'] for row in rows(tmp_path / 'out')]
   assert [*found['files']] == names
   np.testing.assert_allclose(
@@ -342,7 +343,8 @@ def test_an_export_answers_as_its_run(model, opened, folder, tmp_path):
       table.probabilities(other), abs=1e-5
     )
   found, wanted = (
-    np.load(tmp_path / name / 'embeddings.npz') for name in ('export', 'run')
+    fakes.read_npz(tmp_path / name / 'embeddings.npz')
+    for name in ('export', 'run')
   )
   np.testing.assert_allclose(found['features'], wanted['features'], rtol=1e-4)
   record = json.loads((tmp_path / 'export' / 'predict.json').read_text())
