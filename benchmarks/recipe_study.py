@@ -18,10 +18,10 @@ import runpy
 _BASE = runpy.run_path(
   str(pathlib.Path(__file__).parents[1] / 'configs/base.py')
 )
-_PLAIN = ('init.backbone=None', 'mgacr.attention=False', 'mgacr.features=False')
+PLAIN = ('init.backbone=None', 'mgacr.attention=False', 'mgacr.features=False')
 _ROWS = (
-  ('plain', (*_PLAIN, 'finetune.epochs=0')),
-  ('plain-late', _PLAIN),
+  ('plain', (*PLAIN, 'finetune.epochs=0')),
+  ('plain-late', PLAIN),
   ('full', ('loss.classification=cb_focal', 'finetune.epochs=0')),
   ('full-late', ()),
 )

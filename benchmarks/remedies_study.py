@@ -14,14 +14,10 @@ other sets by flags.
 import pathlib
 import runpy
 
-_BASE = runpy.run_path(
-  str(pathlib.Path(__file__).parents[1] / 'configs/base.py')
+_STUDY = runpy.run_path(
+  str(pathlib.Path(__file__).with_name('recipe_study.py'))
 )
-_NETWORKS = {
-  'plain': ('init.backbone=None', 'mgacr.attention=False',
-            'mgacr.features=False'),
-  'full': (),
-}  # fmt: skip
+_NETWORKS = {'plain': _STUDY['PLAIN'], 'full': ()}
 _ALONE = 'finetune.epochs=0'
 _REMEDIES = {
   'none': (_ALONE, 'evaluate.prevalence=balanced'),
@@ -40,9 +36,8 @@ _REMEDIES = {
 
 
 def get_config(variant=''):
-  """configs/base.py with these rows."""
-  config = _BASE['get_config'](variant)
-  config.stage = 'recipe'
+  """The config of recipe_study.py with these rows, on validation."""
+  config = _STUDY['get_config'](variant)
   config.evaluate.split = 'validation'
   config.ablate.rows = tuple(
     (f'{network} {remedy}', (*of_network, *of_remedy))

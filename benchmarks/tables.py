@@ -165,10 +165,8 @@ def _to_above(study):
 
 
 def _asked(study):
-  pairs = [
-    (a, b, f'{a} - {b}') for a, b in _ASKED if {a, b} <= study.runs.keys()
-  ]
-  return _differences(study, pairs, 'difference', _OF_RECIPES)
+  pairs = [(a, b, f'{a} - {b}') for a, b in _ASKED]
+  return _differences(study, _there(study, pairs), 'difference', _OF_RECIPES)
 
 
 def _remedies(study):
@@ -181,12 +179,15 @@ def _remedies(study):
 
 
 def _full_minus_plain(study):
-  pairs = [
-    (f'full-{remedy}', f'plain-{remedy}', title)
-    for remedy, title in REMEDIES.items()
-    if {f'full-{remedy}', f'plain-{remedy}'} <= study.runs.keys()
-  ]
-  return _differences(study, pairs, 'full recipe - plain', _OF_RECIPES)
+  pairs = [(f'full-{r}', f'plain-{r}', title) for r, title in REMEDIES.items()]
+  return _differences(
+    study, _there(study, pairs), 'full recipe - plain', _OF_RECIPES
+  )
+
+
+def _there(study, pairs):
+  """Those of the pairs of which the study has both runs."""
+  return [pair for pair in pairs if {*pair[:2]} <= study.runs.keys()]
 
 
 def _differences(study, pairs, head, shown=_SHOWN):

@@ -12,7 +12,6 @@ def environment(devices: int = 1) -> dict[str, str]:
   count = re.compile('(?<=xla_force_host_platform_device_count=)[0-9]+')
   return {
     **os.environ,
-    'JAX_PLATFORMS': 'cpu',
     'PYTHONPATH': str(ROOT),
     'XLA_FLAGS': count.sub(str(devices), os.environ['XLA_FLAGS']),
   }

@@ -1,11 +1,11 @@
 """What this machine has for a process."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
 from dpjax import machine
+from tests import children
 
 
 def test_there_is_a_core_at_least_and_a_share_of_a_machine_is_obeyed():
@@ -16,10 +16,9 @@ def test_there_is_a_core_at_least_and_a_share_of_a_machine_is_obeyed():
       'os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]);'
       'print(machine.cores())'
     )
-    root = pathlib.Path(machine.__file__).parents[1]
     result = subprocess.run(
       [sys.executable, '-c', program],
-      env={**os.environ, 'PYTHONPATH': str(root)},
+      env=children.environment(),
       capture_output=True,
       text=True,
       check=True,

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 from dpjax import atomic, signals
 from dpjax.config import record as record_lib
 from dpjax.data import store
-from dpjax.errors import UserError, one_line
+from dpjax.errors import UserError, one_line, warn
 from dpjax.evaluation import files
 from dpjax.report import (
   card,
@@ -70,8 +69,7 @@ def write(
   runs = found.runs
   for run in runs:
     for note in run.notes:
-      line = one_line(f'warning: {run.workdir}: {note}')
-      print(line, file=sys.stderr, flush=True)
+      warn(one_line(f'{run.workdir}: {note}'))
   written = []
   for key, (title, make) in SECTIONS.items():
     section = page.Section(key, title)

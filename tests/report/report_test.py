@@ -5,8 +5,6 @@ import dataclasses
 import html
 import html.parser
 import json
-import os
-import pathlib
 import re
 import shutil
 import subprocess
@@ -20,7 +18,7 @@ from dpjax import prepare
 from dpjax.errors import UserError
 from dpjax.metrics import predictions, score_table
 from dpjax.report import figures, overlay, report
-from tests import fakes
+from tests import children, fakes
 from tests.report import workdirs
 
 STORE = workdirs.make_store(test=60)
@@ -871,6 +869,6 @@ def test_writing_a_report_does_not_even_import_jax(tmp_path):
   subprocess.run(
     [sys.executable, '-c', WITHOUT_JAX, 'mine', 'plain'],
     cwd=tmp_path, check=True,
-    env={**os.environ, 'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
+    env=children.environment(),
   )  # fmt: skip
   assert left_out(read(tmp_path / 'mine')) == {}

@@ -24,6 +24,7 @@ from dpjax.data.prepare import build, shards
 from dpjax.data.prepare import summary as summary_lib
 from dpjax.data.sources import phantom, tables
 from dpjax.errors import SourceFault, UserError
+from tests import children
 from tests.data.source_files import (
   SHARD,
   SIZE,
@@ -245,10 +246,9 @@ def test_after_a_kill_what_is_finished_stays_and_the_set_is_the_same(
   records = make_records(tmp_path / 'raw')
   (tmp_path / 'records').write_bytes(pickle.dumps(records))
   path, partial = tmp_path / 'set', tmp_path / 'set.partial'
-  root = pathlib.Path(build.__file__).parents[3]
   killed = subprocess.run(
     [sys.executable, '-c', _KILLED, tmp_path / 'records', path, moment],
-    check=False, env={**os.environ, 'PYTHONPATH': str(root)},
+    check=False, env=children.environment(),
   )  # fmt: skip
   assert killed.returncode == -signal.SIGKILL
   assert not path.exists()
@@ -832,7 +832,6 @@ def test_a_full_disk_leaves_no_half_file_and_no_set(tmp_path, limit, workers):
   old = tmp_path / 'old'
   prepare(records[:12], old)
   before = contents(old)
-  root = pathlib.Path(build.__file__).parents[3]
   (tmp_path / 'script.py').write_text(
     'if __name__ == "__main__":\n'
     + ''.join(f'  {line}\n' for line in _FULL.splitlines())
@@ -841,7 +840,7 @@ def test_a_full_disk_leaves_no_half_file_and_no_set(tmp_path, limit, workers):
     [sys.executable, tmp_path / 'script.py', tmp_path / 'records', path,
      str(limit), str(workers)],
     check=False, capture_output=True, text=True,
-    env={**os.environ, 'PYTHONPATH': str(root)},
+    env=children.environment(),
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith('error: ') and done.stdout.count('\n') == 1
