@@ -26,6 +26,7 @@ _CELL = 11
 _COLOURS = ('#000000', '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00',
             '#56b4e9')  # fmt: skip
 _MARKERS = 'os^Dv<>'
+_DASHES = ('-', '--', ':')  # the next one where the colours begin anew
 
 
 def run_ablation(
@@ -309,6 +310,7 @@ def _draw_row(axes, row, i, unit, time, found):
   axes.plot(
     time / unit, found.mean(axis=0), label=row, linewidth=1.5, color=colour,
     marker=_MARKERS[i % len(_MARKERS)], markersize=4,
+    linestyle=_DASHES[i // len(_COLOURS) % len(_DASHES)],
   )  # fmt: skip
   if len(found) > 1:
     low, high = found.min(axis=0), found.max(axis=0)

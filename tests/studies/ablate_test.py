@@ -183,8 +183,9 @@ def test_markdown_has_a_row_each_and_one_interval_of_seeds_and_images(tmp_path):
   assert lines[0].startswith('| + pre-training | 2 | .')
 
 
-def test_a_line_of_the_figure_starts_after_its_stage_i(tmp_path):
-  own = [
+def finished(tmp_path):
+  """The runs of two seeds of a row."""
+  return [
     runs.run(
       runs.network(
         runs.resolved(
@@ -196,7 +197,20 @@ def test_a_line_of_the_figure_starts_after_its_stage_i(tmp_path):
     )
     for seed in (0, 1)
   ]
-  (axes,) = ablate.draw({'a': own}).axes
+
+
+def test_no_two_lines_of_the_figure_look_alike(tmp_path):
+  own = finished(tmp_path)
+  (axes,) = ablate.draw({f'row {i}': own for i in range(20)}).axes
+  looks = {
+    (line.get_color(), line.get_marker(), line.get_linestyle())
+    for line in axes.lines
+  }
+  assert len(looks) == len(axes.lines) == 20
+
+
+def test_a_line_of_the_figure_starts_after_its_stage_i(tmp_path):
+  (axes,) = ablate.draw({'a': finished(tmp_path)}).axes
   (line,) = axes.lines
   # The fake's validations: accuracy .1 i + seed after 10 i s of each stage.
   np.testing.assert_allclose(line.get_xdata(), [30, 40])
