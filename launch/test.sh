@@ -9,8 +9,10 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 make_env test --quiet
-# All of them: each file to one of so many workers, the longest first.
+# All of them: each file to one of the workers, the longest first. One worker more
+# than cores, for some tests wait for processes of their own; at most 4.
 if [[ $# == 0 ]]; then
-  set -- -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+  cores=$(getconf _NPROCESSORS_ONLN)
+  set -- -n "$((cores < 4 ? cores + 1 : 4))" --dist=loadfile --no-loadscope-reorder
 fi
 exec "$VENV/bin/python" -m pytest "$@"

@@ -1,6 +1,7 @@
 """Every test sees eight CPU devices and strict broadcasting."""
 
 import atexit
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -64,6 +65,12 @@ def pytest_collection_modifyitems(config, items):
   tests = config.rootpath / 'tests'
   turn = {tests / name: i for i, name in enumerate(_LONGEST)}
   items.sort(key=lambda item: turn.get(item.path, len(turn)))
+
+
+def pytest_collection_finish():
+  """What is there by now stays; tracing makes many objects and few cycles."""
+  gc.freeze()
+  gc.set_threshold(50_000)
 
 
 def pytest_runtest_setup(item):
