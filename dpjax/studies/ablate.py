@@ -2,7 +2,7 @@
 
 Every row of config.ablate.rows changes the config by its overrides; every row
 is trained with every seed of config.ablate.seeds. Rows of equal stage I share
-it.
+it, and so do those of equal stage II with what is fine-tuned after it.
 """
 
 import pathlib
@@ -80,6 +80,7 @@ def run_ablation(
     (name, seed): runs.network(prepare.as_made(row), workdir, name)
     for (name, seed), row in configs.items()
   }
+  plan = dict(zip(plan, runs.share_stage_two([*plan.values()]), strict=True))
   # A seed after the other.
   tasks = [(task, None) for task in plan.values()]
   if only is not None:

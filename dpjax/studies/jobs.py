@@ -1,8 +1,9 @@
 """The runs of a study side by side, each a process on its own devices.
 
 A process does one run by the study's own command with --only=FOLDER, so it does
-what the command would do in a row. Stages I that runs share come first. The
-process that starts them holds no device.
+what the command would do in a row. Stages I that runs share come first, and a
+run whose stage II others share before those. The process that starts them holds
+no device.
 """
 
 import collections
@@ -66,9 +67,19 @@ class _Unit:
     return runs.short(self.folder)
 
   @property
-  def needs(self) -> pathlib.Path | None:
-    """The stage I before it."""
-    return None if self.shared else self.task.pretraining
+  def needs(self) -> dict[pathlib.Path, str]:
+    """{workdir: what it is} of the stages before it that others train."""
+    found: dict[pathlib.Path, str] = {}
+    if not self.shared and (folder := self.task.pretraining):
+      found[folder] = folder.name
+    if not self.shared and (folder := self.task.stage_two_elsewhere):
+      found[folder] = f'stage II, {runs.short(folder)}'
+    return found
+
+  @property
+  def makes(self) -> list[pathlib.Path]:
+    """The workdirs of the stages that it trains."""
+    return [folder for folder, _ in self.stages()]
 
   def __str__(self) -> str:
     return f'{self.name}, for {self.task}' if self.shared else str(self.task)
@@ -78,12 +89,12 @@ class _Unit:
     config = self.task.config
     if self.shared:
       return [(self.folder, config.pretrain.epochs)]
-    found = [(self.task.workdir, config.retrain.epochs)]
-    if self.task.retraining is not None:
-      found = [
-        (self.task.retraining.workdir, config.retrain.epochs),
-        (self.task.workdir, config.finetune.epochs),
-      ]
+    before = self.task.retraining
+    if before is None:
+      return [(self.task.workdir, config.retrain.epochs)]
+    found = [(self.task.workdir, config.finetune.epochs)]
+    if self.task.stage_two_elsewhere is None:
+      found.insert(0, (before.workdir, config.retrain.epochs))
     return found
 
   def done(self):
@@ -123,7 +134,7 @@ def run_all(
   """Does the tasks of a study side by side, as far as they are not done.
 
   A process that dies is told and listed in `jobs.failed`, and the rest goes on;
-  without the stage I that it should have made, its runs are left out.
+  runs that need a stage that it should have made are left out.
 
   Args:
     tasks: as in `runs.run_all`; all are checked before the first is begun.
@@ -146,7 +157,7 @@ def run_all(
   total = len(waiting)
   free = collections.deque(enumerate(jobs.places))
   running: dict[int, _Running] = {}
-  lost: set[pathlib.Path] = set()  # stages I whose process died
+  lost: set[pathlib.Path] = set()  # stages whose process died
   with _ended_with_us(running):
     while waiting or running:
       signals.check()
@@ -154,16 +165,16 @@ def run_all(
         job = running.pop(row)
         free.append((row, job.place))
         if not _tell(job, jobs, total - len(waiting) - len(running), total):
-          lost.add(job.unit.folder)
+          lost.update(job.unit.makes)
         save()
       for unit in _ready(waiting, running):
-        if unit.needs in lost:
-          _say(f'{unit}: left out, without its {unit.needs.name}')
+        if missing := unit.needs.keys() & lost:
+          _say(f'{unit}: left out, without its {unit.needs[missing.pop()]}')
           jobs.failed.append(unit.name)
         elif not free:
           break
         elif not unit.shared and runs.report_done(unit.task):
-          save()  # Its stage I has diverged.
+          save()  # A stage before it has diverged.
         else:
           row, place = free.popleft()
           running[row] = _start(unit, place, jobs, row)
@@ -186,10 +197,10 @@ def _units(tasks):
 
 
 def _ready(waiting, running):
-  """The units that wait for no stage I, in order."""
-  under_way = {job.unit.folder for job in running.values()}
-  under_way |= {unit.folder for unit in waiting if unit.shared}
-  return [unit for unit in waiting if unit.needs not in under_way]
+  """The units that wait for no stage of another, in order."""
+  units = [*waiting, *(job.unit for job in running.values())]
+  under_way = {folder for unit in units for folder in unit.makes}
+  return [unit for unit in waiting if under_way.isdisjoint(unit.needs)]
 
 
 def _start(unit, place, jobs, row):

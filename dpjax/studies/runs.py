@@ -7,7 +7,8 @@ runs share:
     seed0/resnet18/             a stage II workdir, evaluated
 
 With finetune.epochs above 0 the latter holds retrain/ and finetune/, of which
-the second is evaluated, as a recipe's folder does.
+the second is evaluated, as a recipe's folder does; where another run has the
+same stage II, finetune/ alone.
 
 What is finished is not done again, so the same command goes on from wherever
 it was stopped, and processes that run different seeds may share a workdir.
@@ -46,7 +47,8 @@ class Task:
     workdir: where it is kept.
     config: as it is recorded there; its seed is the run's.
     pretraining: workdir of the stage I that it needs and shares, or None.
-    retraining: the stage II that it is fine-tuned from, or None.
+    retraining: the stage II that it is fine-tuned from, its own or that of
+      another run, or None.
   """
 
   name: str
@@ -57,8 +59,15 @@ class Task:
 
   @property
   def folder(self) -> pathlib.Path:
-    """Where all of it is but a stage I that it shares; seedN/NAME."""
+    """Where all of it is but the stages that it shares; seedN/NAME."""
     return self.workdir if self.retraining is None else self.workdir.parent
+
+  @property
+  def stage_two_elsewhere(self) -> pathlib.Path | None:
+    """Workdir of the stage II of another run that it is fine-tuned from."""
+    if self.retraining and self.retraining.workdir.parent != self.folder:
+      return self.retraining.workdir
+    return None
 
   def __str__(self) -> str:
     return f'{self.name}, seed {self.config.seed}'
@@ -74,6 +83,7 @@ class Run:
     result: its evaluation.json; empty if it is not finished.
     error: the line with which it diverged; None if it did not.
     pretraining: workdir of the stage I that it shares, or None.
+    retraining: workdir of the stage II that it is fine-tuned from, or None.
   """
 
   seed: int
@@ -81,6 +91,7 @@ class Run:
   result: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   error: str | None = None
   pretraining: pathlib.Path | None = None
+  retraining: pathlib.Path | None = None
 
   @property
   def state(self) -> str:
@@ -104,7 +115,9 @@ class Run:
     if 'training' in own:  # not a network
       pretraining, training = own['pretraining'], own['training']
     else:
-      pretraining, training = _seconds_trained(self.workdir, self.pretraining)
+      pretraining, training = _seconds_trained(
+        self.workdir, self.pretraining, self.retraining
+      )
     return {
       'pretraining': pretraining,
       'training': training,
@@ -274,6 +287,58 @@ def network(config: ConfigDict, workdir: str | pathlib.Path, name: str) -> Task:
   )
 
 
+def share_stage_two(tasks: Sequence[Task]) -> list[Task]:
+  """The tasks of a study, in which equal stages II of a seed are trained once.
+
+  A task is fine-tuned from the stage II of the first task that equals its own
+  and ends with it, else of the first one that is fine-tuned. What has begun
+  with one of its own, or from another one, goes on so.
+
+  Args:
+    tasks: of networks, as `network` makes them.
+  """
+  begun = {task.folder: _as_begun(task) for task in tasks}
+  first: dict[str, Task] = {}
+  # Those that end with stage II train it in any case.
+  for task in sorted(tasks, key=lambda task: task.retraining is not None):
+    known = begun[task.folder] or task
+    stage_two = known.retraining or known
+    first.setdefault(_stage_two(stage_two.config), stage_two)
+
+  def settled(task):
+    if task.retraining is None or begun[task.folder]:
+      return begun[task.folder] or task
+    return _fine_tuned_from(task, first[_stage_two(task.retraining.config)])
+
+  return [settled(task) for task in tasks]
+
+
+def _as_begun(task):
+  """A fine-tuning as it has begun; None for one that has not."""
+  if task.retraining is None:
+    return None
+  record = task.workdir / 'config.json'
+  if record.is_file():
+    source = pathlib.Path(record_lib.load(record).init.backbone or '')
+    if (source / 'config.json').is_file():
+      stage_two = dataclasses.replace(task.retraining, workdir=source)
+      return _fine_tuned_from(task, stage_two)
+  return task if (task.retraining.workdir / 'config.json').is_file() else None
+
+
+def _fine_tuned_from(task, stage_two):
+  """The task, fine-tuned from another's stage II."""
+  config = task.config.copy_and_resolve_references()
+  config.init.backbone = str(stage_two.workdir)
+  return dataclasses.replace(task, config=config, retraining=stage_two)
+
+
+def _stage_two(config):
+  """All that stage II reads of a task's config, as a text."""
+  lines = record_lib.differences({}, config)
+  return '\n'.join([os.path.realpath(config.data.path), *lines])
+
+
 def make_task(
   config: ConfigDict, workdir: str | pathlib.Path, name: str, stage: str,
   backbone: str | None,
@@ -405,7 +470,10 @@ def _changed(task):
 
 def look(task: Task) -> Run:
   """What there is of a task; trains nothing."""
-  run = Run(task.config.seed, task.workdir, pretraining=task.pretraining)
+  run = Run(
+    task.config.seed, task.workdir, pretraining=task.pretraining,
+    retraining=task.retraining.workdir if task.retraining else None,
+  )  # fmt: skip
   if task.pretraining and (error := failure(task.pretraining)) is not None:
     error = f'stage I, {task.pretraining.name}: {error}'
     return dataclasses.replace(run, error=error)
@@ -585,9 +653,7 @@ def validations(run: Run) -> list[tuple[float, dict[str, Any]]]:
 
   Those of stage II and, where it was fine-tuned, of that after them.
   """
-  config = record_lib.load(run.workdir / 'config.json')
-  tuned = config.stage == 'finetune'
-  folders = [*([config.init.backbone] if tuned else []), run.workdir]
+  folders = [*([run.retraining] if run.retraining else []), run.workdir]
   before, found = run.seconds['pretraining'], []
   for folder in folders:
     found += [
@@ -598,17 +664,19 @@ def validations(run: Run) -> list[tuple[float, dict[str, Any]]]:
   return found
 
 
-def _seconds_trained(workdir, shared):
+def _seconds_trained(workdir, stage_one, stage_two=None):
   """Seconds of the stage I of a run, and of all its stages together.
 
-  A stage I that it shares may have been moved, with the study, since it was put
-  on record.
+  Args:
+    workdir: of the run.
+    stage_one, stage_two: those that it started from; None: as it has them on
+      record. They may have been moved, with the study, since.
   """
   config = record_lib.load(pathlib.Path(workdir) / 'config.json')
   before = config.init.backbone
   if config.stage == 'finetune':
-    pretraining, training = _seconds_trained(before, shared)
+    pretraining, training = _seconds_trained(stage_two or before, stage_one)
   else:
-    before = shared or before
+    before = stage_one or before
     pretraining = training = trained(before) if before else 0.0
   return pretraining, training + trained(workdir)

@@ -29,6 +29,29 @@ def test_a_fine_tuned_run_has_the_logs_of_all_its_stages(tmp_path):
   assert two.finetuning == []
 
 
+def test_a_run_of_a_study_that_was_moved_has_the_logs_of_all_its_stages(
+  tmp_path,
+):
+  config = fakes.make_config(finetune__epochs=4.0)
+  before = None
+  for step, (stage, place) in enumerate({
+    'pretrain': 'pretrain-1f2e3d4c',
+    'retrain': 'plain/retrain',
+    'finetune': 'weighted/finetune',
+  }.items()):  # fmt: skip
+    folder = tmp_path / 'seed7/study/seed0' / place
+    folder.mkdir(parents=True)
+    config.stage, config.init.backbone = stage, before
+    record_lib.save(config, folder / 'config.json')
+    line = {'step': step, 'epoch': 1.0, 'split': 'train', 'loss': 1.0}
+    (folder / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
+    before = str(folder)
+  (tmp_path / 'seed7/study').rename(tmp_path / 'moved')
+  run = run_files.read(tmp_path / 'moved/seed0/weighted/finetune', 'weighted')
+  logs = run.pretraining, run.log, run.finetuning
+  assert [log[0]['step'] for log in logs] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
   ('start', 'found'),
   [

@@ -43,6 +43,24 @@ def test_rows_and_seeds_are_trained_once_each_and_stage_i_once_a_seed(
   assert not fake.calls
 
 
+def test_rows_that_end_with_a_stage_ii_lend_it_to_those_fine_tuned_after_it(
+  tmp_path, fake
+):
+  """As the last two rows of the default do, the paper's Table I."""
+  rows = (
+    ('plain', ('init.backbone=None', 'finetune.epochs=0')),
+    ('whole', ('finetune.epochs=0',)),
+    ('weighted', ()),
+  )
+  run(tmp_path, ablate__rows=rows, ablate__seeds=(0,), finetune__epochs=1.0)
+  assert [*dict.fromkeys(trained(fake))] == [
+    'seed0/plain', 'seed0/pretrain', 'seed0/whole', 'seed0/weighted/finetune',
+  ]  # fmt: skip
+  fake.calls.clear()
+  run(tmp_path, ablate__rows=rows, ablate__seeds=(0,), finetune__epochs=1.0)
+  assert not fake.calls
+
+
 def test_a_study_killed_between_its_runs_goes_on(tmp_path, fake):
   fake.fails['seed1/pre-training'] = Stopped('stopped')
   with pytest.raises(Stopped):

@@ -157,6 +157,65 @@ def test_the_death_of_one_is_told_and_the_rest_goes_on(study, tmp_path, capsys):
   assert all(runs.look(task).state == 'finished' for task, _ in study)
 
 
+@pytest.fixture
+def sharing(study, tmp_path):
+  """Three runs of a seed, two of them fine-tuned from the stage II of one."""
+  del study  # Its `look`.
+  tuned = 'finetune.epochs=1.0'
+  return [
+    (task, None)
+    for task in runs.share_stage_two([
+      runs.network(
+        runs.resolved(
+          fake_runs.make_config(), name, overrides, 0, fake_runs.resolve
+        ),
+        tmp_path, name,
+      )
+      for name, overrides in (
+        ('late', [tuned]),
+        ('later', [tuned, 'finetune.loss.beta=0.9']),
+        ('plain', []),
+      )
+    ])
+  ]  # fmt: skip
+
+
+def test_a_run_begins_when_the_stage_ii_that_it_shares_is_there(
+  sharing, tmp_path
+):
+  leaves = 'mkdir -p $folder/finetune; touch $folder/finetune/done'
+  mine = make_jobs(tmp_path, leaves, count=3)
+  jobs.run_all(sharing, lambda: None, mine)
+  assert not mine.failed
+  seen = [(what, short(name)) for what, name, _ in events(tmp_path)]
+  assert seen[:4] == [
+    ('begin', 'seed0/pretrain'), ('end', 'seed0/pretrain'),
+    ('begin', 'seed0/plain'), ('end', 'seed0/plain'),
+  ]  # fmt: skip
+  assert sorted(seen[4:]) == [
+    (what, f'seed0/{name}')
+    for what in ('begin', 'end')
+    for name in ('late', 'later')
+  ]
+
+
+@pytest.mark.parametrize('dies', ['plain', 'pretrain*'])
+def test_without_a_stage_ii_to_share_a_run_is_left_out(
+  dies, sharing, tmp_path, capsys
+):
+  mine = make_jobs(tmp_path, f'case $only in seed0/{dies}) exit 9;; esac')
+  jobs.run_all(sharing, lambda: None, mine)
+  begun = [short(name) for what, name, _ in events(tmp_path) if what == 'begin']
+  assert begun == ['seed0/pretrain', 'seed0/plain'][: 1 + (dies == 'plain')]
+  said = capsys.readouterr().out
+  for name in ('late', 'later'):
+    assert f'seed0/{name}' in mine.failed
+    if dies == 'plain':
+      assert (
+        f'{name}, seed 0: left out, without its stage II, seed0/plain' in said
+      )
+
+
 def test_a_divergence_is_no_death(study, tmp_path, capsys):
   diverges = """
     case $only in

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import pytest
 
@@ -349,6 +350,132 @@ def test_a_row_whose_stage_ii_diverges_has_and_may_be_mended(tmp_path, fake):
   (tmp_path / 'seed0/row/retrain/failed.json').unlink()
   again = runs.run(make_task(tmp_path, overrides=TUNED))
   assert again.state == 'finished'
+
+
+def share(*tasks):
+  """Those tasks, as a study of them does them."""
+  return runs.share_stage_two(tasks)
+
+
+def make_pair(root):
+  """A row that ends with a stage II, and one that is fine-tuned after it."""
+  return share(make_task(root, 'a'), make_task(root, 'b', TUNED))
+
+
+def test_a_row_is_fine_tuned_from_the_stage_ii_that_another_ends_with(
+  tmp_path, fake
+):
+  plain, tuned = make_pair(tmp_path)
+  assert runs.run(plain).state == 'finished'
+  fake.calls.clear()
+  found = runs.run(tuned)
+  # loop.train finds nothing left to do in the former.
+  assert fake.calls == [
+    ('retrain', 'seed0/a'),
+    ('finetune', 'seed0/b/finetune'),
+    ('evaluate', 'seed0/b/finetune'),
+  ]
+  assert not (tmp_path / 'seed0/b/retrain').exists()
+  assert found.seconds['training'] == 60.0
+  times = [seconds for seconds, _ in runs.validations(found)]
+  assert times == [30.0, 40.0, 50.0, 60.0]
+  # Whichever comes first, it is the one that is scored anyway.
+  tuned, plain = share(
+    make_task(tmp_path, 'b', TUNED), make_task(tmp_path, 'a')
+  )
+  assert runs.look(tuned) == found and runs.look(plain).state == 'finished'
+
+
+def test_rows_that_are_fine_tuned_alike_but_for_that_share_it_too(
+  tmp_path, fake
+):
+  others = [*TUNED, 'finetune.loss.beta=0.9']
+  for task in share(
+    make_task(tmp_path, 'a', TUNED), make_task(tmp_path, 'b', others)
+  ):
+    runs.run(task)
+  trained = [place for what, place in fake.calls if what == 'retrain']
+  assert {*trained} == {'seed0/a/retrain'}
+
+
+@pytest.mark.parametrize(
+  'other',
+  [{'seed': 1}, {'loss__gamma': 1.0}, {'data__path': 'other'},
+   {'init__backbone': 'None'}, {'mgacr__features': False}],
+)  # fmt: skip
+def test_another_stage_ii_is_not_shared(other, tmp_path):
+  a = make_task(tmp_path, 'a', **other)
+  tasks = share(a, make_task(tmp_path, 'b', TUNED))
+  assert tasks[1].retraining.workdir == tmp_path / 'seed0/b/retrain'
+  assert tasks[1].stage_two_elsewhere is None
+
+
+@pytest.mark.parametrize('stage', ['retrain', 'finetune'])
+def test_what_began_with_a_stage_ii_of_its_own_goes_on_with_it(
+  stage, tmp_path, fake
+):
+  """As all studies of before did."""
+  fake.fails[f'seed0/b/{stage}'] = Stopped('stopped')
+  with pytest.raises(Stopped):
+    runs.run(make_task(tmp_path, 'b', TUNED))
+  fake.fails.clear()
+  plain, tuned = make_pair(tmp_path)
+  assert tuned.retraining.workdir == tmp_path / 'seed0/b/retrain'
+  assert runs.run(tuned).state == runs.run(plain).state == 'finished'
+  # A third takes the stage II that is scored.
+  third = share(plain, tuned, make_task(tmp_path, 'c', TUNED))[2]
+  assert third.retraining.workdir == tmp_path / 'seed0/a'
+
+
+def test_other_rows_do_not_change_what_a_run_was_fine_tuned_from(
+  tmp_path, fake
+):
+  plain, tuned = make_pair(tmp_path)
+  runs.run(plain)
+  found = runs.run(tuned)
+  fake.calls.clear()
+  for rows in (
+    [make_task(tmp_path, 'b', TUNED)],
+    [make_task(tmp_path, 'b', TUNED), make_task(tmp_path, 'z')],
+    [make_task(tmp_path, 'z', TUNED), make_task(tmp_path, 'b', TUNED)],
+  ):
+    own = next(task for task in share(*rows) if task.name == 'b')
+    assert runs.run(own) == found
+  assert not fake.calls
+
+
+def test_a_run_is_not_taken_for_one_that_a_new_stage_ii_was_trained_before(
+  tmp_path, fake
+):
+  plain, tuned = make_pair(tmp_path)
+  runs.run(plain)
+  runs.run(tuned)
+  shutil.rmtree(tmp_path / 'seed0/a')
+  changed = make_task(tmp_path, 'a', loss__gamma=1.0)
+  runs.run(changed)
+  _, tuned = share(changed, make_task(tmp_path, 'b', TUNED))
+  with pytest.raises(UserError, match=r'seed0/a holds a run of another config'):
+    runs.run(tuned)
+
+
+def test_a_study_with_a_shared_stage_ii_may_be_moved(tmp_path, fake):
+  fake.root = tmp_path / 'x'
+  before = [runs.run(task).seconds for task in make_pair(tmp_path / 'x')]
+  (tmp_path / 'x').rename(tmp_path / 'y')
+  moved = [runs.look(task) for task in make_pair(tmp_path / 'y')]
+  assert [run.seconds for run in moved] == before
+  runs.validations(moved[1])
+
+
+def test_a_stage_ii_that_diverges_ends_all_that_would_go_on_from_it(
+  tmp_path, fake
+):
+  fake.fails['seed0/a'] = NonFinite('step 3: loss is nan')
+  plain, tuned = make_pair(tmp_path)
+  runs.run(plain)
+  fake.calls.clear()
+  assert runs.run(tuned).error == 'stage II: step 3: loss is nan'
+  assert not fake.calls
 
 
 def test_the_time_of_a_run_has_that_of_its_stage_i(tmp_path, fake):
