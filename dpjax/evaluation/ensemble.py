@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from dpjax import prepare
@@ -13,6 +14,7 @@ from dpjax.config import record as record_lib
 from dpjax.errors import UserError, warn
 from dpjax.evaluation import against, evaluate, files, prior_shift
 from dpjax.metrics import predictions, prevalence
+from dpjax.training import build
 
 
 def evaluate_ensemble(
@@ -59,6 +61,9 @@ def evaluate_ensemble(
         f'{member}: its classes are {", ".join(result["class_names"])} and'
         f' those of {members[0]} are {", ".join(names)}'
       )
+  if settings.prevalence != prevalence.NONE:
+    counts = _trained_on(config, members, len(names))
+    images = dataclasses.replace(images, counts=counts)
 
   said = _said(members, files.PREDICTIONS, len(names))
   try:
@@ -94,12 +99,25 @@ def evaluate_ensemble(
 
 def _images(config, member):
   """What the set of the first run has to score."""
+  return evaluate.images_to_score(config.evaluate, _set(config, member))
+
+
+def _trained_on(config, members, num_classes):
+  """Training images of each class, of all runs: their sets may be different."""
+  sets = [_set(config, member) for member in members]
+  return np.sum(
+    [build.class_counts(data.split('train'), num_classes) for data in sets],
+    axis=0,
+  )
+
+
+def _set(config, member):
+  """The prepared set of a run."""
   if not (member / 'config.json').is_file():
     raise UserError(f'--workdir={member} holds no config.json of a run')
   own = record_lib.load(member / 'config.json', whole=True)
   own.data.path = record_lib.set_path(own, config)
-  data = prepare.open_prepared(prepare.as_made(own))
-  return evaluate.images_to_score(config.evaluate, data)
+  return prepare.open_prepared(prepare.as_made(own))
 
 
 def _result(member, settings, images):

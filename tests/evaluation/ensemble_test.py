@@ -177,6 +177,28 @@ def test_members_that_have_learnt_to_shift_their_answers_are_told_once(
   assert all('was trained under cb_focal, which' in line for line in said)
 
 
+def test_other_shares_are_reached_from_what_all_members_were_trained_on(
+  members, tmp_path, monkeypatch
+):
+  other = fakes.make_store(train=33, validation=30, test=40)
+  other.split('train').labels[:11] = 2
+  own = fakes.make_config(data__path='other')
+  record_lib.save(own, members[2] / 'config.json')
+  monkeypatch.setattr(
+    prepare, 'open_prepared',
+    lambda config: other if config.data.path == 'other' else STORE,
+  )  # fmt: skip
+  config = fakes.make_config(
+    evaluate__resamples=20, evaluate__prevalence='balanced'
+  )
+  found = ensemble.evaluate_ensemble(config, members, tmp_path / 'x')
+  labels = [2 * [*STORE.split('train').labels], [*other.split('train').labels]]
+  counts = np.bincount(np.concatenate(labels), minlength=3)
+  np.testing.assert_allclose(
+    found['prior_shift']['trained'], counts / counts.sum()
+  )
+
+
 def test_what_is_no_ensemble_is_refused(members, tmp_path):
   def refused(workdirs, output=tmp_path / 'x'):
     with pytest.raises(UserError) as error:
