@@ -260,8 +260,8 @@ def _moved(path, folder, before):
   # In a study it lies in the same seedN (studies.runs).
   for around in path.absolute().parents:
     if _SEED.fullmatch(around.name) and around.name in folder.parts:
-      *_, tail = str(folder).rpartition(f'/{around.name}/')
-      return around / tail
+      at = len(folder.parts) - folder.parts[::-1].index(around.name)
+      return around.joinpath(*folder.parts[at:])
   return path.parent / before if folder.name == before else folder
 
 

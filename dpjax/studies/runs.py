@@ -320,6 +320,8 @@ def _as_begun(task):
   record = task.workdir / 'config.json'
   if record.is_file():
     source = pathlib.Path(record_lib.load(record).init.backbone or '')
+    if _same_path(source, task.retraining.workdir):
+      return task
     if (source / 'config.json').is_file():
       stage_two = dataclasses.replace(task.retraining, workdir=source)
       return _fine_tuned_from(task, stage_two)
