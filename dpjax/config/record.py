@@ -12,6 +12,7 @@ from dpjax.errors import UserError
 
 # What compare records of a method without a network; no flag gives it.
 _CLASSICAL = 'stage', 'classical'
+_SEED = re.compile('seed[0-9]+')  # a folder of a study (studies.runs)
 # What a stage does not read, beside the fields that may change in a run.
 _UNREAD = {
   'pretrain': ('retrain.', 'finetune.', 'loss.', 'mgacr.', 'init.',
@@ -78,7 +79,9 @@ def load(
       raise UserError(f'{path}: config.{name} is missing')
   if (backbone := values.get('init.backbone')) is not None:
     folder = pathlib.Path(path).parent
-    values['init.backbone'] = _beside(folder, backbone) or backbone
+    values['init.backbone'] = (
+      _beside(folder, backbone) or _in_study(folder, backbone) or backbone
+    )
   return fields.typed(values)
 
 
@@ -95,6 +98,32 @@ def _beside(folder, backbone):
   return (
     there if os.path.exists(there) or not os.path.exists(backbone) else None
   )
+
+
+def _in_study(folder, backbone):
+  """Where a run of the study that `folder` is of lies since it was moved."""
+  if os.path.exists(backbone):
+    return None
+  for seed in pathlib.Path(folder).absolute().parents:
+    if _SEED.fullmatch(seed.name) and (there := under(seed, backbone)):
+      return str(there) if there.exists() else None
+  return None
+
+
+def under(seed: pathlib.Path, backbone: str) -> pathlib.Path | None:
+  """The place under a study's `seed`, its folder seedN, that a path names.
+
+  Args:
+    seed: .../seedN, of any study.
+    backbone: .../seedN/TAIL, wherever that study was.
+
+  Returns:
+    seed/TAIL; None for a path without such a folder.
+  """
+  parts = pathlib.Path(backbone).parts
+  if seed.name not in parts:
+    return None
+  return seed.joinpath(*parts[len(parts) - parts[::-1].index(seed.name) :])
 
 
 def differences(

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import pathlib
-import re
 import zipfile
 from typing import Any
 
@@ -37,7 +36,6 @@ _NEEDED = ('data', 'split', 'class_names', 'num_images', 'scores', 'intervals',
 # Field of config.mgacr -> what training logs where it is taught.
 _MGACR = {'attention': ('loss/att_pos', 'loss/att_neg'),
           'features': ('loss/feat',)}  # fmt: skip
-_SEED = re.compile('seed[0-9]+')  # a folder of a study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,8 +241,8 @@ def _logs(path, config, notes):
     return logs
   before = 'retrain' if config.stage == 'finetune' else 'pretrain'
   folder = pathlib.Path(start)
-  if not folder.exists():
-    folder = _moved(path, folder, before)
+  if folder.name == before and not folder.exists():  # The recipe was moved.
+    folder = path.parent / before
   if not (folder / 'metrics.jsonl').is_file():
     return logs
   faults: list[str] = []
@@ -253,16 +251,6 @@ def _logs(path, config, notes):
   if started is None or started.stage != before:
     return logs
   return {**_logs(folder, started, notes), **logs}
-
-
-def _moved(path, folder, before):
-  """Where the stage before a run is since its recipe or its study was moved."""
-  # In a study it lies in the same seedN (studies.runs).
-  for around in path.absolute().parents:
-    if _SEED.fullmatch(around.name) and around.name in folder.parts:
-      at = len(folder.parts) - folder.parts[::-1].index(around.name)
-      return around.joinpath(*folder.parts[at:])
-  return path.parent / before if folder.name == before else folder
 
 
 def _log(path, notes):

@@ -68,18 +68,21 @@ class _Unit:
 
   @property
   def needs(self) -> dict[pathlib.Path, str]:
-    """{workdir: what it is} of the stages before it that others train."""
-    found: dict[pathlib.Path, str] = {}
-    if not self.shared and (folder := self.task.pretraining):
-      found[folder] = folder.name
-    if not self.shared and (folder := self.task.stage_two_elsewhere):
-      found[folder] = f'stage II, {runs.short(folder)}'
+    """{workdir: what it is} of the missing stages before it."""
+    task, found = self.task, dict[pathlib.Path, str]()
+    if self.shared:
+      return found
+    if (one := task.pretraining) and not runs.is_whole(one, task):
+      found[one] = one.name
+    if (two := task.stage_two_elsewhere) and not runs.is_whole(two, task):
+      found[two] = f'stage II, {two.relative_to(task.folder.parents[1])}'
     return found
 
   @property
   def makes(self) -> list[pathlib.Path]:
-    """The workdirs of the stages that it trains."""
-    return [folder for folder, _ in self.stages()]
+    """The workdirs of the stages that it trains and that are not whole yet."""
+    folders = [folder for folder, _ in self.stages()]
+    return [f for f in folders if not runs.is_whole(f, self.task)]
 
   def __str__(self) -> str:
     return f'{self.name}, for {self.task}' if self.shared else str(self.task)
@@ -198,9 +201,15 @@ def _units(tasks):
 
 def _ready(waiting, running):
   """The units that wait for no stage of another, in order."""
-  units = [*waiting, *(job.unit for job in running.values())]
-  under_way = {folder for unit in units for folder in unit.makes}
-  return [unit for unit in waiting if under_way.isdisjoint(unit.needs)]
+  busy = {folder for unit in waiting for folder in unit.makes}
+  for job in running.values():
+    busy.update(job.unit.makes, job.unit.needs)
+  found = []
+  for unit in waiting:
+    if busy.isdisjoint(unit.needs):
+      found.append(unit)
+      busy.update(unit.needs)  # What nobody else makes it makes itself.
+  return found
 
 
 def _start(unit, place, jobs, row):

@@ -35,6 +35,7 @@ from dpjax.errors import NonFinite, UserError
 from dpjax.evaluation import evaluate, files
 from dpjax.training import checkpoint, loop, metrics_log
 
+_FINISHED = 'finished'  # the mark of a stage that others may start from
 _TAIL = 8192  # bytes at the end of a log that hold its last lines
 
 
@@ -297,10 +298,18 @@ def share_stage_two(tasks: Sequence[Task]) -> list[Task]:
   Args:
     tasks: of networks, as `network` makes them.
   """
-  begun = {task.folder: _as_begun(task) for task in tasks}
+  ends = {
+    (task.workdir, _stage_two(task.config)): task
+    for task in tasks
+    if task.retraining is None
+  }
+  begun = {task.folder: _as_begun(task, ends) for task in tasks}
   first: dict[str, Task] = {}
   # Those that end with stage II train it in any case.
-  for task in sorted(tasks, key=lambda task: task.retraining is not None):
+  for task in sorted(
+    tasks,
+    key=lambda task: (task.retraining is not None, begun[task.folder] is None),
+  ):
     known = begun[task.folder] or task
     stage_two = known.retraining or known
     first.setdefault(_stage_two(stage_two.config), stage_two)
@@ -313,19 +322,28 @@ def share_stage_two(tasks: Sequence[Task]) -> list[Task]:
   return [settled(task) for task in tasks]
 
 
-def _as_begun(task):
-  """A fine-tuning as it has begun; None for one that has not."""
+def _as_begun(task, ends):
+  """A fine-tuning as it has begun; None for one that has not.
+
+  `ends` holds the tasks that end with stage II, by where and which it is.
+  """
   if task.retraining is None:
     return None
   record = task.workdir / 'config.json'
   if record.is_file():
-    source = pathlib.Path(record_lib.load(record).init.backbone or '')
-    if _same_path(source, task.retraining.workdir):
-      return task
-    if (source / 'config.json').is_file():
-      stage_two = dataclasses.replace(task.retraining, workdir=source)
-      return _fine_tuned_from(task, stage_two)
-  return task if (task.retraining.workdir / 'config.json').is_file() else None
+    # In this study, though it be a copy of the one that is on record.
+    source = record_lib.under(
+      task.folder.parent, record_lib.load(record).init.backbone or ''
+    )
+    if source and source != task.retraining.workdir and _exists(source):
+      own = dataclasses.replace(task.retraining, workdir=source)
+      key = source, _stage_two(own.config)
+      return _fine_tuned_from(task, ends.get(key, own))
+  return task if _exists(task.retraining.workdir) else None
+
+
+def _exists(workdir):
+  return (workdir / 'config.json').is_file()
 
 
 def _fine_tuned_from(task, stage_two):
@@ -415,17 +433,19 @@ def pretrain(task: Task) -> None:
   except NonFinite as error:
     atomic.write_json(folder / 'failed.json', {'error': str(error)})
     raise
-  (folder / 'finished').touch()
+  (folder / _FINISHED).touch()
 
 
 def is_pretrained(task: Task) -> bool:
   """Whether the stage I that a task needs is there, or it needs none."""
-  folder = task.pretraining
-  if folder is None:
-    return True
-  if not (folder / 'finished').exists():
+  return task.pretraining is None or is_whole(task.pretraining, task)
+
+
+def is_whole(folder: pathlib.Path, task: Task) -> bool:
+  """Whether a stage of a task was trained to its end, on the task's set."""
+  if not (folder / _FINISHED).exists():
     return False
-  if not (folder / 'config.json').is_file():
+  if not _exists(folder):
     return True
   # On a set elsewhere loop.train tells whether it is the same one.
   record = record_lib.load(folder / 'config.json')
@@ -447,13 +467,17 @@ def failure(folder: pathlib.Path) -> str | None:
 def check(task: Task) -> None:
   """Raises UserError where the task was done with another config."""
   if task.retraining is not None:
-    check(task.retraining)
+    _check_config(task.retraining)
   elif (other := files.workdir_of(task.workdir)) != task.workdir:
     raise UserError(
       f'{task.name!r}: finetune.epochs is 0, and {other} holds a run of the'
       ' same row with fine-tuning; name another --workdir, or remove'
       f' {task.workdir}'
     )
+  _check_config(task)
+
+
+def _check_config(task):
   # A run that has left nothing may be begun anew (loop.train).
   kept = (task.workdir / 'evaluation.json').exists() or (
     checkpoint.has_checkpoint(task.workdir)
@@ -481,6 +505,8 @@ def look(task: Task) -> Run:
     return dataclasses.replace(run, error=error)
   if task.retraining and (error := look(task.retraining).error) is not None:
     return dataclasses.replace(run, error=f'stage II: {error}')
+  if task.stage_two_elsewhere and not _exists(task.stage_two_elsewhere):
+    return run  # It was removed, to be trained again.
   if not (task.workdir / 'config.json').is_file() or _changed(task):
     return run
   if (error := failure(task.workdir)) is not None:
@@ -498,6 +524,8 @@ def _result(task):
     )  # fmt: skip
   except FileNotFoundError:
     return {}
+  if not _is_at_its_end(task):
+    return {}  # Evaluated by hand, half trained.
   wanted = task.config.evaluate
   record = record_lib.load(task.workdir / 'config.json', whole=True)
   # The evaluate command may have been there since, with other flags.
@@ -514,6 +542,16 @@ def _result(task):
     and _same_path(result['data'], wanted.path or task.config.data.path)
   )
   return result if same else {}
+
+
+def _is_at_its_end(task):
+  """Whether it was trained to its end, which earlier versions did not mark."""
+  if task.config.stage == 'classical' or (task.workdir / _FINISHED).exists():
+    return True
+  stage = 'finetune' if task.config.stage == 'finetune' else 'retrain'
+  *_, last = [{'step': 0, 'epoch': 1}, *lines(task.workdir, 'validation')]
+  end = task.config[stage].epochs * last['step'] / last['epoch']
+  return last['step'] >= max(1, round(end))
 
 
 def _settings_before():
@@ -552,7 +590,9 @@ def run(task: Task, work: Callable[[Task], None] | None = None) -> Run:
     (task.workdir / file).unlink(missing_ok=True)
   try:
     pretrain(task.retraining or task)
-    if task.retraining is not None:
+    # What is whole is not opened: others may start from it at the same time.
+    elsewhere = task.stage_two_elsewhere
+    if task.retraining and not (elsewhere and is_whole(elsewhere, task)):
       _train_recorded(task.retraining)
     (work or _train)(task)
   except NonFinite as error:
@@ -608,6 +648,7 @@ def run_all(
 
 def _train(task):
   loop.train(task.config, task.config.stage, task.workdir)
+  (task.workdir / _FINISHED).touch()
   evaluate.evaluate(task.config, task.workdir)
 
 
@@ -619,6 +660,7 @@ def _train_recorded(task):
   except NonFinite as error:
     atomic.write_json(task.workdir / 'failed.json', {'error': str(error)})
     raise
+  (task.workdir / _FINISHED).touch()
 
 
 def lines(workdir: str | pathlib.Path, *splits: str) -> list[dict[str, Any]]:

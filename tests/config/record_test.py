@@ -169,6 +169,25 @@ def test_a_backbone_elsewhere_is_recorded_as_given(recipe):
       assert found.init.backbone == backbone
 
 
+@pytest.mark.parametrize('place', ['pretrain-1f2e3d4c', 'plain/retrain'])
+def test_a_study_that_was_moved_finds_what_its_runs_started_from(
+  place, tmp_path
+):
+  start = tmp_path / 'seed7/study/seed0' / place
+  run = tmp_path / 'seed7/study/seed0/row/finetune'
+  for folder in start, run:
+    folder.mkdir(parents=True)
+  config = given.resolve(init__backbone=str(start))
+  record_lib.save(config, run / 'config.json')
+  moved = (tmp_path / 'seed7/study').rename(tmp_path / 'moved')
+  found = record_lib.load(moved / 'seed0/row/finetune/config.json')
+  assert found.init.backbone == str(moved / 'seed0' / place)
+  # A copy beside the original is not what its run started from.
+  start.mkdir(parents=True)
+  found = record_lib.load(moved / 'seed0/row/finetune/config.json')
+  assert found.init.backbone == str(start)
+
+
 def test_against_nothing_every_field_of_the_run_differs():
   """An open one too: a study names its stages I by these lines."""
   config = given.resolve(file='recipe')

@@ -73,7 +73,7 @@ class Fake:
     (workdir / 'checkpoints' / '3').mkdir(parents=True, exist_ok=True)
     lines = [
       {'step': 3 * i, 'split': 'validation', 'accuracy': 0.1 * i + config.seed,
-       'seconds_training': 10.0 * i}
+       'epoch': config[stage].epochs * i / 2, 'seconds_training': 10.0 * i}
       for i in (1, 2)
     ]  # fmt: skip
     (workdir / 'metrics.jsonl').write_text(

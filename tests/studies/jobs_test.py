@@ -199,6 +199,36 @@ def test_a_run_begins_when_the_stage_ii_that_it_shares_is_there(
   ]
 
 
+def test_a_death_after_a_stage_ii_leaves_it_to_the_others(sharing, tmp_path):
+  late, later, _ = sharing
+  tasks = [
+    (task, None) for task in runs.share_stage_two([late[0], later[0]])
+  ]  # fmt: skip
+  dies = """
+    case $only in
+      seed0/late) mkdir -p $folder/retrain; touch $folder/retrain/finished
+        kill -KILL $$;;
+      seed0/later) mkdir -p $folder/finetune; touch $folder/finetune/done;;
+    esac"""
+  mine = make_jobs(tmp_path, dies)
+  jobs.run_all(tasks, lambda: None, mine)
+  assert mine.failed == ['seed0/late']
+  assert runs.look(later[0]).state == 'finished'
+
+
+def test_a_stage_ii_that_no_run_of_these_ends_with_is_made_by_one_of_them(
+  sharing, tmp_path
+):
+  """Of several, the others wait for it: two would be in each other's way."""
+  leaves = 'mkdir -p $folder/finetune; touch $folder/finetune/done; sleep .3'
+  mine = make_jobs(tmp_path, leaves, count=3)
+  jobs.run_all(sharing[:2], lambda: None, mine)
+  seen = [(what, short(name)) for what, name, _ in events(tmp_path)]
+  assert [what for what, name in seen if 'pretrain' not in name] == [
+    'begin', 'end', 'begin', 'end',
+  ]  # fmt: skip
+
+
 @pytest.mark.parametrize('dies', ['plain', 'pretrain*'])
 def test_without_a_stage_ii_to_share_a_run_is_left_out(
   dies, sharing, tmp_path, capsys

@@ -369,9 +369,8 @@ def test_a_row_is_fine_tuned_from_the_stage_ii_that_another_ends_with(
   assert runs.run(plain).state == 'finished'
   fake.calls.clear()
   found = runs.run(tuned)
-  # loop.train finds nothing left to do in the former.
+  # The former is whole and not opened: several may start from it at once.
   assert fake.calls == [
-    ('retrain', 'seed0/a'),
     ('finetune', 'seed0/b/finetune'),
     ('evaluate', 'seed0/b/finetune'),
   ]
@@ -456,6 +455,92 @@ def test_a_run_is_not_taken_for_one_that_a_new_stage_ii_was_trained_before(
   _, tuned = share(changed, make_task(tmp_path, 'b', TUNED))
   with pytest.raises(UserError, match=r'seed0/a holds a run of another config'):
     runs.run(tuned)
+
+
+def test_what_ends_with_a_stage_ii_keeps_its_own_record(tmp_path, fake):
+  """How it is to be evaluated is not that of what goes on from it."""
+  own = [*TUNED, 'evaluate.prevalence=balanced']
+  plain, tuned = share(make_task(tmp_path, 'a'), make_task(tmp_path, 'b', own))
+  runs.run(plain)
+  fake.fails['seed0/b/finetune'] = Stopped('stopped')
+  with pytest.raises(Stopped):
+    runs.run(tuned)
+  (tmp_path / 'seed0/a/finished').unlink()  # As of an earlier version.
+  fake.fails.clear()
+  plain, tuned = share(make_task(tmp_path, 'a'), make_task(tmp_path, 'b', own))
+  assert runs.run(tuned).state == runs.look(plain).state == 'finished'
+
+
+def test_a_stage_ii_that_is_there_goes_before_one_that_is_not(tmp_path, fake):
+  runs.run(make_task(tmp_path, 'x', TUNED))
+  fake.calls.clear()
+  for task in share(
+    make_task(tmp_path, 'new', TUNED), make_task(tmp_path, 'x', TUNED)
+  ):
+    runs.run(task)
+  assert ('retrain', 'seed0/new/retrain') not in fake.calls
+
+
+def test_a_row_may_be_fine_tuned_itself_after_it_lent_its_stage_ii(
+  tmp_path, fake
+):
+  plain, tuned = make_pair(tmp_path)
+  runs.run(plain)
+  found = runs.run(tuned)
+  fake.calls.clear()
+  both = share(
+    make_task(tmp_path, 'a', [*TUNED, 'finetune.loss.beta=0.9']),
+    make_task(tmp_path, 'b', TUNED),
+  )
+  assert runs.run(both[0]).state == 'finished' and runs.run(both[1]) == found
+  assert [what for what, _ in fake.calls] == ['finetune', 'evaluate']
+
+
+def test_a_stage_ii_that_was_removed_is_trained_again(tmp_path, fake):
+  plain, tuned = make_pair(tmp_path)
+  runs.run(plain)
+  runs.run(tuned)
+  shutil.rmtree(tmp_path / 'seed0/a')
+  assert runs.look(tuned).state == 'missing'
+  fake.calls.clear()
+  assert runs.run(tuned).state == 'finished'
+  assert fake.calls[0] == ('retrain', 'seed0/a')
+
+
+@pytest.mark.parametrize('rows', [('a', 'b'), ('b',)])
+@pytest.mark.parametrize('still_there', [True, False])
+def test_a_copied_or_moved_study_is_by_itself(
+  still_there, rows, tmp_path, fake
+):
+  fake.root = tmp_path / 'x'
+  for task in make_pair(tmp_path / 'x'):
+    runs.run(task)
+  shutil.copytree(tmp_path / 'x', tmp_path / 'y')
+  if not still_there:
+    shutil.rmtree(tmp_path / 'x')
+  fake.root, places = tmp_path / 'y', []
+  for name in rows:
+    task = make_task(tmp_path / 'y', name, TUNED if name == 'b' else ())
+    places.append(share(task)[0])
+  for task in places:
+    (task.workdir / 'evaluation.json').unlink()
+    assert runs.run(task).seconds['training'] in (40.0, 60.0)
+  # All of it is below y, or the fake had raised.
+  assert {what for what, _ in fake.calls} >= {'evaluate'}
+
+
+def test_a_half_trained_run_that_was_evaluated_by_hand_is_not_finished(
+  tmp_path, fake
+):
+  task = make_task(tmp_path)
+  runs.run(task)
+  (task.workdir / 'finished').unlink()
+  log = task.workdir / 'metrics.jsonl'
+  *_, last = map(json.loads, log.read_text().splitlines())
+  for epoch, state in ((0.5, 'missing'), (1.0, 'finished')):
+    # Of 6 steps, the last one logged.
+    log.write_text(json.dumps({**last, 'epoch': epoch}) + '\n')
+    assert runs.look(task).state == state
 
 
 def test_a_study_with_a_shared_stage_ii_may_be_moved(tmp_path, fake):
