@@ -549,7 +549,10 @@ def _report(resolve, workdir):
 
 
 def _several(workdir):
-  return [part.strip() for part in str(workdir).split(',') if part.strip()]
+  found = [part.strip() for part in str(workdir).split(',') if part.strip()]
+  if not found:
+    raise UserError(f'--workdir={workdir} names no run')
+  return found
 
 
 def _ablate(resolve, workdir):

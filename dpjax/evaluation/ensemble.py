@@ -42,8 +42,9 @@ def evaluate_ensemble(
 
   Raises:
     UserError: one line: a run is not evaluated, or on another set or split or
-      at another checkpoint, has other classes, or is named twice; `output`
-      holds something else.
+      at another checkpoint, has other classes, is a mean of runs itself or is
+      named twice; `output` holds something else; for other shares of the
+      classes, the set of a run is not there.
   """
   members = [files.workdir_of(workdir) for workdir in workdirs]
   output = pathlib.Path(output)
@@ -51,6 +52,7 @@ def evaluate_ensemble(
   for i, member in enumerate(members):
     if any(_same(member, other) for other in members[:i]):
       raise UserError(f'--workdir: {member} is named twice')
+    _check_is_a_run(member)
   settings = config.evaluate
   images = _images(config, members[0])
   results = [_result(member, settings, images) for member in members]
@@ -97,6 +99,16 @@ def evaluate_ensemble(
   return result
 
 
+def _check_is_a_run(member):
+  if (member / 'config.json').is_file():
+    return
+  more = ''
+  if (member / files.EVALUATION).is_file():
+    of = files.read_evaluation(member, ()).get('members')
+    more = f'; it is a mean of runs: name {", ".join(of)}' if of else ''
+  raise UserError(f'--workdir={member} holds no config.json of a run{more}')
+
+
 def _images(config, member):
   """What the set of the first run has to score."""
   return evaluate.images_to_score(config.evaluate, _set(config, member))
@@ -113,8 +125,6 @@ def _trained_on(config, members, num_classes):
 
 def _set(config, member):
   """The prepared set of a run."""
-  if not (member / 'config.json').is_file():
-    raise UserError(f'--workdir={member} holds no config.json of a run')
   own = record_lib.load(member / 'config.json', whole=True)
   own.data.path = record_lib.set_path(own, config)
   return prepare.open_prepared(prepare.as_made(own))
@@ -179,9 +189,9 @@ def _too_far(settings, members):
   """Lines where members have learnt to shift their answers, each once."""
   if settings.prevalence == prevalence.NONE:
     return ()
-  files_ = (member / 'config.json' for member in members)
-  configs = [record_lib.load(file, whole=True) for file in files_
-             if file.is_file()]  # fmt: skip
+  configs = [
+    record_lib.load(member / 'config.json', whole=True) for member in members
+  ]
   networks = (c for c in configs if c.stage in files.CLASSIFIERS)
   return dict.fromkeys(filter(None, map(prior_shift.too_far, networks)))
 

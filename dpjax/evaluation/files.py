@@ -3,6 +3,7 @@
 Without JAX, for those who only read them.
 """
 
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -113,6 +114,14 @@ def read_evaluation(
       raise UserError(
         f'{file} is damaged ({name} is {str(found[name])[:40]!r}); remove it'
         ' and evaluate again'
+      )
+  for name in ('threshold', 'temperature'):
+    value = found.get(name)
+    if value is not None and not (
+      math.isfinite(value) and (name == 'threshold' or value > 0)
+    ):
+      raise UserError(
+        f'{file} is damaged ({name} is {value}); remove it and evaluate again'
       )
   return found
 

@@ -125,7 +125,9 @@ def groups(values: np.ndarray) -> dict[str, np.ndarray]:
   and up to 57, '57 to 66', '> 66'); an age of DICOM's form, such as 018M, is a
   number of years (1.5). Of more than 8 values that are not all numbers the 7
   commonest are groups and the rest is 'other'; where most images have a value
-  of their own there are no groups. '' is 'unknown' and not counted among them.
+  of their own there are no groups. '' is 'unknown' and not counted among them,
+  and so is nan, as pandas writes what is missing. A number counts as one value
+  in all its spellings (1, 01, 1.0).
 
   Args:
     values: (N,) str.
@@ -134,7 +136,10 @@ def groups(values: np.ndarray) -> dict[str, np.ndarray]:
     group -> (n,) the places of its images in `values`. No group is empty.
   """
   texts = [str(value).strip() for value in values]
-  texts = ['' if text == UNKNOWN else text for text in texts]
+  texts = [
+    '' if text == UNKNOWN or text.lower() == 'nan' else text for text in texts
+  ]
+  texts = _spelled_alike(texts)
   counts = collections.Counter(text for text in texts if text)
   numbers = {text: _as_number(text) for text in counts}
   distinct = set(numbers.values())
@@ -160,6 +165,16 @@ def groups(values: np.ndarray) -> dict[str, np.ndarray]:
     named = {text: np.array(rows, int) for text, rows in places.items()}
   named[UNKNOWN] = np.flatnonzero([not text for text in texts])
   return {name: rows for name, rows in named.items() if rows.size}
+
+
+def _spelled_alike(texts: Sequence[str]) -> list[str]:
+  """The texts, each number by the shortest of its spellings here."""
+  shortest: dict[float | None, str] = {}
+  for text in sorted({*texts}, key=lambda text: (len(text), text)):
+    if (number := _as_number(text)) is not None:
+      shortest.setdefault(number, text)
+  # A text is no number, so it is not found by None.
+  return [shortest.get(_as_number(text), text) for text in texts]
 
 
 def _as_number(text: str) -> float | None:

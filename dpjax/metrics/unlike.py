@@ -12,6 +12,7 @@ Nearest Neighbors", Eq. 1 and section 3.
 """
 
 import dataclasses
+import hashlib
 import pathlib
 import zipfile
 
@@ -46,6 +47,14 @@ class Known:
   tones: np.ndarray
   aspects: np.ndarray
   alarms: float
+
+  @property
+  def sha256(self) -> str:
+    """Of all of it."""
+    found = hashlib.sha256()
+    for field in dataclasses.fields(self):
+      found.update(np.ascontiguousarray(getattr(self, field.name)).tobytes())
+    return found.hexdigest()
 
   def reasons(
     self, features: np.ndarray, tones: np.ndarray, aspects: np.ndarray

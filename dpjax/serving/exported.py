@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -168,6 +169,27 @@ class Exported:
     }
 
 
+def _is_whole(record):
+  """Whether a model.json says all that answering reads, and of one network."""
+  try:
+    names, given, maps = record['class_names'], record['input'], record['maps']
+    numbers = record['threshold'], record['temperature']
+    return (
+      all(isinstance(name, str) for name in names)
+      and record['outputs']['probabilities'][1:] == [len(names)]
+      and given['shape'][1:] == [given['side'], given['side']]
+      and given['fit'] in ('stretch', 'pad')  # shards.square
+      and all(x is None or (0 <= x < math.inf) for x in numbers)
+      and record['temperature'] != 0
+      and (maps is None or {'target', 'stage'} <= maps.keys())
+      and all(isinstance(note, str) for note in record['notes'])
+      and all('step' in run for run in record['runs'])
+      and all('sha256' in file for file in record['files'].values())
+    )
+  except (KeyError, TypeError, AttributeError):
+    return False
+
+
 def restore(folder: str | pathlib.Path) -> Exported:
   """Opens an export: its StableHLO, else its ONNX file.
 
@@ -184,6 +206,8 @@ def restore(folder: str | pathlib.Path) -> Exported:
       f'{folder / MODEL} is of format {record.get("format")!r}, wanted'
       f' {VERSION}; export again'
     )
+  if not _is_whole(record):
+    raise UserError(f'{folder / MODEL} is damaged; export again')
   for name in (STABLEHLO, ONNX):
     if name not in record['files']:
       continue

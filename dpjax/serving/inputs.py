@@ -88,6 +88,8 @@ def _of_table(table, flag):
       f'{rows[0]}: none of its cells ({", ".join(rows[0].cells)}) is a file;'
       f' wanted a path, absolute or from {table.parent}'
     )
+  if empty := next((row for row in rows if not row[column]), None):
+    raise UserError(f'{empty}: its {column!r} is empty; wanted a file')
   cells = dict.fromkeys(row[column] for row in rows)
   return [Input(_printable(cell), str(table.parent / cell)) for cell in cells]
 

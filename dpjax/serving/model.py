@@ -111,10 +111,15 @@ class Model:
       prevalence: of the classes where it is used, as evaluate.prevalence.
 
     Raises:
-      UserError: one line: they do not go together, or there are shares of
-        another number of classes, or nothing says those in training.
+      UserError: one line: one is there twice, they do not go together, or
+        there are shares of another number of classes, or nothing says those in
+        training.
     """
     self.networks = tuple(networks)
+    places = [os.path.realpath(network.workdir) for network in self.networks]
+    for i, network in enumerate(self.networks):
+      if places[i] in places[:i]:  # It would count twice in the mean.
+        raise UserError(f'{network.workdir} is named twice')
     self.batch_size = batch_size
     first = self.networks[0]
     self.class_names = first.class_names

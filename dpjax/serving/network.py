@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from dpjax.config import record as record_lib
 from dpjax.config import resolve as resolve_lib
 from dpjax.data import store
 from dpjax.errors import UserError
-from dpjax.evaluation import explain, files, run_config
+from dpjax.evaluation import against, explain, files, run_config
 from dpjax.metrics import predictions, unlike
 from dpjax.models import heads
 from dpjax.training import build, checkpoint, objectives, steps
@@ -164,11 +165,12 @@ def restore(
     objective=_objective(own, state, names),
     state=state,
     class_counts=record.get('class_counts'),
-    **_chosen(workdir, step, state, evaluation),
+    **_chosen(workdir, step, state, evaluation, len(names)),
   )
 
 
 def _own_config(workdir, config):
+  record_lib.load(workdir / 'config.json', whole=True)  # Else it is refused.
   own = resolve_lib.checked(run_config.get_config(str(workdir)))
   if own.stage == 'pretrain':
     raise UserError(
@@ -184,7 +186,7 @@ def _own_config(workdir, config):
   return own
 
 
-def _chosen(workdir, step, state, evaluation):
+def _chosen(workdir, step, state, evaluation, num_classes):
   """What an evaluation of this step has chosen and kept, as Network has it."""
   found = dict.fromkeys(('temperature', 'validation', 'known'))
   why = None
@@ -203,8 +205,8 @@ def _chosen(workdir, step, state, evaluation):
   notes = []
   found['temperature'] = evaluation.get('temperature')
   if (workdir / files.VALIDATION).is_file() and evaluation.get('chosen_on'):
-    found['validation'] = predictions.read_predictions(
-      workdir / files.VALIDATION
+    found['validation'] = against.read_predictions(
+      workdir / files.VALIDATION, num_classes
     )
   else:
     notes.append(
@@ -215,6 +217,14 @@ def _chosen(workdir, step, state, evaluation):
     notes.append(
       f'{workdir}: no {files.FEATURES}, so nothing is flagged as unlike'
       ' training; evaluate writes it'
+    )
+  elif found['known'].features.shape[1] != (
+    width := state.params['backbone']['fc']['kernel'].shape[0]
+  ):
+    raise UserError(
+      f'{workdir / files.FEATURES} holds features of'
+      f' {found["known"].features.shape[1]} numbers, and the network has'
+      f' {width}; remove it, or evaluate again'
     )
   return {**found, 'notes': tuple(notes)}
 

@@ -34,6 +34,7 @@ _KEPT = {
   'input': 'input', 'files': 'list of files', 'runs': 'set of runs',
   'class_names': 'list of classes', 'temperature': 'temperature',
   'threshold': 'threshold', 'shares': 'value of evaluate.prevalence',
+  'unlike_training': f'{files.FEATURES}, which says what is unlike training',
   'embeddings': 'value of --embeddings',
 }  # fmt: skip
 # The same of the pictures, where some are drawn already.
@@ -175,7 +176,10 @@ def _record(model, given, found, settings, remarks):
     'shares': None if model.shares is None else model.shares.tolist(),
     'unlike_training': None
     if model.networks[0].known is None
-    else {'false_alarms': _number(model.networks[0].known.alarms)},
+    else {
+      'false_alarms': _number(model.networks[0].known.alarms),
+      'sha256': model.networks[0].known.sha256,
+    },
     'embeddings': settings.embeddings,
     'cam_target': target,
     'cam_stage': stage,

@@ -207,6 +207,12 @@ def test_what_is_no_ensemble_is_refused(members, tmp_path):
 
   assert 'is named twice' in refused([members[0], members[0]])
   assert 'holds a run' in refused(members, members[0])
+  ensemble.evaluate_ensemble(CONFIG, members[:2], tmp_path / 'mean')
+  for order in (
+    [tmp_path / 'mean', members[2]],
+    [members[2], tmp_path / 'mean'],
+  ):
+    assert f'it is a mean of runs: name {members[0]}, ' in refused(order)
   (members[1] / files.EVALUATION).unlink()
   assert 'run evaluate there first' in refused(members)
   assert 'holds no config.json' in refused([tmp_path / 'none', members[0]])

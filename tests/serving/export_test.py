@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -240,6 +241,32 @@ def test_a_damaged_export_is_refused_in_a_line(model, whole, tmp_path):
   (tmp_path / 'model.json').write_text(record)
   with pytest.raises(UserError, match=r'model\.onnx is not as model\.json'):
     dpjax.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda record: record.pop('class_names'),
+    lambda record: record.update(class_names=record['class_names'][:2]),
+    lambda record: record.update(class_names=7),
+    lambda record: record['input'].update(fit='squeeze'),
+    lambda record: record['input'].update(side=7),
+    lambda record: record.update(temperature=0),
+    lambda record: record.update(threshold='0.5'),
+    lambda record: record.pop('notes'),
+    lambda record: record.update(runs=[{}]),
+    lambda record: record.update(files=[]),
+  ],
+)
+def test_a_description_of_another_network_is_refused_in_a_line(
+  damage, whole, tmp_path
+):
+  folder = shutil.copytree(whole[0], tmp_path / 'model')
+  record = json.loads((folder / 'model.json').read_text())
+  damage(record)
+  (folder / 'model.json').write_text(json.dumps(record))
+  with pytest.raises(UserError, match=r'model\.json is damaged; export again'):
+    dpjax.load(folder)
 
 
 def ten_lines():

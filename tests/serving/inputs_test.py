@@ -51,5 +51,11 @@ def test_a_table_without_a_header_does_not_lose_its_first_file(tmp_path):
   table.write_text('7,a.png\n8,b.png\n')
   with pytest.raises(UserError, match=r'list\.csv: .* a\.png; wanted a header'):
     inputs.find(table)
+  table.write_text('file,file\na.png,b.png\n')
+  with pytest.raises(UserError, match="two columns are 'file'"):
+    inputs.find(table)
+  table.write_text('age,file\n7,a.png\n8,\n')
+  with pytest.raises(UserError, match=r"list\.csv, row 3: its 'file' is empty"):
+    inputs.find(table)
   table.write_text('age,file\n7,a.png\n8,b.png\n')
   assert names(table) == ['a.png', 'b.png']

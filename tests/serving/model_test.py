@@ -113,7 +113,7 @@ def test_shares_are_refused_where_those_in_training_are_not_known(
   (network,) = model.networks
   earlier = dataclasses.replace(network, class_counts=None)
   with pytest.raises(UserError, match='one does not say how many images'):
-    model_lib.Model([network, earlier], prevalence='balanced')
+    model_lib.Model([earlier], prevalence='balanced')
 
 
 def test_a_file_an_array_and_a_batch_of_any_size_are_answered_alike(
@@ -194,6 +194,65 @@ def test_runs_that_do_not_go_together_are_refused_in_a_line(
     dpjax.load(served.workdir, other)
 
 
+def test_a_run_counts_once_in_a_mean(served, second, tmp_path):
+  link = tmp_path / 'again'
+  link.symlink_to(served.workdir)
+  with pytest.raises(UserError, match='again is named twice'):
+    dpjax.load(served.workdir, second, link)
+
+
+@pytest.mark.parametrize(
+  ('file', 'damage', 'told'),
+  [
+    (
+      'config.json',
+      lambda record: record.clear(),
+      r'config\.json: config\.\S+ is missing',
+    ),
+    (
+      files.EVALUATION,
+      lambda record: record.update(temperature=0.0),
+      r'evaluation\.json is damaged \(temperature is 0\.0\)',
+    ),
+    (
+      files.EVALUATION,
+      lambda record: record.update(threshold=float('nan')),
+      r'evaluation\.json is damaged \(threshold is nan\)',
+    ),
+  ],
+)
+def test_a_record_that_cannot_be_is_refused_in_a_line(
+  file, damage, told, served, tmp_path
+):
+  copy = shutil.copytree(served.workdir, tmp_path / 'copy')
+  record = json.loads((copy / file).read_text())
+  damage(record)
+  (copy / file).write_text(json.dumps(record))
+  with pytest.raises(UserError, match=told):
+    dpjax.load(copy)
+
+
+def test_what_another_network_left_is_refused_in_a_line(served, tmp_path):
+  copy = shutil.copytree(served.workdir, tmp_path / 'copy')
+  with np.load(copy / files.FEATURES) as kept:
+    known = dict(kept)
+  wide = np.concatenate([known['features']] * 2, axis=1)
+  np.savez(copy / files.FEATURES, **{**known, 'features': wide})
+  with pytest.raises(UserError, match=r'features\.npz holds features of'):
+    dpjax.load(copy)
+  shutil.copy(served.workdir / files.FEATURES, copy)
+  found = predictions.read_predictions(copy / files.VALIDATION)
+  more = np.pad(found.probabilities, [(0, 0), (0, 1)])
+  names = [f'c{i}' for i in range(more.shape[1])]
+  predictions.write_predictions(
+    copy / files.VALIDATION, found.ids, found.labels, more, names, found.ids
+  )
+  with pytest.raises(
+    UserError, match=r'predictions_validation\.csv: . classes'
+  ):
+    dpjax.load(copy)
+
+
 def test_a_run_that_was_not_evaluated_answers_without_threshold(
   served, model, paths, tmp_path
 ):
@@ -268,7 +327,9 @@ def test_an_answer_that_is_not_finite_is_none(broken, served, model, paths):
     'fc': {**head, 'bias': head['bias'].at[1].set(broken)},
   }
   diverged = dataclasses.replace(
-    network, state=network.state.replace(params=params)
+    network,
+    workdir=network.workdir / 'other',
+    state=network.state.replace(params=params),
   )
   with pytest.raises(UserError, match='step 3 is not finite') as error:
     model_lib.Model([network, diverged]).predict(paths[:2])

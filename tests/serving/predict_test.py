@@ -205,9 +205,25 @@ def changed_weights(model):
   )
 
 
+def changed_features(model):
+  (network,) = model.networks
+  known = dataclasses.replace(network.known, distance=0.0)
+  model.networks = (dataclasses.replace(network, known=known),)
+
+
+def without_features(model):
+  (network,) = model.networks
+  model.networks = (dataclasses.replace(network, known=None),)
+
+
 @pytest.mark.parametrize(
   ('change', 'words'),
-  [(changed_temperature, 'temperature'), (changed_weights, 'set of runs')],
+  [
+    (changed_temperature, 'temperature'),
+    (changed_weights, 'set of runs'),
+    (changed_features, r'features\.npz'),
+    (without_features, r'features\.npz'),
+  ],
 )
 def test_a_run_that_answers_otherwise_now_is_not_gone_on_with(
   change, words, served, model, folder, tmp_path

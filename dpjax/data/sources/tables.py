@@ -213,7 +213,8 @@ def _check_header(path, number, names, columns):
         f'{path}, row {number}: no column {column!r} in the header'
         f' {",".join(names)!r}{hint}'
       )
-  for name in columns:
+  # Of all columns where it is not known yet which are read.
+  for name in columns or filter(None, names):
     if names.count(name) > 1:
       raise UserError(f'{path}, row {number}: two columns are {name!r}')
 
