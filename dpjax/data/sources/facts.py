@@ -78,6 +78,7 @@ class Facts:
     tables: every csv.
     jsons: path of a json -> what it holds, or None where that was not read.
     packed: archives; foreign: files of forms that nothing here reads.
+    linked: links to folders, which are not followed.
     limits: what was not looked at, a line each.
   """
 
@@ -87,6 +88,7 @@ class Facts:
   jsons: dict[str, Any]
   packed: tuple[str, ...]
   foreign: tuple[str, ...]
+  linked: tuple[str, ...]
   limits: tuple[str, ...]
 
   @functools.cached_property
@@ -134,7 +136,7 @@ def look(root: pathlib.Path) -> Facts:
   """
   if not root.is_dir():
     raise UserError(f'--source: {root} is not a folder')
-  files, limits = _walk(root)
+  files, linked, limits = _walk(root)
   kinds = collections.defaultdict(list)
   for path in files:
     kinds[_kind(path)].append(path)
@@ -150,6 +152,7 @@ def look(root: pathlib.Path) -> Facts:
     jsons={p: _read_json(root / p) for p in kinds['json'][:100]},
     packed=tuple(kinds['packed']),
     foreign=tuple(kinds['foreign']),
+    linked=tuple(linked),
     limits=tuple(limits),
   )
 
@@ -203,8 +206,9 @@ def mask_folders(images: Iterable[str]) -> set[str]:
 
 
 def _walk(root):
-  """(paths of the files, what was not looked at), level by level."""
+  """(files, links to folders, what was not looked at), level by level."""
   files: list[str] = []
+  linked: list[str] = []
   limits: list[str] = []
   ends = time.monotonic() + SECONDS
   queue = collections.deque([''])
@@ -225,6 +229,8 @@ def _walk(root):
           path = f'{folder}{entry.name}'
           if entry.is_dir(follow_symlinks=False):
             inner.append(f'{path}/')
+          elif entry.is_dir():
+            linked.append(path)
           elif entry.is_file():
             files.append(path)
     except OSError as error:
@@ -238,7 +244,7 @@ def _walk(root):
       )
       inner = spread(inner, MAX_SUBFOLDERS)
     queue.extend(inner)
-  return sorted(files), limits
+  return sorted(files), sorted(linked), limits
 
 
 def _kind(path):

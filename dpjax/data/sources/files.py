@@ -35,6 +35,7 @@ class Files:
     root: the folder, resolved.
     found: every image, sorted.
     unread: files that may be images and cannot be told to be, sorted.
+    linked: links to folders, which are not followed.
   """
 
   def __init__(
@@ -60,6 +61,7 @@ class Files:
     self._roots = {f'{self.root}/', f'{pathlib.Path(root).absolute()}/'}
     self.found: list[pathlib.Path] = []
     self.unread: list[pathlib.Path] = []
+    self.linked: list[pathlib.Path] = []
     passed_over = _PassedOver(self.root, ignore)
     for folder in folders:
       start = self.root / folder
@@ -73,7 +75,7 @@ class Files:
         raise UserError(
           f'config.data.source: {start} is a link that leads out of {root}'
         )
-      self.found += _walk(start, passed_over, self.unread)
+      self.found += _walk(start, passed_over, self.unread, self.linked)
     if folders == ('.',):  # Of some only, it may well be in the others.
       passed_over.check()
     self.found.sort(key=str)  # of a hundred thousand paths: a second faster
@@ -220,6 +222,20 @@ class Files:
       )
     )
 
+  def add_linked(self, faults: tables.Faults) -> None:
+    """Notes a fault for every link to a folder: its images are not read.
+
+    Args:
+      faults: takes them.
+    """
+    for link in self.linked:
+      faults.add(
+        link,
+        'a link to a folder is not followed; put the folder itself there, or'
+        ' pass the link over by config.data.ignore, as'
+        f' ({link.relative_to(self.root).as_posix()!r},)',
+      )
+
   def add_unnamed(self, faults: tables.Faults, *named_in: pathlib.Path) -> None:
     """Notes a fault for every image that `find` was never asked for.
 
@@ -347,7 +363,7 @@ def is_hidden(name: str) -> bool:
   return name.startswith('.') or name == '__MACOSX'
 
 
-def _walk(start, passed_over, unread):
+def _walk(start, passed_over, unread, linked):
   def stop(error):
     raise error
 
@@ -356,6 +372,8 @@ def _walk(start, passed_over, unread):
       folders[:] = sorted(
         f for f in folders if not (is_hidden(f) or passed_over(folder, f))
       )
+      inner = (pathlib.Path(folder, name) for name in folders)
+      linked += filter(pathlib.Path.is_symlink, inner)
       for name in names:
         file = pathlib.Path(folder, name)
         # Of a pipe or a dangling link nothing can be read, and the DICOMDIR of

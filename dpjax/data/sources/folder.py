@@ -43,6 +43,7 @@ def read(
     UserError: one line: no folders of classes, or a broken table or pattern.
   """
   files = files_lib.Files(source, ignore=ignore)
+  files.add_linked(faults)  # No table would miss a class that lies there.
   if class_pattern:
     place = _by_pattern(class_pattern)
   else:

@@ -203,6 +203,11 @@ def _odd_files(facts):
       f' {facts.foreign[0]}'
       + (': save a table as csv' if '.xls' in facts.foreign[0].lower() else '')
     )
+  if facts.linked:
+    yield _sentence(
+      f'a link to a folder is not followed, such as {facts.linked[0]}: put the'
+      ' folder itself there'
+    )
   for table in facts.tables:
     if len(table.columns) == 1 and any(c in table.columns[0] for c in ';\t'):
       yield _sentence(f'{table.path} has no commas between its cells: save it'

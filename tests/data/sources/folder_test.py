@@ -219,10 +219,26 @@ def test_a_link_that_leads_out_of_the_source_is_not_followed(tmp_path):
   source = write(tmp_path / 'set', 'a/1.png')
   write(tmp_path, 'secret.png', 'b/2.png')
   (source / 'a/2.png').symlink_to(tmp_path / 'secret.png')
-  (source / 'b').symlink_to(tmp_path / 'b')
   assert 'leads out' in refused(source)
   ids, faults = skipped(source)
   assert ids == ['a/1.png'] and [f[1] for f in faults] == ['a/2.png']
+
+
+@pytest.mark.parametrize('link', ['b', 'test', 'a/more'])
+def test_a_link_to_a_folder_is_a_fault_and_its_images_are_not_lost_in_silence(
+  tmp_path, link
+):
+  source = write(tmp_path / 'set', 'a/1.png', 'c/2.png')
+  write(tmp_path, 'elsewhere/3.png')
+  (source / link).symlink_to(tmp_path / 'elsewhere')
+  line = refused(source)
+  assert line.startswith(f'{source / link}: a link to a folder is not followed')
+  assert f"config.data.ignore, as ('{link}',)" in line
+  ids, faults = skipped(source)
+  assert ids == ['a/1.png', 'c/2.png']
+  assert [fault[0] for fault in faults] == [str(source / link)]
+  read = folder.read(source, tables.Faults(), ignore=(link,))
+  assert [record.id for record in read] == ids
 
 
 def test_hidden_files_are_no_images(tmp_path):

@@ -502,6 +502,11 @@ def packed(root):
   (root / 'meta.xlsx').write_bytes(b'PK')
 
 
+def a_link_to_a_folder(root):
+  draw(root, *(f'{c}/{i}.png' for c in ('normal', 'ill') for i in range(3)))
+  (root / 'viral').symlink_to(root / 'ill')
+
+
 def some_without_a_patient(root):
   patients_as_folders(root)
   for i, file in enumerate(sorted(root.rglob('*.png'))):
@@ -522,6 +527,7 @@ def some_without_a_patient(root):
     (rows_without_images, ['3 of 8 rows have no image', '--on_error=skip']),
     (images_without_rows, ['1 images are in no row', 'img/new.png']),
     (packed, ['still packed, such as more.zip', 'meta.xlsx', 'csv']),
+    (a_link_to_a_folder, ['link to a folder is not followed, such as viral']),
     (some_without_a_patient, ['4 of 20 names', 'scan', '=own']),
   ],
 )  # fmt: skip
