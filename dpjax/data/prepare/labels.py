@@ -43,13 +43,15 @@ def assign(
 
   Raises:
     UserError: a name that no record has, or that stands twice; names that
-      differ in nothing but case, blanks and hyphens; boxes without a name where
+      differ in nothing but case, blanks and hyphens, also from one of
+      `findings`; boxes without a name where
       names count; no record with a label, or one class only; findings and no
       box to count.
   """
   if findings:
     known = {n for r in records for n in (*(r.findings or ()), *r.names)}
     _check(findings, known, 'config.data.findings')
+    _check_left_out(findings, known)
     records = [_only(record, findings) for record in records]
   labels, names = {
     'class': lambda: _by_class(records, classes),
@@ -147,6 +149,18 @@ def _check(wanted, known, field):
       names = ', '.join(map(repr, near or sorted(known)[:8]))
       hint = f'did you mean {names}?' if known else 'the source gives no names'
       raise UserError(f'{field}: no image has {name!r}; {hint}')
+
+
+def _check_left_out(findings, known):
+  """Refuses to drop what is another spelling of a finding that counts."""
+  counted = {vocabulary.folded(name): name for name in findings}
+  for name in sorted(known - {*findings}):
+    other = counted.get(vocabulary.folded(name))
+    if other is not None:
+      raise UserError(
+        f'config.data.findings: {name!r} would be dropped, and {other!r}'
+        ' counts; write them alike in the source, or name both'
+      )
 
 
 def _check_case(known):

@@ -113,6 +113,22 @@ def test_of_findings_that_do_not_count_the_boxes_go_too():
   assert assigned(records, 'any', findings=('mass',))[0] == [1, 0, 1, None]
 
 
+@pytest.mark.parametrize('other', ['mass', 'MASS', 'Mass '])
+def test_another_spelling_of_a_finding_that_counts_is_not_dropped_in_silence(
+  other,
+):
+  for records in (
+    [record(['Mass'], ['Mass']), record([other], [other])],
+    [record(['Mass'], ['Mass', other])],
+  ):
+    message = refused(records, 'count', findings=('Mass',))
+    assert message.startswith(f'config.data.findings: {other!r} would be ')
+    assert "'Mass' counts" in message
+    options = {'findings': ('Mass', other)}
+    read, _ = labels.assign(records, 'count', **options)
+    assert [r.boxes for r in read] == [r.boxes for r in records]
+
+
 def test_boxes_without_a_name_cannot_be_told_apart_by_finding():
   for bad in (record(['mass'], boxes=1), record(['mass'], ['mass', ''])):
     message = refused([record(['mass']), bad], 'count', findings=('mass',))
