@@ -142,6 +142,7 @@ def read(
   found = kind.find(source, **settings) if kind.find else {}
   settings |= found
   records = kind.reader(source, faults, **settings)
+  records = _one_each(records, faults)
   records = boxes.check(records, faults, kind.unit)
   if settings.get('patient'):
     _remark_patients(records, faults)
@@ -152,6 +153,29 @@ def read(
       fields.get('unmatched_patients', 'fault'),
     )
   return records, {kind.settings[name]: v for name, v in found.items()}
+
+
+def _one_each(records, faults):
+  """The records whose file no other id names, and a fault for each other one.
+
+  A name finds its file in any case and with any suffix: two spellings of an id
+  would be two images, each perhaps with another label.
+  """
+  first: dict[str, str] = {}  # file -> an id of it
+  doubles: dict[str, tuple[str, str]] = {}  # file -> two ids of it
+  for record in records:
+    id = first.setdefault(record.file, record.id)
+    if record.file and id != record.id:
+      doubles.setdefault(record.file, (id, record.id))
+  for record in records:
+    if record.file in doubles:
+      one, two = doubles[record.file]
+      faults.add(
+        record.where or record.file,
+        f'{one} and {two} are one file, {record.file}; write them alike',
+        record.id,
+      )
+  return [record for record in records if record.file not in doubles]
 
 
 def _remark_patients(records, faults):

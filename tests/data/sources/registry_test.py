@@ -161,3 +161,63 @@ def test_a_box_that_stands_twice_is_a_fault_in_a_table_too(tmp_path):
   assert [record.id for record in records] == ['a.png']
   ((_, id, reason),) = faults.found
   assert id == 'b.png' and reason.startswith('the same box stands there twice')
+
+
+@pytest.mark.parametrize(
+  ('layout', 'ids', 'files'),
+  [
+    (
+      'competition',
+      'train/{}',
+      {
+        'train.csv': 'p,1\nP.png,0\nq,0\n',
+        'train_bboxes.csv': 'filename,x,y,width,height\np,1,1,9,9\n',
+        'train/{}': '',
+      },
+    ),
+    (
+      'rsna',
+      '{}',
+      {
+        'stage_2_train_labels.csv': 'patientId,x,y,width,height,Target\n'
+        'p,1,1,9,9,1\nP.png,,,,,0\nq,,,,,0\n',
+        'stage_2_train_images/{}': '',
+      },
+    ),
+    (
+      'nih',
+      '{}',
+      {
+        'Data_Entry_2017.csv': 'Image Index,Finding Labels,Patient ID\n'
+        'p,Mass,1\nP.png,No Finding,2\nq,No Finding,3\n',
+        'images/{}': '',
+      },
+    ),
+    (
+      'vindr',
+      '{}',
+      {
+        'train.csv': 'image_id,class_name,rad_id,x_min,y_min,x_max,y_max\n'
+        'p,Mass,R1,1,1,9,9\nP.png,No finding,R2,,,,\nq,No finding,R1,,,,\n',
+        'train/{}': '',
+      },
+    ),
+  ],
+)
+def test_two_spellings_of_an_id_are_not_two_images_of_one_file(
+  layout, ids, files, tmp_path
+):
+  for name, text in files.items():
+    for file in ('p.png', 'q.png'):
+      path = tmp_path / name.format(file)
+      path.parent.mkdir(exist_ok=True)
+      path.write_text(text)
+  data = fakes.make_config(data__layout=layout, data__source='s').data
+  one, two, good = map(ids.format, ('p', 'P.png', 'q'))
+  with pytest.raises(UserError) as caught:
+    registry.read(layout, tmp_path, tables.Faults(), data)
+  assert f'{one} and {two} are one file, {tmp_path}' in str(caught.value)
+  faults = tables.Faults('skip')
+  records, _ = registry.read(layout, tmp_path, faults, data)
+  assert [record.id for record in records] == [good]
+  assert [fault[1] for fault in faults.found] == [one, two]
