@@ -18,7 +18,8 @@ from dpjax.errors import SourceFault, UserError, printable
 # Files that stand beside images and are none.
 _TEXTS = ('.csv', '.tsv', '.txt', '.json', '.xml', '.md', '.html', '.htm',
           '.pdf', '.xls', '.xlsx', '.ods', '.doc', '.docx', '.odt', '.rtf',
-          '.gz', '.yaml', '.yml', '.log', '.py', '.ipynb')  # fmt: skip
+          '.yaml', '.yml', '.log', '.py', '.ipynb')  # fmt: skip
+_PACKED_TEXTS = ('.csv.gz', '.tsv.gz', '.txt.gz', '.json.gz')
 _CONTROL = {*map(chr, range(32))} - {*'\t\n\r\f'}
 
 
@@ -295,7 +296,10 @@ def _is_image(file):
 
 def _may_be_image(file):
   """Whether a file that no decoder reads is no table and no text either."""
-  if file.suffix.lower() in _TEXTS or file.name == 'Thumbs.db':
+  name = file.name.lower()
+  if file.suffix.lower() in _TEXTS or name.endswith(_PACKED_TEXTS):
+    return False
+  if file.name == 'Thumbs.db':
     return False
   try:
     with open(file, 'rb') as stream:

@@ -355,6 +355,9 @@ def test_files_that_may_hold_images_and_cannot_be_read_are_told_of(tmp_path):
     'study/IM01.raw': b'\0\1\2\3',
     'study/IM02': b'',
     'study/scans.zip': b'PK\3\4\0\0',
+    'study/scan.dcm.GZ': b'\x1f\x8b\x08\0',
+    'splits.csv.gz': b'\x1f\x8b\x08\0',
+    'notes.TXT.gz': b'\x1f\x8b\x08\0',
   }.items():
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
@@ -365,13 +368,14 @@ def test_files_that_may_hold_images_and_cannot_be_read_are_told_of(tmp_path):
     'IM01.raw',
     'IM02',
     'lost.png',
+    'scan.dcm.GZ',
     'scans.zip',
   ]
   faults = tables.Faults()
   found.remark_unread(faults)
   (line,) = faults.remarks
   assert line.startswith(
-    '4 files passed over that may hold images, such as study/IM01.raw (its'
+    '5 files passed over that may hold images, such as study/IM01.raw (its'
     ' content is no PNG'
   )
   faults = tables.Faults()
