@@ -44,9 +44,9 @@ def assign(
   Raises:
     UserError: a name that no record has, or that stands twice; names that
       differ in nothing but case, blanks and hyphens, also from one of
-      `findings`; boxes without a name where
-      names count; no record with a label, or one class only; findings and no
-      box to count.
+      `findings`; two classes that say that there is no finding; boxes without
+      a name where names count; no record with a label, or one class only;
+      findings and no box to count.
   """
   if findings:
     known = {n for r in records for n in (*(r.findings or ()), *r.names)}
@@ -77,6 +77,7 @@ def _by_class(records, classes):
   if not classes:
     _check_case(known)
   order = classes or sorted(known, key=_rank)
+  _check_normal(order)
   if len(known) == 1 and not classes:
     raise UserError(
       f'config.data.label: class {order[0]!r} is the only one of this source;'
@@ -161,6 +162,17 @@ def _check_left_out(findings, known):
         f'config.data.findings: {name!r} would be dropped, and {other!r}'
         ' counts; write them alike in the source, or name both'
       )
+
+
+def _check_normal(names):
+  """Refuses two classes without a finding: one would count as a lesion."""
+  normal = [name for name in names if vocabulary.is_normal(name)]
+  if len(normal) > 1:
+    raise UserError(
+      f'config.data.classes: {normal[0]!r} and {normal[1]!r} both say that'
+      ' there is no finding, and would be two classes; write them alike in the'
+      ' source, or name the classes that you want, with one of the two'
+    )
 
 
 def _check_case(known):

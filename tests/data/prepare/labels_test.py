@@ -73,9 +73,9 @@ def test_a_set_of_which_nothing_is_said_is_a_set_without_labels():
 
 
 def test_classes_are_in_order_the_normal_one_first_then_numbers_by_size():
-  names = ['viral', '10', 'No_Finding', '2', 'bacterial', '0']
+  names = ['viral', '10', 'No_Finding', '2', 'bacterial', '1']
   found, order = assigned([record(classes=[n]) for n in names], 'class')
-  assert order == ('No_Finding', '0', '2', '10', 'bacterial', 'viral')
+  assert order == ('No_Finding', '1', '2', '10', 'bacterial', 'viral')
   assert [order[label] for label in found] == names
 
 
@@ -172,6 +172,21 @@ def test_two_spellings_of_a_class_are_refused_until_one_is_chosen():
   assert "'Viral'" in message and "'viral'" in message
   options = {'classes': ('normal', 'viral')}
   assert assigned(records, 'class', **options)[0] == [None, 0, 1]
+
+
+@pytest.mark.parametrize('other', ['No Finding', 'healthy', '0'])
+def test_two_names_for_normal_are_refused_until_one_is_chosen(other):
+  records = [record(classes=[n]) for n in ('normal', other, 'viral')]
+  for options in ({}, {'classes': (other, 'normal')}):
+    message = refused(records, 'class', **options)
+    assert message.startswith('config.data.classes: ')
+    assert repr(other) in message and "'normal'" in message
+    assert 'both say that there is no finding' in message
+  options = {'classes': ('normal', 'viral')}
+  assert assigned(records, 'class', **options)[0] == [0, None, 1]
+  # What counts findings takes both for none.
+  read = [record(classes=[n]) for n in ('normal', other)]
+  assert assigned([*read, record(['viral'])], 'any')[0] == [0, 0, 1]
 
 
 def test_a_policy_that_labels_nothing_is_refused():
