@@ -6,12 +6,16 @@ Three policies:
            none for an image whose findings are not boxed
     any    0 without a finding, 1 with one or more, boxed or not
     class  the name that the source gives the image
+
+Names that differ only in whether their accents are composed are one: macOS
+takes them apart in the names of folders.
 """
 
 import collections
 import dataclasses
 import difflib
 import math
+import unicodedata
 from collections.abc import Sequence
 
 from dpjax.data import radiograph, vocabulary
@@ -48,6 +52,8 @@ def assign(
       a name where names count; no record with a label, or one class only;
       findings and no box to count.
   """
+  findings, classes = _composed(findings), _composed(classes)
+  records = [_with_composed(record) for record in records]
   if findings:
     known = {n for r in records for n in (*(r.findings or ()), *r.names)}
     _check(findings, known, 'config.data.findings')
@@ -68,6 +74,23 @@ def assign(
     dataclasses.replace(record, label=label)
     for record, label in zip(records, labels, strict=True)
   ], names
+
+
+def _composed(names):
+  return tuple(unicodedata.normalize('NFC', name) for name in names)
+
+
+def _with_composed(record):
+  """The record, the accents of its names composed."""
+  names = (*record.classes, *(record.findings or ()), *record.names)
+  if all(map(str.isascii, names)):
+    return record
+  return dataclasses.replace(
+    record,
+    classes=_composed(record.classes),
+    findings=record.findings and _composed(record.findings),
+    names=_composed(record.names),
+  )
 
 
 def _by_class(records, classes):

@@ -1,5 +1,7 @@
 """From what a source says of an image to its class, by hand and by law."""
 
+import unicodedata
+
 import hypothesis
 import pytest
 from hypothesis import strategies as st
@@ -172,6 +174,26 @@ def test_two_spellings_of_a_class_are_refused_until_one_is_chosen():
   assert "'Viral'" in message and "'viral'" in message
   options = {'classes': ('normal', 'viral')}
   assert assigned(records, 'class', **options)[0] == [None, 0, 1]
+
+
+def test_a_name_is_one_with_its_accents_composed_or_not():
+  one, other = (
+    unicodedata.normalize(form, 'Opacité') for form in ('NFC', 'NFD')
+  )
+  assert one != other
+  records = [
+    record(classes=['normal']),
+    record([one], [one], [one]),
+    record([other], [other, one], [other]),
+    record(None),
+  ]
+  assert assigned(records, 'class') == ([0, 1, 1, None], ('normal', one))
+  for name in (one, other):
+    options = {'classes': (name, 'normal')}
+    assert assigned(records, 'class', **options)[1] == (one, 'normal')
+    read, _ = labels.assign(records, 'count', findings=(name,))
+    assert [r.label for r in read] == [0, 1, 2, None]
+    assert read[2].names == (one, one)
 
 
 @pytest.mark.parametrize('other', ['No Finding', 'healthy', '0'])
