@@ -50,7 +50,8 @@ def assign(
       differ in nothing but case, blanks and hyphens, also from one of
       `findings`; two classes that say that there is no finding; boxes without
       a name where names count; no record with a label, or one class only;
-      findings and no box to count.
+      findings and no box to count; boxes, and no word on which images are
+      without.
   """
   findings, classes = _composed(findings), _composed(classes)
   records = [_with_composed(record) for record in records]
@@ -59,6 +60,8 @@ def assign(
     _check(findings, known, 'config.data.findings')
     _check_left_out(findings, known)
     records = [_only(record, findings) for record in records]
+  if policy != 'class':
+    _check_said(records, policy)
   labels, names = {
     'class': lambda: _by_class(records, classes),
     'any': lambda: _by_any(records),
@@ -112,6 +115,19 @@ def _by_class(records, classes):
     named = [place[n] for n in set(record.classes) if n in place]
     labels.append(named[0] if len(named) == 1 else None)
   return labels, tuple(order)
+
+
+def _check_said(records, policy):
+  """Refuses boxes of a source that says of no image whether it has a finding.
+
+  An image without a box may be healthy, or unlabelled.
+  """
+  if any(r.boxes for r in records) and all(r.findings is None for r in records):
+    raise UserError(
+      f'config.data.label: {policy} gives no image of this source a label, in'
+      ' spite of its boxes: nothing says which of the images without one have'
+      ' no finding; config.data.csv.label must name a column that does'
+    )
 
 
 def _by_any(records):

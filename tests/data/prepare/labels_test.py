@@ -69,6 +69,16 @@ def test_an_image_of_which_nothing_is_said_stays_unlabelled():
   assert assigned(records, 'class') == ([None, 1, 0], ('a', 'b'))
 
 
+def test_boxes_alone_say_of_no_image_that_it_is_without_a_finding():
+  records = [record(None, boxes=1), record(None)]
+  for policy in ('count', 'any'):
+    message = refused(records, policy)
+    assert message.startswith(f'config.data.label: {policy} gives no image')
+    assert 'in spite of its boxes' in message and 'csv.label' in message
+  # Names of classes are not asked of boxes: the set is one for stage I.
+  assert assigned(records, 'class')[0] == [None, None]
+
+
 def test_a_set_of_which_nothing_is_said_is_a_set_without_labels():
   for policy in ('count', 'any', 'class'):
     assert assigned([record(None)] * 2, policy)[0] == [None, None]
