@@ -319,6 +319,7 @@ class _Images:
         ' image'
       )
     where.check()
+    where.remark(self.faults)
     self._check_labels(records)
     self.files.add_unnamed(self.faults, *self._paths)
     return self._with_masks(records, masks) if self.names.rle else records

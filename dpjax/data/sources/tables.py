@@ -243,8 +243,14 @@ class Where:
         )
       self._wanted[column] = {value.strip() for value in values.split('|')}
     self.columns = tuple(self._wanted)
+    self._folded = {
+      column: {value.casefold() for value in values}
+      for column, values in self._wanted.items()
+    }
     self._met: dict[str, set[str]] = {c: set() for c in self.columns}
     self._passed = not self.columns
+    # Cells that differ from a wanted one in nothing but case.
+    self._nearly: dict[str, set[str]] = {c: set() for c in self.columns}
 
   def __call__(self, row: Row) -> bool:
     """Whether the row is read."""
@@ -252,6 +258,8 @@ class Where:
     for column, values in self._wanted.items():
       cell = row[column]
       passes &= cell in values
+      if cell not in values and cell.casefold() in self._folded[column]:
+        self._nearly[column].add(cell)
       if not self._passed and len(self._met[column]) < 9:
         self._met[column].add(cell)
     self._passed |= passes
@@ -265,6 +273,19 @@ class Where:
         for column, values in self._met.items()
       )
       raise UserError(f'config.data.csv.where: no row has {self.text!r}: {met}')
+
+  def remark(self, faults: Faults) -> None:
+    """Says which rows were passed over for their case alone."""
+    for column, cells in self._nearly.items():
+      if cells:
+        some = ', '.join(map(repr, sorted(cells)[:8]))
+        faults.remarks.append(
+          printable(
+            f'rows in which {column} is {some} are passed over, as'
+            f' config.data.csv.where={self.text!r} has it in another case: add'
+            ' them with | if they are wanted'
+          )
+        )
 
 
 # An entry of a list in a cell, quoted or bare; possessive: in linear time.

@@ -171,6 +171,23 @@ def test_what_a_joined_table_has_no_row_for_is_unknown_and_said(tmp_path):
   assert not faults.remarks
 
 
+def test_rows_passed_over_for_their_case_alone_are_said(tmp_path):
+  labels = 'image,label,view\n1,a,PA\n2,b,pa\n3,a,Pa\n4,b,L\n'
+  root = write(tmp_path, labels, boxes=None)
+  for where, ids, said in (
+    ('view=PA', '1', "view is 'Pa', 'pa' are passed over"),
+    ('view=PA|pa', '12', "view is 'Pa' are passed over"),
+    ('view=PA|L', '14', "view is 'Pa', 'pa' are passed over"),
+    ('view=PA|pa|Pa', '123', ''),
+    ('label=a;view=PA|pa|Pa', '13', ''),
+  ):
+    faults = tables.Faults()
+    records = plain_csv.read(root, faults, where=where)
+    assert [r.id for r in records] == [*ids]
+    assert len(faults.remarks) == bool(said)
+    assert said in ''.join(faults.remarks)
+
+
 def test_a_joined_table_whose_keys_are_written_otherwise_is_refused(tmp_path):
   root, options = write_joined(tmp_path, 'study,mass\n100.0,1\n101.0,0\n')
   message = refused(root, **options)
