@@ -18,7 +18,7 @@ _BY_NAME = {
 
 def recognise(facts: facts_lib.Facts) -> guess_lib.Guess | None:
   """What the folders of a source say of its images; None: nothing."""
-  guess = guess_lib.Guess('folder', '', 1)
+  guess = guess_lib.Guess('folder', '', 1, refused=bool(facts.linked))
   images = _passed_over(guess, facts)
   in_names = [re.search(_JSRT, path) for path in images]
   if images and all(in_names):

@@ -527,7 +527,8 @@ def some_without_a_patient(root):
     (rows_without_images, ['3 of 8 rows have no image', '--on_error=skip']),
     (images_without_rows, ['1 images are in no row', 'img/new.png']),
     (packed, ['still packed, such as more.zip', 'meta.xlsx', 'csv']),
-    (a_link_to_a_folder, ['link to a folder is not followed, such as viral']),
+    (a_link_to_a_folder,
+     ['link to a folder is not followed, such as viral', 'mended']),
     (some_without_a_patient, ['4 of 20 names', 'scan', '=own']),
   ],
 )  # fmt: skip
