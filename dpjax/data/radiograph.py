@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -91,6 +92,20 @@ class Radiograph:
     # Rounding of the csv's decimals is not sticking out.
     out = (np.abs(clipped - boxes) > 1e-4).any(axis=1).sum()
     return clipped, int(out)
+
+
+def patient(name: str) -> str:
+  """A patient's name, one for all the ways in which programs write it.
+
+  Args:
+    name: as a table, a path or a header has it.
+
+  Returns:
+    It with accents composed (NFC), one blank for several, and no '.0' behind a
+    whole number, where pandas puts it in a column with empty cells.
+  """
+  name = ' '.join(unicodedata.normalize('NFC', name).split())
+  return re.sub(r'^([0-9]+)\.0+$', r'\1', name)
 
 
 def age(text: str) -> str:

@@ -438,12 +438,17 @@ def _collect(records, blocks, faults):
     rows['boxes'] = np.pad(
       rows['boxes'], ((0, 0), (0, width - rows['boxes'].shape[1]), (0, 0))
     )
-  patients = [
-    r.group or header.get('patient') or f'image {r.id}'
+  ids = [r.id for r in kept]
+  named = [
+    radiograph.patient(r.group or header.get('patient') or '')
     for r, header in zip(kept, headers, strict=True)
   ]
+  faults.remarks += guards.patients_alike(named, ids)
+  patients = [
+    name or f'image {id}' for name, id in zip(named, ids, strict=True)
+  ]
   table = {
-    'ids': np.array([r.id for r in kept], str),
+    'ids': np.array(ids, str),
     'labels': np.array(
       [-1 if r.label is None else r.label for r in kept], np.int32
     ),
@@ -474,7 +479,7 @@ def _collect(records, blocks, faults):
 def _named(table):
   """Whether the source says who is who, and not only which exam is which."""
   return any(
-    name not in (id, f'image {id}')
+    name not in (radiograph.patient(id), f'image {id}')
     for name, id in zip(table['patients'], table['ids'], strict=True)
   )
 

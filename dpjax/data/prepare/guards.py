@@ -4,7 +4,8 @@ Each warning is a line that names an example and what to look at. They stand in
 the summary; prepare's --strict takes them for faults.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -157,6 +158,35 @@ def _boxes(table):
     yield (
       f'all {count:,} boxes stick out of their image, such as those of'
       f' {example}: look whether they count in its pixels, and upright'
+    )
+
+
+def patients_alike(
+  patients: Sequence[str], ids: Sequence[str]
+) -> Iterator[str]:
+  """Warns of patients whose names differ in case or leading zeros alone.
+
+  It names images, as a set holds no patient's name.
+
+  Args:
+    patients: of each image, '' where none is named.
+    ids: of the images.
+  """
+  first: dict[str, str] = {}
+  for name, id in zip(patients, ids, strict=True):
+    if name:
+      first.setdefault(name, id)
+  alike: dict[str, list[str]] = {}
+  for name, id in first.items():
+    key = re.sub(r'(?<![0-9])0+(?=[0-9])', '', name.casefold())
+    alike.setdefault(key, []).append(id)
+  several = [images for images in alike.values() if len(images) > 1]
+  if several:
+    one, two = several[0][:2]
+    yield (
+      'some patients have names that differ in case or leading zeros alone'
+      f' (such names: {len(several):,}), such as those of {one} and {two}: each'
+      ' spelling counts as a patient of its own; write the same one alike'
     )
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import re
 
-from dpjax.data import vocabulary
+from dpjax.data import radiograph, vocabulary
 from dpjax.data.sources import facts as facts_lib
 from dpjax.data.sources import guess as guess_lib
 from dpjax.data.sources import tables
@@ -379,7 +379,8 @@ def _add_split(guess, columns, parts):
 def _add_patients(guess, facts, columns):
   column = _one(columns, _PATIENT)
   if column:
-    count = len({cell for cell in columns[column].cells(column) if cell})
+    cells = map(tables.patient, columns[column].cells(column))
+    count = len({*map(radiograph.patient, cells)} - {''})
     guess.say(
       'patients',
       f'the column {column!r}, {count:,} of them',

@@ -83,7 +83,7 @@ def read(
       row.check()
       if id in entries:
         raise SourceFault(f'{id} stands in the file twice')
-      if not row['Patient ID']:
+      if not tables.patient(row['Patient ID']):
         raise SourceFault('no Patient ID')
       if splits and len(splits.get(id, ())) != 1:
         raise SourceFault(

@@ -360,6 +360,7 @@ class _Images:
   def _record(self, row, file, side):
     """The record of a row, without boxes."""
     names = self.names
+    patient = tables.patient(row[names.patient]) if names.patient else ''
     if self.findings:
       classes, findings = self._of_findings(row)
     else:
@@ -371,7 +372,7 @@ class _Images:
       row[names.image],
       classes=classes,
       findings=findings,
-      group=(row[names.patient] if names.patient else '') or self.patient[file],
+      group=patient or self.patient[file],
       split=_split(row[names.split]) if names.split else side,
       frame=tuple(names.frame) or None,
       metadata={column: row[column] for column in names.metadata},

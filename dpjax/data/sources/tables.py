@@ -331,6 +331,11 @@ def finding(cell: str, column: str) -> int | None:
   return value
 
 
+def patient(cell: str) -> str:
+  """The patient in a cell; '' where it says, in words too, that it has none."""
+  return '' if cell.lower() in MISSING else cell
+
+
 def number(text: str, what: str) -> float:
   """The finite number in a cell.
 

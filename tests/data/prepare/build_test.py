@@ -548,6 +548,40 @@ def test_what_the_source_says_of_an_image_goes_before_its_header(tmp_path):
   assert len(np.unique(split.groups)) == len(split)
 
 
+@pytest.mark.parametrize(
+  'one, two',
+  [('100.0', '100'), ('M\u00fcller', 'Mu\u0308ller'), ('MRN  7', 'MRN 7 ')],
+)
+@pytest.mark.parametrize('of_header', [False, True])
+def test_a_patient_who_is_written_in_two_ways_is_one(
+  tmp_path, one, two, of_header
+):
+  groups = [one, two, *(f'q{i}' for i in range(28))]
+  header = lambda i: functools.partial(dict, patient=groups[i])  # noqa: E731
+  records = labelled(pictures(30), header if of_header else None)
+  if not of_header:
+    records = [
+      dataclasses.replace(r, group=name)
+      for r, name in zip(records, groups, strict=True)
+    ]
+  summary = prepare(records, tmp_path / 'set')
+  assert summary['patients'] == 29
+  found = everything(tmp_path / 'set')
+  assert found['0'][0].files == found['1'][0].files
+
+
+def test_patients_who_may_be_one_stay_two_and_are_warned_of(tmp_path):
+  groups = ['Doe 7', 'doe 007', *(f'q{i}' for i in range(8))]
+  records = [
+    dataclasses.replace(r, group=name)
+    for r, name in zip(labelled(pictures(10)), groups, strict=True)
+  ]
+  summary = prepare(records, tmp_path / 'set', class_names=('a', 'b'))
+  assert summary['patients'] == 10
+  (line,) = summary['warnings']
+  assert 'such as those of 0 and 1:' in line and 'oe' not in line
+
+
 # Faults and accidents.
 
 

@@ -107,6 +107,21 @@ def test_a_patient_of_a_tenth_of_a_set_is_warned_of():
   assert warned(count=40, groups=small) == []
 
 
+@pytest.mark.parametrize('two', ['p007', 'P7', 'P07'])
+def test_patients_who_differ_in_case_or_zeros_are_warned_of_by_images(two):
+  names = ['p7', two, 'p70', '', '', 'p7', 'p700']
+  ids = [*'abcdefg']
+  (line,) = guards.patients_alike(names, ids)
+  assert line.startswith('some patients have names that differ in case')
+  assert '(such names: 1)' in line
+  assert 'those of a and b:' in line and 'p7' not in line.lower()
+
+
+def test_patients_of_other_numbers_and_images_without_one_are_not_alike():
+  names = ['p1', 'p10', 'p100', '0', '10', '', '', 'person7_virus']
+  assert not [*guards.patients_alike(names, [*'abcdefgh'])]
+
+
 def test_boxes_that_are_all_tiny_or_all_clipped_are_warned_of():
   tiny = np.tile(np.float32([0.5, 0.5, 0.501, 0.51]), (60, 1, 1))
   (line,) = warned(boxes=tiny)

@@ -246,6 +246,7 @@ def test_an_image_in_both_lists_or_neither_is_left_out(tmp_path):
     ('1_001.png,', '../1_001.png,', 3, "'../1_001'", '1_000 2_000 3_000'),
     ('1_001.png,', '/etc/x.png,', 3, "'/etc/x'", '1_000 2_000 3_000'),
     ('1,1,059Y', '1,,059Y', 3, 'no Patient ID', '1_000 2_000 3_000'),
+    ('1,1,059Y', '1,nan,059Y', 3, 'no Patient ID', '1_000 2_000 3_000'),
     ('|Effusion', '|Efusion', 2, "'Efusion'", '1_001 2_000 3_000'),
     ('|Effusion', '|', 2, "''", '1_001 2_000 3_000'),
     ('|Effusion', '|No Finding', 2, "'No Finding'", '1_001 2_000 3_000'),

@@ -210,6 +210,13 @@ def test_a_patient_in_the_table_goes_before_one_in_the_name(tmp_path):
   assert 'config.data.patient_pattern' in refused(tmp_path, patient_pattern='(')
 
 
+def test_what_pandas_writes_for_no_patient_is_no_patient(tmp_path):
+  write(tmp_path, LABELS.replace('p1', 'nan').replace('p2', 'N/A'))
+  assert [r.group for r in read(tmp_path)] == [None] * 4
+  records = read(tmp_path, patient_pattern=r'[34]')
+  assert [r.group for r in records] == [None, None, '3', '4']
+
+
 @pytest.mark.parametrize('on_error', ['fail', 'skip'])
 @pytest.mark.parametrize(
   'options, reason',
