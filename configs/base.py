@@ -219,8 +219,8 @@ c.data.csv.label = text('label')
 # A column of run-length masks as SIIM-ACR has them; each connected component is
 # a lesion with its box. Several rows may be of one image. Empty: none.
 c.data.csv.rle = text('', before='')
-# Of these, auto takes the column of the name in brackets if it is there; empty:
-# none.
+# Of these, auto takes the column of the name in brackets if it is there, or the
+# one of it in other case or with other signs (Patient ID); empty: none.
 c.data.csv.patient = text('auto')  # (patient_id)
 c.data.csv.split = text('auto')  # (split): train, validation or test
 c.data.csv.metadata = texts()  # more columns to carry, e.g. ('age', 'sex')

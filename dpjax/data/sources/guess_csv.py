@@ -110,14 +110,14 @@ def _named(facts, table):
 def _worth(named):
   """How much a table looks like that of the images: more is likelier."""
   table = named.table
-  label = any(_plain(c) in (*_LABEL, *_RLE) for c in table.columns)
+  label = any(tables.plain(c) in (*_LABEL, *_RLE) for c in table.columns)
   label = label or bool(_finding_columns({c: table for c in table.columns}))
   usual = table.path == 'labels.csv'
   return (
     2 * usual
     + label
-    + 0.5 * any(_plain(c) in _PATIENT for c in table.columns)
-    + 0.25 * any(_plain(c) in _SPLIT for c in table.columns)
+    + 0.5 * any(tables.plain(c) in _PATIENT for c in table.columns)
+    + 0.25 * any(tables.plain(c) in _SPLIT for c in table.columns)
   )
 
 
@@ -135,7 +135,7 @@ def _joined(guess, facts, table):
       c
       for c in other.columns
       if c not in table.columns
-      and (_plain(c) in _TOLD or _finding_columns({c: other}))
+      and (tables.plain(c) in _TOLD or _finding_columns({c: other}))
     ]
     again = next((c for c in told if c in owner), None)
     if again is None:
@@ -151,17 +151,17 @@ def _joined(guess, facts, table):
 
 def _joinable(facts, table):
   """The tables that share a key with that of the images, and add to it."""
-  if not any(_plain(c) in ('studyid', 'dicomid') for c in table.columns):
+  if not any(tables.plain(c) in ('studyid', 'dicomid') for c in table.columns):
     return []
   return [
     other
     for other in facts.tables
     if other is not table
-    and any(_plain(c) in ('studyid', 'dicomid') and c in table.columns
+    and any(tables.plain(c) in ('studyid', 'dicomid') and c in table.columns
             for c in other.columns)
     and not set(other.columns) <= set(table.columns)
     and (_finding_columns({c: other for c in other.columns})
-         or any(_plain(c) in (*_VIEW, *_SPLIT) for c in other.columns))
+         or any(tables.plain(c) in (*_VIEW, *_SPLIT) for c in other.columns))
   ]  # fmt: skip
 
 
@@ -215,7 +215,7 @@ def _add_label(guess, table, image, columns, sets):
       column
       for column in table.columns
       if column != image
-      and _plain(column) not in (*_PATIENT, *_SPLIT, *_VIEW, *_PERSON)
+      and tables.plain(column) not in (*_PATIENT, *_SPLIT, *_VIEW, *_PERSON)
       and 2 <= len({c for c in table.cells(column) if c}) <= 12
     ]
     if few:
@@ -337,7 +337,7 @@ def _add_rows(guess, columns, sets):
   if not view:
     return
   values = {cell for cell in columns[view].cells(view) if cell}
-  frontal = sorted(v for v in values if _plain(v) in _FRONTAL)
+  frontal = sorted(v for v in values if tables.plain(v) in _FRONTAL)
   other = sorted(values - set(frontal))
   if frontal and (other or 'CheXpert' in sets):
     guess.say(
@@ -362,7 +362,7 @@ def _add_split(guess, columns, parts):
         **({} if column == 'split' else {'csv_split': column}),
       )
       return
-    if column == 'split':
+    if tables.plain(column) == 'split':
       guess.odd.append(
         f'the column {column!r} names no sides of a split ({shown}), so it is'
         ' left aside'
@@ -396,7 +396,9 @@ def _add_carried(guess, columns):
   """What scores are told apart by."""
   several_views = '|' in guess.fields.get('csv.where', '')
   wanted = (*_PERSON, *(_VIEW if several_views else ()))
-  carried = tuple(column for column in columns if _plain(column) in wanted)
+  carried = tuple(
+    column for column in columns if tables.plain(column) in wanted
+  )
   if carried:
     guess.say(
       'carried',
@@ -505,7 +507,7 @@ def _state(cell):
 
 def _box_columns(table):
   """(four columns, their form), or None."""
-  plain = {_plain(column): column for column in table.columns}
+  plain = {tables.plain(column): column for column in table.columns}
   for form, kinds in (('corners', _CORNERS), ('sides', _SIDES)):
     for names in kinds:
       if all(name in plain for name in names):
@@ -522,11 +524,7 @@ def _names(cell):
   return [name for name in (part.strip(' \'"') for part in parts) if name]
 
 
-def _plain(column):
-  return re.sub('[^a-z0-9]', '', column.lower())
-
-
 def _one(columns, names):
   """The first of the columns that has one of the names, in their order."""
-  plain = {_plain(column): column for column in reversed(list(columns))}
+  plain = {tables.plain(column): column for column in reversed(list(columns))}
   return next((plain[name] for name in names if name in plain), None)

@@ -45,7 +45,8 @@ class Tables:
       say of an image that it has no row for is unknown.
     where: the rows that are read (tables.Where).
     image, label, patient, split: its columns; all but `image` may be '': none.
-      'auto': patient_id and split, if they are there. `label` may be several
+      'auto': patient_id and split, if they are there, or the one column that
+      differs in case and signs alone: 'Patient ID'. `label` may be several
       with commas between them, or a tuple: each a finding.
     rle: its column of run-length masks, or ''.
     metadata: more columns, to be carried as text.
@@ -203,7 +204,8 @@ def find(source: str | pathlib.Path, **settings: Any) -> dict[str, str]:
     patient, split, boxes and box_name, '' for none.
 
   Raises:
-    UserError: one line: a table that is missing, or a bad setting.
+    UserError: one line: a table that is missing, a bad setting, or two
+      columns that 'auto' may mean.
   """
   known = {field.name for field in dataclasses.fields(Tables)}
   names = Tables(**{k: v for k, v in settings.items() if k in known})
@@ -227,18 +229,29 @@ def _found(names, root):
   beside = folder.header(root / boxes, [names.box_image]) if boxes else ()
   return dataclasses.replace(
     names,
-    patient=_column(names.patient, 'patient_id', there),
-    split=_column(names.split, 'split', there),
+    patient=_column(names, 'patient', 'patient_id', there),
+    split=_column(names, 'split', 'split', there),
     boxes=boxes,
-    box_name=_column(names.box_name, 'finding', beside),
+    box_name=_column(names, 'box_name', 'finding', {*beside}),
   )
 
 
-def _column(name, usual, there):
-  """The column that is meant; '': none."""
-  if name == 'auto':
-    return usual if usual in there else ''
-  return name
+def _column(names, field, usual, there):
+  """The column that a field means; '': none."""
+  name = getattr(names, field)
+  if name != 'auto':
+    return name
+  if usual in there:
+    return usual
+  # A column that names images may well be called patientId, as RSNA's is.
+  others = sorted(there - {names.image, names.box_image})
+  alike = [c for c in others if tables.plain(c) == tables.plain(usual)]
+  if len(alike) > 1:
+    raise UserError(
+      f'config.data.csv.{field}: auto may mean {alike[0]!r} or {alike[1]!r};'
+      ' name one of them'
+    )
+  return alike[0] if alike else ''
 
 
 def _label_tables(names, root):

@@ -331,6 +331,11 @@ def finding(cell: str, column: str) -> int | None:
   return value
 
 
+def plain(column: str) -> str:
+  """The name of a column without signs and in lower case."""
+  return re.sub('[^a-z0-9]', '', column.lower())
+
+
 def patient(cell: str) -> str:
   """The patient in a cell; '' where it says, in words too, that it has none."""
   return '' if cell.lower() in MISSING else cell

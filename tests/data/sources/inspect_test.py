@@ -390,6 +390,16 @@ def test_the_columns_of_findings_are_those_of_one_table(tmp_path):
   assert 'Pneumonia, one of 2 columns' in inspect.inspect(tmp_path)
 
 
+def test_a_split_of_numbers_is_left_aside_in_any_spelling(tmp_path):
+  images = [f'{i}.png' for i in range(12)]
+  draw(tmp_path, *images)
+  for column in ('split', 'Split'):
+    rows = (f'{name},{i % 2},{i % 5}' for i, name in enumerate(images))
+    table(tmp_path, 'labels.csv', f'image,label,{column}', *rows)
+    assert guessed(tmp_path)[2]['csv.split'] == ''
+    assert {r.split for r in read(tmp_path)[1].values()} == {None}
+
+
 def test_a_lone_column_of_normal_tells_it_from_abnormal(tmp_path):
   draw(tmp_path, *(f'{i}.png' for i in range(12)))
   table(tmp_path, 'labels.csv', 'image,No Finding',

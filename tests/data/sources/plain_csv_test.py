@@ -210,6 +210,40 @@ def test_a_patient_in_the_table_goes_before_one_in_the_name(tmp_path):
   assert 'config.data.patient_pattern' in refused(tmp_path, patient_pattern='(')
 
 
+@pytest.mark.parametrize('patient', ['Patient_ID', 'PatientID', 'patient id'])
+@pytest.mark.parametrize('split', ['Split', 'SPLIT'])
+def test_auto_finds_its_columns_in_other_case_and_with_other_signs(
+  tmp_path, patient, split
+):
+  labels = LABELS.replace('patient_id', patient).replace('split', split)
+  write(tmp_path, labels, BOXES.replace('finding', 'Finding'))
+  assert plain_csv.find(tmp_path) == {
+    'patient': patient,
+    'split': split,
+    'boxes': 'boxes.csv',
+    'box_name': 'Finding',
+  }
+  records = read(tmp_path)
+  assert [r.group for r in records] == ['p1', 'p2', None, 'p2']
+  assert [r.split for r in records] == ['train', 'test', None, 'validation']
+
+
+def test_auto_takes_its_own_spelling_first_and_asks_between_two_others(
+  tmp_path,
+):
+  write(tmp_path, LABELS.replace('label', 'Patient ID'), None)
+  assert plain_csv.find(tmp_path)['patient'] == 'patient_id'
+  two = LABELS.replace('label', 'Patient ID').replace('patient_id', 'PatientId')
+  (tmp_path / 'labels.csv').write_text(two)
+  assert refused(tmp_path, label='') == (
+    "config.data.csv.patient: auto may mean 'Patient ID' or 'PatientId'; name"
+    ' one of them'
+  )
+  # What names the image names no patient.
+  (tmp_path / 'labels.csv').write_text('patientId,label\n1,0\n')
+  assert plain_csv.find(tmp_path, image='patientId')['patient'] == ''
+
+
 def test_what_pandas_writes_for_no_patient_is_no_patient(tmp_path):
   write(tmp_path, LABELS.replace('p1', 'nan').replace('p2', 'N/A'))
   assert [r.group for r in read(tmp_path)] == [None] * 4
