@@ -176,6 +176,7 @@ def _make(work, records, faults, columns):
     )
   signals.check()
   copies = _split(work, records, table)
+  names = work.plan['class_names']
   files = _write_shards(work, table)
   _write_copies(work.folder / 'duplicates.csv', table, copies)
   _write_left_out(work.folder / 'left_out.csv', table)
@@ -186,14 +187,15 @@ def _make(work, records, faults, columns):
   summary = {
     **work.plan,
     'fingerprint': work.fingerprint,
-    'num_classes': len(work.plan['class_names']),
-    **_numbers(files, table, len(work.plan['class_names'])),
+    'num_classes': len(names),
+    **_numbers(files, table, len(names)),
     'copies': len(copies),
     'left_out': int((table['splits'] == 'left_out').sum()),
     'skipped': len(faults.found),
     'warnings': [
       *faults.remarks,
-      *guards.warnings(made, work.plan['class_names'], odd),
+      *guards.warnings(made, names, odd),
+      *guards.copies_that_differ(copies, table['ids'], table['labels'], names),
     ],
     **({'columns': columns} if columns else {}),
   }

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from dpjax.data.prepare import duplicates
 from dpjax.errors import UserError
 
 FLAT = 16  # levels between the darkest and the brightest hundredth
@@ -187,6 +188,38 @@ def patients_alike(
       'some patients have names that differ in case or leading zeros alone'
       f' (such names: {len(several):,}), such as those of {one} and {two}: each'
       ' spelling counts as a patient of its own; write the same one alike'
+    )
+
+
+def copies_that_differ(
+  copies: Sequence[duplicates.Copy],
+  ids: Sequence[str],
+  labels: np.ndarray,
+  class_names: Sequence[str],
+) -> Iterator[str]:
+  """Warns of copies of an image that is labelled otherwise.
+
+  Args:
+    copies: of duplicates.find.
+    ids: of the images.
+    labels: (N,) of the images, -1 where unlabelled.
+    class_names: of each class.
+  """
+  found = [
+    copy
+    for copy in copies
+    if labels[copy.first] != labels[copy.second]
+    and min(labels[copy.first], labels[copy.second]) >= 0
+  ]
+  if found:
+    one, two = (
+      f'{ids[i]} ({class_names[labels[i]]})'
+      for i in (found[0].first, found[0].second)
+    )
+    yield (
+      f'{len(found):,} of {len(copies):,} copies are labelled otherwise than'
+      f' the image that they copy, such as {one} and {two}: one label is wrong'
+      ' (duplicates.csv lists them)'
     )
 
 

@@ -482,6 +482,13 @@ def test_copies_of_an_image_are_on_one_side_and_listed(tmp_path):
   )
 
 
+def test_equal_images_of_two_labels_are_warned_of(tmp_path):
+  images = pictures(20)
+  summary = prepare(labelled(images + images[:1] + images[:1]), tmp_path / 'a')
+  (line,) = (w for w in summary['warnings'] if 'labelled otherwise' in w)
+  assert line.startswith('1 of 2 copies') and 'such as 0 (0) and 21 (1)' in line
+
+
 def test_a_split_by_image_parts_patients_but_no_copies(tmp_path):
   images = [image for image in pictures(30) for _ in range(2)]
   records = labelled(images, group='everybody')

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dpjax.data.prepare import guards
+from dpjax.data.prepare import duplicates, guards
 from dpjax.data.sources import files
 from dpjax.errors import UserError
 from tests.data import source_files as sources
@@ -120,6 +120,18 @@ def test_patients_who_differ_in_case_or_zeros_are_warned_of_by_images(two):
 def test_patients_of_other_numbers_and_images_without_one_are_not_alike():
   names = ['p1', 'p10', 'p100', '0', '10', '', '', 'person7_virus']
   assert not [*guards.patients_alike(names, [*'abcdefgh'])]
+
+
+def test_copies_that_are_labelled_otherwise_are_warned_of():
+  pairs = [(0, 1), (0, 2), (3, 4), (5, 6)]
+  copies = [duplicates.Copy(a, b, 0, exact=True) for a, b in pairs]
+  ids, names = [*'abcdefg'], ('normal', 'ill')
+  labels = np.array([0, 0, 1, 1, -1, 1, 1])  # One without a label denies none.
+  (line,) = guards.copies_that_differ(copies, ids, labels, names)
+  assert line.startswith('1 of 4 copies are labelled otherwise than')
+  assert 'such as a (normal) and c (ill):' in line
+  labels[2] = 0
+  assert not [*guards.copies_that_differ(copies, ids, labels, names)]
 
 
 def test_boxes_that_are_all_tiny_or_all_clipped_are_warned_of():
