@@ -17,6 +17,7 @@ DARK = 64  # the brightest hundredth is darker
 WHITE = 250  # from here on a pixel is white
 SATURATED = 50  # per cent of the pixels that are white
 TINY = 0.02  # of the image's side
+BOXES = 10  # from which their place says something
 CROWD = 50, 20  # images and patients, from which one patient can be too many
 ODD = 'odd_images.csv'
 
@@ -155,10 +156,18 @@ def _boxes(table):
       f'all {count:,} boxes are tiny, under {TINY:.0%} of the image a side,'
       f' such as those of {example}: look whether they count in its pixels'
     )
-  if table['clipped'].sum() == count:
+  elif count >= BOXES and table['boxes'][owners, :, 2:].max() <= 0.5:
     yield (
-      f'all {count:,} boxes stick out of their image, such as those of'
-      f' {example}: look whether they count in its pixels, and upright'
+      f'all {count:,} boxes lie in the left upper quarter of their image, such'
+      f' as those of {example}: look whether they count in its pixels, and not'
+      ' in per cent or in those of a smaller one'
+    )
+  clipped = table['clipped']
+  if 3 * clipped.sum() >= count:
+    yield (
+      f'{clipped.sum():,} of {count:,} boxes stick out of their image, such as'
+      f' in {table["ids"][clipped.argmax()]}: look whether they count in its'
+      ' pixels, and upright'
     )
 
 

@@ -31,7 +31,8 @@ def check(
   """The records that are right, of those of a source.
 
   An image with the same box twice is a fault: its lesions would be counted
-  wrong. One with boxes that are nearly the same is remarked upon.
+  wrong. So is one with a box in shares of it among others in pixels. One with
+  boxes that are nearly the same is remarked upon.
 
   Args:
     records: as read.
@@ -49,6 +50,7 @@ def check(
   for record in records:
     with faults.at(record.where or record.id, record.id):
       _check_twice(record)
+      _check_shares(record)
       kept.append(record)
       near += [record] * _has_near(record.boxes)
   if near:
@@ -139,6 +141,18 @@ def _check_twice(record):
         + '; was the image labelled twice?'
       )
     seen.add((box, name))
+
+
+def _check_shares(record):
+  if record.frame == radiograph.UNIT:
+    return
+  for box in record.boxes:
+    if max(box) <= 1:
+      corners = ', '.join(f'{value:g}' for value in box)
+      raise SourceFault(
+        f'the box {corners} lies in 0..1, as shares of the image do, and others'
+        ' count in pixels; write it in pixels too'
+      )
 
 
 def _has_near(boxes):

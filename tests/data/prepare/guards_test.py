@@ -134,14 +134,38 @@ def test_copies_that_are_labelled_otherwise_are_warned_of():
   assert not [*guards.copies_that_differ(copies, ids, labels, names)]
 
 
-def test_boxes_that_are_all_tiny_or_all_clipped_are_warned_of():
+def test_boxes_that_are_all_tiny_are_warned_of():
   tiny = np.tile(np.float32([0.5, 0.5, 0.501, 0.51]), (60, 1, 1))
   (line,) = warned(boxes=tiny)
   assert line.startswith('all 30 boxes are tiny') and 'image 1:' in line
   tiny[3] = [0.1, 0.1, 0.3, 0.11]
   assert warned(boxes=tiny) == []
-  (line,) = warned(clipped=np.arange(60, dtype=np.int32) % 2)
-  assert line.startswith('all 30 boxes stick out') and 'image 1:' in line
+
+
+@pytest.mark.parametrize('some', [10, 17, 30])
+def test_boxes_of_which_a_third_stick_out_are_warned_of(some):
+  clipped = np.zeros(60, np.int32)
+  clipped[[*range(1, 60, 2)][-some:]] = 1  # One box each of 30 images.
+  (line,) = warned(clipped=clipped)
+  assert line.startswith(f'{some} of 30 boxes stick out of their image')
+  assert f'image {61 - 2 * some}:' in line
+  clipped[-2 * (some - 9) :] = 0
+  assert clipped.sum() == 9 and warned(clipped=clipped) == []
+
+
+def test_boxes_that_all_lie_in_the_left_upper_quarter_are_warned_of():
+  quarter = np.tile(np.float32([0.1, 0.2, 0.4, 0.5]), (60, 1, 1))
+  (line,) = warned(boxes=quarter)
+  assert line.startswith('all 30 boxes lie in the left upper quarter')
+  assert 'image 1:' in line and 'per cent' in line
+  for beyond in ([0.1, 0.2, 0.6, 0.5], [0.1, 0.2, 0.4, 0.6]):
+    boxes = quarter.copy()
+    boxes[33] = beyond
+    assert warned(boxes=boxes) == []
+  # Nine may well lie there.
+  few = np.zeros(60, np.int32)
+  few[:9] = 1
+  assert warned(boxes=quarter, num_boxes=few) == []
 
 
 def dark_source(folder):

@@ -53,11 +53,20 @@ def test_boxes_that_all_lie_in_0_to_1_are_no_pixels(frame):
   share = record((0.1, 0.2, 0.3, 1.0), frame=frame)
   with pytest.raises(UserError, match=r'^row of a and all.*0\.\.1.*say so$'):
     boxes.check([share], tables.Faults(), 'say so')
-  # One of them is larger than a pixel, so they may all count in pixels.
-  mixed = [share, record(A, frame=frame, id='b')]
-  assert boxes.check(mixed, tables.Faults(), '') == mixed
   said = [record((0.1, 0.2, 0.3, 1.0), frame=radiograph.UNIT)]
   assert boxes.check(said, tables.Faults(), '') == said
+
+
+@pytest.mark.parametrize('frame', [None, (1024.0, 1024.0)])
+def test_a_box_in_0_to_1_among_others_in_pixels_is_a_fault_of_its_image(frame):
+  share = record(A, (0.1, 0.2, 0.3, 1.0), frame=frame)
+  pixels = record((0.0, 0.5, 1.5, 1.0), frame=frame, id='b')
+  said = record((0.1, 0.2, 0.3, 1.0), frame=radiograph.UNIT, id='c')
+  faults = tables.Faults('skip')
+  assert boxes.check([share, pixels, said], faults, '') == [pixels, said]
+  ((place, id, reason),) = faults.found
+  assert (place, id) == ('row of a', 'a')
+  assert reason.startswith('the box 0.1, 0.2, 0.3, 1 lies in 0..1')
 
 
 @pytest.mark.parametrize(
