@@ -600,6 +600,23 @@ def test_another_set_in_the_way_is_told_by_what_differs(tmp_path):
   assert 'its files have changed since' in one_line(caught)
 
 
+def test_a_json_that_states_another_aspect_is_warned_of(tmp_path):
+  (tmp_path / 'raw').mkdir()
+  write_coco(tmp_path / 'raw')
+  file = tmp_path / 'raw/coco.json'
+  changes = {'data__layout': 'coco', 'data__source': str(tmp_path / 'raw')}
+  right = prepare.prepare(make_config(tmp_path / 'right', **changes))
+  assert right['warnings'] == []
+  data = json.loads(file.read_text())
+  for item in data['images']:
+    item['height'] = 200
+  file.write_text(json.dumps(data))
+  wrong = prepare.prepare(make_config(tmp_path / 'wrong', **changes))
+  assert [line[:51] for line in wrong['warnings'] if 'aspect' in line] == [
+    '6 images with boxes have another aspect than the so'
+  ]
+
+
 def test_boxes_on_an_image_without_a_finding_are_warned_of(tmp_path, capsys):
   (tmp_path / 'raw').mkdir()
   write_plain(tmp_path / 'raw')

@@ -33,6 +33,7 @@ class Radiograph:
       'validation', 'test'; None where it does not say.
     frame: (width, height) that the boxes count in, `UNIT` for 0..1; None: the
       frame of `pixels`.
+    own_frame: the source states `frame` as the size of this very file.
     metadata: column -> value, for scores of subgroups.
     header: picklable; called in a worker process, returns more metadata, with
       'patient' among it where the file names one.
@@ -51,6 +52,7 @@ class Radiograph:
   names: tuple[str, ...] = ()
   split: str | None = None
   frame: tuple[float, float] | None = UNIT
+  own_frame: bool = False
   metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
   header: Callable[[], Mapping[str, str]] | None = None
   stamp: str = ''

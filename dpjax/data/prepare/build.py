@@ -461,6 +461,7 @@ def _collect(records, blocks, faults):
       for name in columns[0]
     },
   }
+  faults.remarks += guards.other_aspects(kept, table['aspects'])
   for header in headers:
     header.pop('patient', None)
   metadata = [

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from dpjax.data import radiograph
 from dpjax.data.prepare import duplicates
 from dpjax.errors import UserError
 
@@ -17,6 +18,7 @@ DARK = 64  # the brightest hundredth is darker
 WHITE = 250  # from here on a pixel is white
 SATURATED = 50  # per cent of the pixels that are white
 TINY = 0.02  # of the image's side
+ASPECT = 0.05  # of it: rounding a small image's sides changes it by less
 BOXES = 10  # from which their place says something
 CROWD = 50, 20  # images and patients, from which one patient can be too many
 ODD = 'odd_images.csv'
@@ -229,6 +231,34 @@ def copies_that_differ(
       f'{len(found):,} of {len(copies):,} copies are labelled otherwise than'
       f' the image that they copy, such as {one} and {two}: one label is wrong'
       ' (duplicates.csv lists them)'
+    )
+
+
+def other_aspects(
+  records: Sequence[radiograph.Radiograph], aspects: np.ndarray
+) -> Iterator[str]:
+  """Warns of boxes in a frame of another aspect than the file that has it.
+
+  Args:
+    records: of N images.
+    aspects: (N,) width / height of their files.
+  """
+  found = [
+    (record, record.frame)
+    for record, aspect in zip(records, aspects.tolist(), strict=True)
+    if record.boxes
+    and record.own_frame
+    and record.frame
+    and abs(record.frame[0] / record.frame[1] / aspect - 1) > ASPECT
+  ]
+  if found:
+    record, (width, height) = found[0]
+    some = len(found) > 1
+    yield (
+      f'{len(found):,} image{"s" * some} with boxes'
+      f' {"have" if some else "has"} another aspect than the source says, such'
+      f' as {record.id}, {width:g} x {height:g} there: the boxes are stretched'
+      ' with it, which is wrong if it was cropped or padded'
     )
 
 

@@ -67,7 +67,10 @@ def read(
   for file, split in jsons.items():
     found = _read_json(file, split, faults, files, patient)
     if frame:
-      found = [dataclasses.replace(r, frame=tuple(frame)) for r in found]
+      found = [
+        dataclasses.replace(r, frame=tuple(frame), own_frame=False)
+        for r in found
+      ]
     else:
       boxes_lib.check_unit((b for r in found for b in r.boxes), file, UNIT_HINT)
     records += found
@@ -326,6 +329,7 @@ def _read_images(file, split, items, faults, find, patient):
           name,
           group=patient[image],
           frame=(_length(item, 'width'), _length(item, 'height')),
+          own_frame=True,
           where=place,
         )
         owner[image] = id

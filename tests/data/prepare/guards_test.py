@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from dpjax.data import radiograph
 from dpjax.data.prepare import duplicates, guards
 from dpjax.data.sources import files
 from dpjax.errors import UserError
@@ -132,6 +133,30 @@ def test_copies_that_are_labelled_otherwise_are_warned_of():
   assert 'such as a (normal) and c (ill):' in line
   labels[2] = 0
   assert not [*guards.copies_that_differ(copies, ids, labels, names)]
+
+
+def framed(frame, id, own=True, boxes=((1, 2, 3, 4),)):
+  return radiograph.Radiograph(
+    id, pixels=None, frame=frame, own_frame=own, boxes=boxes
+  )
+
+
+def test_boxes_in_a_frame_of_another_aspect_than_the_file_are_warned_of():
+  records = [framed((3000, 2500), 'a'), framed((3000, 1000), 'b')]
+  (line,) = guards.other_aspects(records, np.array([64 / 53, 1.0]))
+  assert line.startswith('1 image with boxes has another aspect than the')
+  assert 'such as b, 3000 x 1000 there:' in line
+  (line,) = guards.other_aspects(records, np.array([1.0, 1.0]))
+  assert line.startswith('2 images with boxes have') and 'such as a,' in line
+
+
+def test_an_aspect_is_only_asked_for_where_the_source_states_it_of_a_file():
+  for record in (
+    framed((3000, 1000), 'of the original', own=False),
+    framed((3000, 1000), 'without boxes', boxes=()),
+    framed(None, 'in its own pixels'),
+  ):
+    assert not [*guards.other_aspects([record], np.ones(1))]
 
 
 def test_boxes_that_are_all_tiny_are_warned_of():

@@ -102,6 +102,15 @@ def test_boxes_count_in_the_frame_of_the_json_not_of_the_file(tmp_path):
   assert boxes[1] == pytest.approx((5 / 512, 6 / 256, 12 / 512, 14 / 256))
 
 
+def test_the_frame_of_the_json_is_said_of_the_file_and_a_given_one_is_not(
+  tmp_path,
+):
+  write(tmp_path)
+  assert all(r.own_frame for r in coco.read(tmp_path, tables.Faults()))
+  given = coco.read(tmp_path, tables.Faults(), frame=(1, 1))
+  assert not any(r.own_frame for r in given)
+
+
 @pytest.mark.parametrize('file', ['a.json', 'annotations/b.json'])
 def test_the_only_json_is_found(tmp_path, file):
   write(tmp_path, '\ufeff' + json.dumps(DATA), file)
