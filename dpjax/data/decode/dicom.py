@@ -295,15 +295,17 @@ def _grey_scale(dataset, values, index):
   """uint8 level of each stored value of a monochrome image.
 
   pydicom's apply_modality_lut and apply_voi_lut pass over a slope without an
-  intercept, take no table of 9 to 15 bits for the modality, cut fractions off
-  in front of a table, and scale a window to a range that is then to be undone.
+  intercept (and one without a slope), take no table of 9 to 15 bits for the
+  modality, cut fractions off in front of a table, and scale a window to a range
+  that is then to be undone.
   """
   levels = values.astype(np.float64)
   modality = _sequence_table(dataset, 'ModalityLUTSequence')
   if modality:
     levels = modality.look_up(levels)
-  elif (slope := _number(dataset, 'RescaleSlope')) is not None:
-    levels *= slope
+  else:
+    slope = _number(dataset, 'RescaleSlope')
+    levels *= 1 if slope is None else slope
     levels += _number(dataset, 'RescaleIntercept') or 0
   if not np.isfinite(levels).all():
     raise SourceFault('a rescale that is not finite')
@@ -406,6 +408,8 @@ def _padding(dataset, values):
   last = _element(dataset, 'PixelPaddingRangeLimit')
   if not isinstance(last, int):
     last = first
+  if values[0] < 0:  # Some write it unsigned where the pixels are signed.
+    first, last = (v - (1 << 16) if v >= 1 << 15 else v for v in (first, last))
   return (values >= min(first, last)) & (values <= max(first, last))
 
 

@@ -207,6 +207,34 @@ def test_padding_is_black_and_takes_no_part_in_the_range(read):
     assert np.abs(read_levels[6:] - shown * 255).max() <= 0.51
 
 
+@pytest.mark.parametrize('photometric', ['MONOCHROME1', 'MONOCHROME2'])
+def test_padding_that_is_written_unsigned_is_that_of_signed_pixels(
+  read, tmp_path, photometric
+):
+  levels = noise(30, 20, top=1000, dtype=np.uint16).astype(np.int16) - 500
+  levels[:5] = -2000
+  own = {'bits': 16, 'photometric': photometric}
+  wanted = read(levels, **own, PixelPaddingValue=-2000)
+  assert not wanted[:5].any() and wanted[5:].any()
+  dataset = made(levels, **own)
+  dataset.add_new('PixelPaddingValue', 'US', 63536)
+  path = saved(tmp_path / 'unsigned.dcm', dataset)
+  np.testing.assert_array_equal(image_file.read(path), wanted)
+  # A range of it, likewise.
+  dataset.add_new('PixelPaddingRangeLimit', 'US', 63530)
+  path = saved(tmp_path / 'range.dcm', dataset)
+  np.testing.assert_array_equal(image_file.read(path), wanted)
+
+
+def test_an_intercept_without_a_slope_counts(read):
+  levels = noise(30, 20, top=4000, dtype=np.uint16)
+  own = {'bits': 12, 'WindowCenter': 500, 'WindowWidth': 2000}
+  wanted = read(levels, **own, RescaleSlope=1, RescaleIntercept=-1024)
+  assert (wanted != read(levels, **own)).any()
+  alone = read(levels, **own, RescaleIntercept=-1024)
+  np.testing.assert_array_equal(alone, wanted)
+
+
 def test_colours_become_their_luma(read):
   channels = noise(20, 30, 3)
   luma = channels @ np.array([0.299, 0.587, 0.114])
