@@ -445,6 +445,7 @@ def _collect(records, blocks, faults):
     radiograph.patient(r.group or header.get('patient') or '')
     for r, header in zip(kept, headers, strict=True)
   ]
+  faults.remarks += guards.without_patient(kept, named)
   faults.remarks += guards.patients_alike(named, ids)
   patients = [
     name or f'image {id}' for name, id in zip(named, ids, strict=True)

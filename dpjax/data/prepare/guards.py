@@ -173,6 +173,30 @@ def _boxes(table):
     )
 
 
+def without_patient(
+  records: Sequence[radiograph.Radiograph], patients: Sequence[str]
+) -> Iterator[str]:
+  """Warns of images without a patient among others whose headers name one.
+
+  Args:
+    records: of the images.
+    patients: of each image, '' where neither source nor header names one.
+  """
+  # Where the source names some, its reader told of what can have no header.
+  told = any(record.group for record in records)
+  alone = [
+    record
+    for record, name in zip(records, patients, strict=True)
+    if not name and (record.header or not told)
+  ]
+  if alone and any(patients):
+    yield (
+      f'{len(alone):,} of {len(records):,} images have no patient, such as'
+      f' {alone[0].id}, as their headers name none, and each counts as a'
+      ' patient of its own'
+    )
+
+
 def patients_alike(
   patients: Sequence[str], ids: Sequence[str]
 ) -> Iterator[str]:

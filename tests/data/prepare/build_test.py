@@ -540,6 +540,16 @@ def test_the_patient_of_a_header_decides_and_is_not_written(tmp_path):
   assert manifest[0].endswith(',age,sex') and manifest[1].endswith(',61,F')
 
 
+def test_images_that_no_header_names_a_patient_of_are_told(tmp_path):
+  header = lambda i: functools.partial(  # noqa: E731
+    dict, {'patient': f'p{i // 4}'} if i < 16 else {}
+  )
+  summary = prepare(labelled(pictures(32), header), tmp_path / 'set')
+  assert summary['patients'] == 20
+  (line,) = (w for w in summary['warnings'] if 'no patient' in w)
+  assert line.startswith('16 of 32 images have no patient, such as 16,')
+
+
 def test_what_the_source_says_of_an_image_goes_before_its_header(tmp_path):
   header = lambda i: functools.partial(  # noqa: E731
     dict, age='1', sex='F', patient='p'

@@ -108,6 +108,22 @@ def test_a_patient_of_a_tenth_of_a_set_is_warned_of():
   assert warned(count=40, groups=small) == []
 
 
+def test_images_whose_headers_name_no_patient_as_others_do_are_counted():
+  def record(id, group=None, header=dict):
+    return radiograph.Radiograph(id, pixels=None, group=group, header=header)
+
+  dicom = [record('a'), record('b'), record('c.png', header=None)]
+  (line,) = guards.without_patient(dicom, ['p', '', ''])
+  assert line.startswith('2 of 3 images have no patient, such as b,')
+  # Nobody is named, or everybody.
+  assert not [*guards.without_patient(dicom, ['', '', ''])]
+  assert not [*guards.without_patient(dicom, ['p', 'q', 'r'])]
+  # A column of patients was told of already, but for what may have a header.
+  table = [record('a', 'p'), record('b'), record('c.png', header=None)]
+  (line,) = guards.without_patient(table, ['p', '', ''])
+  assert line.startswith('1 of 3 images have no patient, such as b,')
+
+
 @pytest.mark.parametrize('two', ['p007', 'P7', 'P07'])
 def test_patients_who_differ_in_case_or_zeros_are_warned_of_by_images(two):
   names = ['p7', two, 'p70', '', '', 'p7', 'p700']
