@@ -13,7 +13,7 @@ from dpjax.data.prepare import duplicates
 from dpjax.data.sources import phantom, registry
 from dpjax.distributed import parallel
 from dpjax.evaluation import gradcam
-from dpjax.studies import runs
+from dpjax.studies import tasks as tasks_lib
 from dpjax.training import build, optim
 from tests.config import given
 
@@ -151,6 +151,6 @@ def test_the_rows_of_the_ablation_add_one_technique_each():
 def test_only_the_last_row_of_the_ablation_has_class_weights(variant):
   config = given.resolve(variant=variant)
   for name, overrides in config.ablate.rows:
-    row = runs.apply_overrides(config, overrides)
+    row = tasks_lib.apply_overrides(config, overrides)
     weighted = row.loss.classification != 'ce' or row.finetune.epochs > 0
     assert weighted == (name == config.ablate.rows[-1][0])

@@ -12,7 +12,7 @@ from dpjax.errors import UserError
 
 # What compare records of a method without a network; no flag gives it.
 _CLASSICAL = 'stage', 'classical'
-_SEED = re.compile('seed[0-9]+')  # a folder of a study (studies.runs)
+_SEED = re.compile('seed[0-9]+')  # a folder of a study (studies.tasks)
 # What a stage does not read, beside the fields that may change in a run.
 _UNREAD = {
   'pretrain': ('retrain.', 'finetune.', 'loss.', 'mgacr.', 'init.',

@@ -17,6 +17,7 @@ from dpjax import prepare
 from dpjax.metrics import score_table
 from dpjax.studies import jobs as jobs_lib
 from dpjax.studies import runs, tables
+from dpjax.studies import tasks as tasks_lib
 
 _WIDTH = 100  # columns of the printed table
 _CELL = 11
@@ -44,7 +45,7 @@ def run_ablation(
 
   Args:
     config: as given by configs/ and the flags, before it is resolved.
-    workdir: of the study; it holds its runs (studies.runs).
+    workdir: of the study; it holds its runs (studies.tasks).
     resolve: config -> resolved config (dpjax.config.resolve).
     jobs: how runs are done side by side; None: one after the other, here.
     only: the folder of one run, which is done without a table (jobs.run_only).
@@ -61,11 +62,11 @@ def run_ablation(
   base = resolve(config)
   names = [name for name, _ in base.ablate.rows]
   seeds = base.ablate.seeds
-  runs.check_names(names)
+  tasks_lib.check_names(names)
   # All rows are checked before anything is trained, and the set is there
   # before anything is recorded of it.
   configs = {
-    (name, seed): runs.resolved(config, name, overrides, seed, resolve)
+    (name, seed): tasks_lib.resolved(config, name, overrides, seed, resolve)
     for seed in seeds
     for name, overrides in base.ablate.rows
   }
@@ -75,12 +76,14 @@ def run_ablation(
       prepare.open_prepared(row)
       prepare.warn_overruled(row)
   for name, overrides in base.ablate.rows:
-    runs.check_set(configs[name, seeds[0]], name, overrides)
+    tasks_lib.check_set(configs[name, seeds[0]], name, overrides)
   plan = {
-    (name, seed): runs.network(prepare.as_made(row), workdir, name)
+    (name, seed): tasks_lib.network(prepare.as_made(row), workdir, name)
     for (name, seed), row in configs.items()
   }
-  plan = dict(zip(plan, runs.share_stage_two([*plan.values()]), strict=True))
+  plan = dict(
+    zip(plan, tasks_lib.share_stage_two([*plan.values()]), strict=True)
+  )
   # A seed after the other.
   tasks = [(task, None) for task in plan.values()]
   if only is not None:

@@ -24,6 +24,7 @@ from dpjax.data.feed import pipeline
 from dpjax.errors import UserError
 from dpjax.evaluation import evaluate
 from dpjax.studies import runs
+from dpjax.studies import tasks as tasks_lib
 from dpjax.training import auto, checkpoint, inference
 from dpjax.training import build as build_lib
 
@@ -192,7 +193,7 @@ class Inputs:
 
 
 def train(
-  task: runs.Task, method: str, data: store.Store, inputs: Inputs
+  task: tasks_lib.Task, method: str, data: store.Store, inputs: Inputs
 ) -> None:
   """Fits a method and evaluates it; leaves what evaluate.evaluate does.
 

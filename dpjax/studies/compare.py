@@ -17,6 +17,7 @@ from dpjax.errors import UserError
 from dpjax.metrics import score_table
 from dpjax.studies import classical, runs, tables
 from dpjax.studies import jobs as jobs_lib
+from dpjax.studies import tasks as tasks_lib
 
 _WIDTH = 100  # columns of the printed table
 _CELL = 12
@@ -66,7 +67,7 @@ def run_comparison(
 
   Args:
     config: as given by configs/ and the flags, before it is resolved.
-    workdir: of the study; it holds its runs (studies.runs).
+    workdir: of the study; it holds its runs (studies.tasks).
     resolve: config -> resolved config (dpjax.config.resolve).
     jobs: how runs are done side by side; None: one after the other, here.
     only: the folder of one run, which is done without a table (jobs.run_only).
@@ -88,7 +89,7 @@ def run_comparison(
       ' is None: there is no stage I to take features from'
     )
   configs = {
-    (method, seed): runs.resolved(
+    (method, seed): tasks_lib.resolved(
       config, method, _NETWORKS.get(method, ()), seed, resolve
     )
     for seed in base.compare.seeds
@@ -102,7 +103,7 @@ def run_comparison(
     for title, kind, task, work in _tasks(method, own, workdir, data, kept):
       plan[title, seed] = kind, task, work
   kinds = {title: kind for (title, _), (kind, *_) in plan.items()}
-  runs.check_names([*kinds])
+  tasks_lib.check_names([*kinds])
   tasks = [(task, work) for _, task, work in plan.values()]
   if only is not None:
     return jobs_lib.run_only(tasks, only)
@@ -141,7 +142,7 @@ def _network_tasks(method, config, workdir, data, kept):
   title = kind = 'recipe'
   if method != 'recipe':
     title, kind = network_title(config.model), 'network from scratch'
-  yield title, kind, runs.network(config, workdir, title), None
+  yield title, kind, tasks_lib.network(config, workdir, title), None
 
 
 def _classical_tasks(method, config, workdir, data, kept):
@@ -153,7 +154,7 @@ def _classical_tasks(method, config, workdir, data, kept):
     inputs['features'] = 'features of stage I', config.init.backbone
   for what, (kind, backbone) in inputs.items():
     title = f'{name}, {what}'
-    task = runs.make_task(config, workdir, title, 'classical', backbone)
+    task = tasks_lib.make_task(config, workdir, title, 'classical', backbone)
     key = what, task.config.init.backbone
     work = functools.partial(
       _train_classical, method=method, data=data, kept=kept, key=key

@@ -23,6 +23,7 @@ import tqdm
 from dpjax import signals
 from dpjax.errors import NonFinite, UserError, one_line
 from dpjax.studies import runs
+from dpjax.studies import tasks as tasks_lib
 from dpjax.studies.places import Place
 
 _LOOK = 0.2  # seconds between two looks at the processes
@@ -51,7 +52,7 @@ class Jobs:
 class _Unit:
   """What one process does: a task's stage I (`shared`), or what follows it."""
 
-  task: runs.Task
+  task: tasks_lib.Task
   shared: bool
 
   @property
@@ -64,7 +65,7 @@ class _Unit:
   @property
   def name(self):
     """As --only has it."""
-    return runs.short(self.folder)
+    return tasks_lib.short(self.folder)
 
   @property
   def needs(self) -> dict[pathlib.Path, str]:
@@ -130,7 +131,9 @@ def without(words: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def run_all(
-  tasks: Sequence[tuple[runs.Task, Callable[[runs.Task], None] | None]],
+  tasks: Sequence[
+    tuple[tasks_lib.Task, Callable[[tasks_lib.Task], None] | None]
+  ],
   save: Callable[[], Any],
   jobs: Jobs | None,
 ) -> Any:
@@ -189,7 +192,7 @@ def run_all(
 def _units(tasks):
   """What is to be done: first the stages I that are missing, each once."""
   missing = [task for task in tasks if not runs.report_done(task)]
-  shared: dict[pathlib.Path, runs.Task] = {}
+  shared: dict[pathlib.Path, tasks_lib.Task] = {}
   for task in missing:
     if not runs.is_pretrained(task):
       shared.setdefault(task.pretraining, task)
@@ -323,7 +326,9 @@ def _ended_with_us(running: dict[int, _Running]) -> Iterator[None]:
 
 
 def run_only(
-  tasks: Sequence[tuple[runs.Task, Callable[[runs.Task], None] | None]],
+  tasks: Sequence[
+    tuple[tasks_lib.Task, Callable[[tasks_lib.Task], None] | None]
+  ],
   only: str,
 ) -> str:
   """Does one run of a study, or a stage I of it, and makes no table.
@@ -340,15 +345,15 @@ def run_only(
       raises.
   """
   for task, work in tasks:
-    if runs.short(task.folder) == only:
+    if tasks_lib.short(task.folder) == only:
       return f'{task}: {runs.run(task, work).state}'
   for task, _ in tasks:
     folder = task.pretraining
-    if folder is not None and runs.short(folder) == only:
+    if folder is not None and tasks_lib.short(folder) == only:
       try:
         runs.pretrain(task.retraining or task)
       except NonFinite as error:  # It is on record.
         return f'{only}: diverged ({error})'
       return f'{only}: finished'
-  names = ', '.join(runs.short(task.folder) for task, _ in tasks)
+  names = ', '.join(tasks_lib.short(task.folder) for task, _ in tasks)
   raise UserError(f'--only={only}: the runs of this study are {names}')

@@ -26,6 +26,7 @@ from dpjax.metrics import (
 )
 from dpjax.metrics import scores as scores_lib
 from dpjax.studies import runs
+from dpjax.studies import tasks as tasks_lib
 
 # The scores that are shown, and the heads of their columns; the JSON has all.
 MAIN = {
@@ -319,7 +320,7 @@ def records(of: Sequence[runs.Run]) -> list[dict[str, Any]]:
     {
       'seed': run.seed,
       # In the study's own, which may move.
-      'workdir': runs.short(run.workdir),
+      'workdir': tasks_lib.short(run.workdir),
       'state': run.state,
       'error': run.error,
       **({'seconds': run.seconds} if run.state == 'finished' else {}),

@@ -9,6 +9,7 @@ from dpjax import prepare
 from dpjax.data import store
 from dpjax.errors import NonFinite, Stopped, UserError
 from dpjax.studies import ablate, runs, tables
+from dpjax.studies import tasks as tasks_lib
 from tests.studies import fake_runs
 
 ROWS = ('+ pre-training', '+ attention')
@@ -82,7 +83,7 @@ def test_the_table_has_the_numbers_of_the_evaluations(tmp_path):
   values = np.array([
     [
       json.loads(
-        (tmp_path / f'seed{s}' / runs.slug(n) / 'evaluation.json').read_text()
+        (tasks_lib.place(tmp_path, n, s) / 'evaluation.json').read_text()
       )['scores']['macro_f1']
       for s in (0, 1)
     ]
@@ -205,8 +206,8 @@ def finished(tmp_path):
   """The runs of two seeds of a row."""
   return [
     runs.run(
-      runs.network(
-        runs.resolved(
+      tasks_lib.network(
+        tasks_lib.resolved(
           fake_runs.make_config(), 'a', (), seed, fake_runs.resolve
         ),
         tmp_path,
@@ -266,10 +267,10 @@ def test_a_row_that_its_set_overrules_is_refused_before_anything_is_trained(
       run(tmp_path, ablate__rows=(('a', ()), ('b', (row,))))
     assert not fake.calls
   row = ('data.fit=pad',)  # as the set is
-  own = runs.resolved(
+  own = tasks_lib.resolved(
     fake_runs.make_config(), 'b', row, 0, fake_runs.resolve
   )  # fmt: skip
-  runs.check_set(own, 'b', row)
+  tasks_lib.check_set(own, 'b', row)
 
 
 def test_the_set_of_every_row_is_opened_before_anything_is_trained(

@@ -15,6 +15,7 @@ from dpjax.data.feed import pipeline
 from dpjax.errors import UserError
 from dpjax.metrics import predictions, scores
 from dpjax.studies import classical, runs
+from dpjax.studies import tasks as tasks_lib
 from dpjax.training import build as build_lib
 from dpjax.training import checkpoint
 from tests import fakes
@@ -25,7 +26,7 @@ SIDE = 8
 
 
 def make_task(tmp_path, backbone=None):
-  return runs.make_task(
+  return tasks_lib.make_task(
     fake_runs.make_config(), tmp_path, 'method', 'classical', backbone
   )
 

@@ -12,10 +12,12 @@ from dpjax.config import resolve as resolve_lib
 from dpjax.data.feed import pipeline
 from dpjax.evaluation import evaluate
 from dpjax.metrics import predictions, scores
+from dpjax.studies import tasks as tasks_lib
 from dpjax.training import loop
 from dpjax.training import workdir as workdir_lib
 from tests import fakes
 
+TUNED = ('finetune.epochs=4.0',)  # overrides of a row that is fine-tuned
 STORE = fakes.make_store(train=24, validation=9, test=30)
 
 resolve = functools.partial(
@@ -43,6 +45,13 @@ def make_config(**changes):
       **changes,
     }
   )
+
+
+def make_task(workdir, name='row', overrides=(), seed=0, **changes):
+  """The task of a row, as a study has it."""
+  config = make_config(**changes)
+  own = tasks_lib.resolved(config, name, overrides, seed, resolve)
+  return tasks_lib.network(own, workdir, name)
 
 
 class Fake:

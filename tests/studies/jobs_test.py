@@ -13,6 +13,7 @@ import pytest
 from dpjax import signals
 from dpjax.errors import Stopped, UserError
 from dpjax.studies import jobs, places, runs
+from dpjax.studies import tasks as tasks_lib
 from tests.studies import fake_runs
 
 # What a run leaves: an event at its beginning and end, and `done`, a stage I
@@ -45,8 +46,8 @@ def study(tmp_path, monkeypatch):
   monkeypatch.setattr(runs, 'look', look)
   config = fake_runs.make_config()
   return [
-    (runs.network(
-      runs.resolved(config, name, overrides, seed, fake_runs.resolve),
+    (tasks_lib.network(
+      tasks_lib.resolved(config, name, overrides, seed, fake_runs.resolve),
       tmp_path, name,
     ), None)
     for seed in (0, 1)
@@ -164,9 +165,9 @@ def sharing(study, tmp_path):
   tuned = 'finetune.epochs=1.0'
   return [
     (task, None)
-    for task in runs.share_stage_two([
-      runs.network(
-        runs.resolved(
+    for task in tasks_lib.share_stage_two([
+      tasks_lib.network(
+        tasks_lib.resolved(
           fake_runs.make_config(), name, overrides, 0, fake_runs.resolve
         ),
         tmp_path, name,
@@ -202,7 +203,7 @@ def test_a_run_begins_when_the_stage_ii_that_it_shares_is_there(
 def test_a_death_after_a_stage_ii_leaves_it_to_the_others(sharing, tmp_path):
   late, later, _ = sharing
   tasks = [
-    (task, None) for task in runs.share_stage_two([late[0], later[0]])
+    (task, None) for task in tasks_lib.share_stage_two([late[0], later[0]])
   ]  # fmt: skip
   dies = """
     case $only in
@@ -376,8 +377,8 @@ def test_how_far_a_run_is_stands_in_the_logs_of_its_stages(tmp_path):
   config = fake_runs.make_config(
     pretrain__epochs=2.0, retrain__epochs=3.0, finetune__epochs=1.5
   )
-  own = runs.resolved(config, 'row', (), 0, fake_runs.resolve)
-  task = runs.network(own, tmp_path, 'row')
+  own = tasks_lib.resolved(config, 'row', (), 0, fake_runs.resolve)
+  task = tasks_lib.network(own, tmp_path, 'row')
   unit = jobs._Unit(task, shared=False)
   assert unit.name == 'seed0/row' and unit.done() == 0
   assert [epochs for _, epochs in unit.stages()] == [3, 1.5]
