@@ -272,6 +272,7 @@ def bench(name, **changes):
   return programs.Bench(make_config(target, **changes), STORE, topology)
 
 
+@pytest.mark.compilers
 def test_a_gpu_that_is_not_there_decides_what_a_gpu_decides():
   made = bench('h100')
   run = made.run('retrain')
@@ -282,6 +283,7 @@ def test_a_gpu_that_is_not_there_decides_what_a_gpu_decides():
   assert made.sizes('retrain') == ([16, 64, 256, 1024], [])
 
 
+@pytest.mark.compilers
 @pytest.mark.parametrize('part', ['pretrain', 'retrain', 'inference'])
 def test_each_part_is_compiled_for_a_gpu(part):
   found = ahead.compile_part(bench('h100'), part, 16)
@@ -299,6 +301,7 @@ def test_each_part_is_compiled_for_a_gpu(part):
   assert found.memory['all'] > found.memory['arguments']
 
 
+@pytest.mark.compilers
 def test_a_loop_of_steps_stays_a_loop_on_a_gpu():
   made = bench('h100')
   one, three = (
@@ -311,6 +314,7 @@ def test_a_loop_of_steps_stays_a_loop_on_a_gpu():
   )
 
 
+@pytest.mark.compilers
 def test_several_gpus_talk_to_each_other():
   found = ahead.compile_part(bench('h100x8'), 'retrain', 16)
   collectives = [k for k in kernels.read(found.text) if k.collective]
@@ -320,12 +324,14 @@ def test_several_gpus_talk_to_each_other():
   assert sum(k.sent for k in collectives) >= 4 * weights
 
 
+@pytest.mark.compilers
 @pytest.mark.slow  # the compiler of TPUs takes half a minute for the smallest
 def test_a_tpu_counts_cycles():
   found = ahead.compile_part(bench('v5e'), 'retrain', 16)
   assert sum(k.times * k.cycles for k in kernels.read(found.text)) > 1e4
 
 
+@pytest.mark.compilers
 @pytest.mark.parametrize(
   'name',
   ['a100', 'b200x8', 'h100x16', 'rtx5090', 'v4:2x2x1', 'v5e', 'v5e:4x4',
