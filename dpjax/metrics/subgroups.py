@@ -169,12 +169,14 @@ def groups(values: np.ndarray) -> dict[str, np.ndarray]:
 
 def _spelled_alike(texts: Sequence[str]) -> list[str]:
   """The texts, each number by the shortest of its spellings here."""
-  shortest: dict[float | None, str] = {}
+  shortest: dict[float, str] = {}
+  spelled: dict[str, str] = {}
   for text in sorted({*texts}, key=lambda text: (len(text), text)):
-    if (number := _as_number(text)) is not None:
-      shortest.setdefault(number, text)
-  # A text is no number, so it is not found by None.
-  return [shortest.get(_as_number(text), text) for text in texts]
+    number = _as_number(text)
+    spelled[text] = (
+      text if number is None else shortest.setdefault(number, text)
+    )
+  return [spelled[text] for text in texts]
 
 
 def _as_number(text: str) -> float | None:

@@ -153,6 +153,7 @@ def _answer_all(model, found, output, settings, given):
 def _record(model, given, found, settings, remarks):
   """predict.json as it stands before anything is done."""
   target, stage = model.networks[0].cam or (None, None)  # It draws the maps.
+  known = model.networks[0].known
   return {
     'input': os.path.abspath(given),
     'files': {
@@ -175,11 +176,8 @@ def _record(model, given, found, settings, remarks):
     'threshold': model.threshold,
     'shares': None if model.shares is None else model.shares.tolist(),
     'unlike_training': None
-    if model.networks[0].known is None
-    else {
-      'false_alarms': _number(model.networks[0].known.alarms),
-      'sha256': model.networks[0].known.sha256,
-    },
+    if known is None
+    else {'false_alarms': _number(known.alarms), 'sha256': known.sha256},
     'embeddings': settings.embeddings,
     'cam_target': target,
     'cam_stage': stage,

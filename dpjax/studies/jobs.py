@@ -173,7 +173,8 @@ def run_all(
         if not _tell(job, jobs, total - len(waiting) - len(running), total):
           lost.update(job.unit.makes)
         save()
-      for unit in _ready(waiting, running):
+      # Not while all places are busy: it looks into files.
+      for unit in _ready(waiting, running) if free else ():
         if missing := unit.needs.keys() & lost:
           _say(f'{unit}: left out, without its {unit.needs[missing.pop()]}')
           jobs.failed.append(unit.name)

@@ -171,7 +171,7 @@ def look(task: Task) -> Run:
     task.stage_two_elsewhere
   ):
     return run  # It was removed, to be trained again.
-  if not (task.workdir / 'config.json').is_file() or _changed(task):
+  if not tasks_lib.has_begun(task.workdir) or _changed(task):
     return run
   if (error := failure(task.workdir)) is not None:
     return dataclasses.replace(run, error=error)

@@ -266,12 +266,10 @@ def _as_begun(task, ends):
   """
   if task.retraining is None:
     return None
-  record = task.workdir / 'config.json'
-  if record.is_file():
+  if has_begun(task.workdir):
+    record = record_lib.load(task.workdir / 'config.json')
     # In this study, though it be a copy of the one that is on record.
-    source = record_lib.under(
-      task.folder.parent, record_lib.load(record).init.backbone or ''
-    )
+    source = record_lib.under(task.folder.parent, record.init.backbone or '')
     if source and source != task.retraining.workdir and has_begun(source):
       own = dataclasses.replace(task.retraining, workdir=source)
       key = source, _stage_two(own.config)

@@ -9,17 +9,23 @@ from dpjax.report import report_data, run_files
 from tests import fakes
 
 
-def test_a_fine_tuned_run_has_the_logs_of_all_its_stages(tmp_path):
+def write_stages(root, places):
+  """Three stages of a run, each with one line of a log: its number."""
   config = fakes.make_config(finetune__epochs=4.0)
   before = None
-  for step, stage in enumerate(('pretrain', 'retrain', 'finetune')):
-    folder = tmp_path / 'mine' / stage
+  stages = 'pretrain', 'retrain', 'finetune'
+  for step, (stage, place) in enumerate(zip(stages, places, strict=True)):
+    folder = root / place
     folder.mkdir(parents=True)
     config.stage, config.init.backbone = stage, before
     record_lib.save(config, folder / 'config.json')
     line = {'step': step, 'epoch': 1.0, 'split': 'train', 'loss': 1.0}
     (folder / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
     before = str(folder)
+
+
+def test_a_fine_tuned_run_has_the_logs_of_all_its_stages(tmp_path):
+  write_stages(tmp_path / 'mine', ('pretrain', 'retrain', 'finetune'))
   (run,) = report_data.load_runs([tmp_path / 'mine'])
   assert run.workdir == tmp_path / 'mine/finetune' and run.name == 'mine'
   logs = run.pretraining, run.log, run.finetuning
@@ -32,20 +38,8 @@ def test_a_fine_tuned_run_has_the_logs_of_all_its_stages(tmp_path):
 def test_a_run_of_a_study_that_was_moved_has_the_logs_of_all_its_stages(
   tmp_path,
 ):
-  config = fakes.make_config(finetune__epochs=4.0)
-  before = None
-  for step, (stage, place) in enumerate({
-    'pretrain': 'pretrain-1f2e3d4c',
-    'retrain': 'plain/retrain',
-    'finetune': 'weighted/finetune',
-  }.items()):  # fmt: skip
-    folder = tmp_path / 'seed7/study/seed0' / place
-    folder.mkdir(parents=True)
-    config.stage, config.init.backbone = stage, before
-    record_lib.save(config, folder / 'config.json')
-    line = {'step': step, 'epoch': 1.0, 'split': 'train', 'loss': 1.0}
-    (folder / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
-    before = str(folder)
+  places = 'pretrain-1f2e3d4c', 'plain/retrain', 'weighted/finetune'
+  write_stages(tmp_path / 'seed7/study/seed0', places)
   (tmp_path / 'seed7/study').rename(tmp_path / 'moved')
   run = run_files.read(tmp_path / 'moved/seed0/weighted/finetune', 'weighted')
   logs = run.pretraining, run.log, run.finetuning

@@ -116,6 +116,15 @@ def make_pair(root):
   return share(make_task(root, 'a'), make_task(root, 'b', TUNED))
 
 
+def run_pair(root, fake):
+  """Runs those two; what came of the second."""
+  plain, tuned = make_pair(root)
+  runs.run(plain)
+  found = runs.run(tuned)
+  fake.calls.clear()
+  return found
+
+
 def test_a_row_is_fine_tuned_from_the_stage_ii_that_another_ends_with(
   tmp_path, fake
 ):
@@ -183,10 +192,7 @@ def test_what_began_with_a_stage_ii_of_its_own_goes_on_with_it(
 def test_other_rows_do_not_change_what_a_run_was_fine_tuned_from(
   tmp_path, fake
 ):
-  plain, tuned = make_pair(tmp_path)
-  runs.run(plain)
-  found = runs.run(tuned)
-  fake.calls.clear()
+  found = run_pair(tmp_path, fake)
   for rows in (
     [make_task(tmp_path, 'b', TUNED)],
     [make_task(tmp_path, 'b', TUNED), make_task(tmp_path, 'z')],
@@ -238,10 +244,7 @@ def test_a_stage_ii_that_is_there_goes_before_one_that_is_not(tmp_path, fake):
 def test_a_row_may_be_fine_tuned_itself_after_it_lent_its_stage_ii(
   tmp_path, fake
 ):
-  plain, tuned = make_pair(tmp_path)
-  runs.run(plain)
-  found = runs.run(tuned)
-  fake.calls.clear()
+  found = run_pair(tmp_path, fake)
   both = share(
     make_task(tmp_path, 'a', [*TUNED, 'finetune.loss.beta=0.9']),
     make_task(tmp_path, 'b', TUNED),
